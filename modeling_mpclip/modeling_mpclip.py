@@ -1,0 +1,524 @@
+"""MPCLIPModel: a prompted LLM and a vision encoder whose embeddings are matched segment by segment.
+
+"Context-Adaptive Multi-Prompt Embedding with Large Language Models for Vision-Language Alignment" (arXiv 2508.02762).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from .configuration_mpclip import MPCLIPConfig
+from .contrastive_losses import (
+    diversity_loss,
+    hinge_negation_loss,
+    sigmoid_contrastive_loss,
+    sigmoid_negation_loss,
+    softmax_contrastive_loss,
+    softmax_negation_loss,
+)
+from .image_tower import (
+    AttentionPooling,
+    SegmentProjection,
+    build_vision_model,
+    has_class_token,
+    pooler_arguments,
+    vision_tokens,
+)
+from .prompt_tree import PromptTree
+from .text_tower import text_tower_class
+
+
+@dataclass
+class MPCLIPTextOutput(BaseModelOutputWithPooling):
+    """Text features; `pooler_output` (B, D) is their concatenation, not normalised.
+
+    prompt_embeds: (B, K, D / K), the embedding of each prompt.
+    last_hidden_state: (B, R, H), the LLM's output at the readouts.
+    """
+
+    prompt_embeds: torch.FloatTensor | None = None
+    negated_prompt_embeds: torch.FloatTensor | None = None
+
+
+@dataclass
+class MPCLIPImageOutput(BaseModelOutputWithPooling):
+    """Image or video features; `pooler_output` (B, D), not normalised.
+
+    prompt_embeds: (B, K, D / K), the segment that answers each prompt.
+    last_hidden_state: (B, N, C), the vision tokens (of all frames).
+    pooling_attentions: (B, Q, heads, N) weights of the attention pooling, None without one.
+    """
+
+    prompt_embeds: torch.FloatTensor | None = None
+    pooling_attentions: torch.FloatTensor | None = None
+
+
+@dataclass
+class MPCLIPOutput(ModelOutput):
+    """Every intermediate by name. Absent inputs leave their fields None.
+
+    loss: contrastive_loss + diversity_weight * diversity_loss + negation_weight * negation_loss; each part unweighted below.
+    logits_per_image: (B_images, B_texts) scale * cosine (+ bias); logits_per_text is its transpose.
+    text_embeds, image_embeds: (B, D) float32, L2-normalised as a whole, then weighted where weights were given.
+    text_prompt_embeds, image_prompt_embeds: (B, K, D / K), the segments before normalisation.
+    negated_text_embeds, negated_prompt_embeds: the same of the negated prompts.
+    """
+
+    loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    diversity_loss: torch.FloatTensor | None = None
+    negation_loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_prompt_embeds: torch.FloatTensor | None = None
+    image_prompt_embeds: torch.FloatTensor | None = None
+    negated_text_embeds: torch.FloatTensor | None = None
+    negated_prompt_embeds: torch.FloatTensor | None = None
+    text_model_output: MPCLIPTextOutput | None = None
+    vision_model_output: MPCLIPImageOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class LogitScale(nn.Module):
+    """Similarity -> logit: exp(log_scale) * similarity + bias. A module, so that adapters can train and save it."""
+
+    MAX_SCALE = 100.0  # CLIP's bound
+
+    def __init__(self, has_bias: bool):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(()))
+        self.bias = nn.Parameter(torch.empty(())) if has_bias else None
+
+    def forward(self, similarity: torch.Tensor) -> torch.Tensor:
+        logits = similarity.float() * self.log_scale.float().exp().clamp(max=self.MAX_SCALE)
+        return logits if self.bias is None else logits + self.bias.float()
+
+
+class MPCLIPModel(PreTrainedModel):
+    """The dual encoder. `from_pretrained_towers` builds one from two pretrained models.
+
+    Args:
+        config: [`MPCLIPConfig`].
+        text_model, vision_model: towers that are already built; made from the config by default.
+    """
+
+    config_class = MPCLIPConfig
+    base_model_prefix = "mpclip"
+    main_input_name = "input_ids"
+    input_modalities = ("text", "image", "video")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # bfloat16 would swallow the small steps of the scale.
+    _keep_in_fp32_modules_strict = ["logit_scale"]
+
+    def __init__(
+        self,
+        config: MPCLIPConfig,
+        text_model: PreTrainedModel | None = None,
+        vision_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        if text_model is None:
+            text_model = text_tower_class(type(config.text_config))(config.text_config, **_tower_arguments(config))
+        self.text_model = text_model
+        self.vision_model = vision_model if vision_model is not None else build_vision_model(config.vision_config)
+        if config.image_pooling == "cls" and not has_class_token(self.vision_model):
+            raise ValueError(
+                f"image_pooling='cls' needs a class token, and {type(self.vision_model).__name__} has none. "
+                "Use 'attention', 'attention_per_prompt' or 'mean'."
+            )
+        K, D = config.num_prompts, config.projection_dim
+        H, C = config.text_config.hidden_size, _vision_width(config.vision_config)
+        queries = K if config.image_pooling == "attention_per_prompt" else 1
+        attends = config.image_pooling.startswith("attention")
+        width = config.pooling_width if attends else C
+        self.image_pooling = AttentionPooling(queries, C, width, config.pooling_heads) if attends else None
+        self.image_projection = SegmentProjection(queries, width, D)
+        self.text_projection = SegmentProjection(K, H, D)
+        self.logit_scale = LogitScale(has_bias=config.loss == "sigmoid")
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LogitScale):
+            init.constant_(module.log_scale, self.config.logit_scale_init_value)
+            if module.bias is not None:
+                init.constant_(module.bias, self.config.logit_bias_init_value)
+        elif isinstance(module, SegmentProjection):
+            init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
+        elif isinstance(module, AttentionPooling):
+            init.normal_(module.queries, std=1.0)
+
+    @classmethod
+    def from_pretrained_towers(
+        cls,
+        text: str,
+        vision: str,
+        tokenizer=None,
+        adaptive_init: list[str] | None = None,
+        text_kwargs: dict | None = None,
+        vision_kwargs: dict | None = None,
+        **config_kwargs,
+    ) -> "MPCLIPModel":
+        """A model from two pretrained ones, with new projections, pooling and adaptive tokens.
+
+        Args:
+            text: Hub id or folder of a decoder LLM.
+            vision: of a vision encoder, or of a dual encoder that holds one (CLIP, SigLIP).
+            tokenizer: of the LLM, to compile the prompts with; receives the [APT-i] tokens. Loaded from `text` by default; then
+                `MPCLIPProcessor.from_pretrained_towers` makes its equal.
+            adaptive_init: M words or phrases; [APT-i] starts as the mean embedding of the i-th. By default the adaptive tokens
+                are drawn from the distribution of the embedding matrix. Either way they start distinct.
+            text_kwargs, vision_kwargs: for `from_pretrained` of the tower (dtype, attn_implementation, device_map, ...).
+            config_kwargs: of [`MPCLIPConfig`].
+        """
+        text_config = AutoConfig.from_pretrained(text).get_text_config()
+        vision_config = AutoConfig.from_pretrained(vision)
+        vision_config = getattr(vision_config, "vision_config", vision_config)
+        config = MPCLIPConfig(text_config, vision_config, **config_kwargs)
+        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(text)
+        config.compile_prompts(tokenizer)
+
+        text_class = text_tower_class(type(text_config))
+        text_model = text_class.from_pretrained(
+            text, config=text_config, **_tower_arguments(config), **{"dtype": torch.float32, **(text_kwargs or {})}
+        )
+        vision_model = MODEL_MAPPING[type(vision_config)].from_pretrained(
+            vision,
+            config=vision_config,
+            **pooler_arguments(vision_config),
+            **{"dtype": torch.float32, **(vision_kwargs or {})},
+        )
+        config.text_config, config.vision_config = text_model.config, vision_model.config
+        model = cls(config, text_model, vision_model)
+        model.text_model.initialize_adaptive(_adaptive_rows(model.text_model, tokenizer, adaptive_init))
+        return model
+
+    def train(self, mode: bool = True) -> "MPCLIPModel":
+        """As `nn.Module.train`, but a wholly frozen tower stays in evaluation mode (its batch norm keeps its statistics)."""
+        super().train(mode)
+        for tower in (self.text_model, self.vision_model):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def prompt_tree(self, negated: bool = False) -> PromptTree:
+        """The compiled prompts, with or without their negated twins; an empty tree for the text poolings without prompts."""
+        if self.config.text_pooling != "prompts":
+            return PromptTree()
+        if self.config.prompt_tree is None:
+            raise ValueError(
+                "The prompts are not compiled: config.prompt_tree is None. Call model.config.compile_prompts(tokenizer) "
+                "before the model is built, or build it with MPCLIPModel.from_pretrained_towers(...)."
+            )
+        return PromptTree.from_dict(self.config.prompt_tree).select(negated=negated)
+
+    def lower_text(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, negated: bool = False
+    ) -> torch.Tensor:
+        """Hidden states (B, N + T, H) of text and prompts that enter the first trained layer; `text_hidden_states` elsewhere.
+
+        Raises:
+            ValueError: for adaptive_tokens="input", whose learned embeddings lie below every layer.
+        """
+        if self.text_model.boundary_embedding is None:
+            raise ValueError(
+                "Hidden states of the lower layers are fixed only while everything below is frozen, and "
+                "adaptive_tokens='input' learns embeddings there. Use adaptive_tokens='boundary'."
+            )
+        attention_mask = _mask_or_ones(attention_mask, input_ids)
+        return self.text_model.lower(
+            input_ids, attention_mask, self.prompt_tree(negated), self.text_model.split_layer
+        )
+
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        text_hidden_states: torch.Tensor | None = None,
+        aspect_weights: torch.Tensor | list[float] | None = None,
+        negated: bool = False,
+    ) -> MPCLIPTextOutput:
+        """Embed texts.
+
+        Args:
+            input_ids, attention_mask: (B, N) from any tokenizer call; the prompts are appended here. Either side may be padded
+                and a text may be empty.
+            text_hidden_states: (B, N + T, H) from `lower_text` instead of `input_ids`, with the same `attention_mask`.
+            aspect_weights: K factors w_k for the segments (paper, section 1.7); sum_k w_k v_k . t_k = v . (w * t), so weighting
+                the query alone is enough.
+            negated: also run the negated prompts, in the same pass.
+
+        Returns:
+            [`MPCLIPTextOutput`]
+        """
+        if (input_ids is None) == (text_hidden_states is None):
+            raise ValueError("Give exactly one of input_ids and text_hidden_states.")
+        tree = self.prompt_tree(negated)
+        if text_hidden_states is None:
+            attention_mask = _mask_or_ones(attention_mask, input_ids)
+            _check_ids(input_ids, self.text_model)
+        elif attention_mask is None or attention_mask.shape[1] + len(tree) != text_hidden_states.shape[1]:
+            raise ValueError(
+                f"text_hidden_states has {text_hidden_states.shape[1]} columns; attention_mask must cover those of the text, "
+                f"which are {text_hidden_states.shape[1] - len(tree)}."
+            )
+        readouts = self._readouts(attention_mask, tree)
+        last_hidden_state = self.text_model(
+            input_ids, attention_mask, tree=tree, readouts=readouts, hidden_states=text_hidden_states
+        ).last_hidden_state  # (B, R, H)
+        vectors = last_hidden_state
+        if self.config.text_pooling == "mean":
+            vectors = _masked_mean(last_hidden_state, attention_mask)[:, None]  # (B, 1, H)
+
+        K = self.config.num_prompts
+        prompt_embeds = self.text_projection(vectors[:, :K])  # (B, K, D/K)
+        if aspect_weights is not None:
+            prompt_embeds = prompt_embeds * self._aspect_weights(aspect_weights, prompt_embeds)
+        return MPCLIPTextOutput(
+            last_hidden_state=last_hidden_state,
+            pooler_output=prompt_embeds.flatten(1),  # (B, D)
+            prompt_embeds=prompt_embeds,
+            negated_prompt_embeds=self.text_projection(vectors[:, K:]) if negated else None,
+        )
+
+    def vision_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) pixels -> (B, N, C) tokens of the vision encoder; `vision_hidden_states` elsewhere."""
+        pixel_values = pixel_values.to(self.vision_model.dtype)
+        return vision_tokens(self.vision_model(pixel_values=pixel_values).last_hidden_state)
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, vision_hidden_states: torch.Tensor | None = None
+    ) -> MPCLIPImageOutput:
+        """Embed images.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            vision_hidden_states: (B, N, C) from `vision_tokens` instead of the pixels.
+        """
+        if (pixel_values is None) == (vision_hidden_states is None):
+            raise ValueError("Give exactly one of pixel_values and vision_hidden_states.")
+        tokens = self.vision_tokens(pixel_values) if vision_hidden_states is None else vision_hidden_states
+        return self._pool_image(tokens)
+
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> MPCLIPImageOutput:
+        """Embed videos: the image pooling over the tokens of all frames.
+
+        Args:
+            pixel_values_videos: (B, T, C, H, W).
+            frame_mask: (B, T), 0 for padding frames; all frames count by default.
+        """
+        if pixel_values_videos.dim() != 5:
+            raise ValueError(
+                f"pixel_values_videos has the shape {tuple(pixel_values_videos.shape)}; expected (B, T, C, H, W)."
+            )
+        B, T = pixel_values_videos.shape[:2]
+        tokens = self.vision_tokens(pixel_values_videos.flatten(0, 1))  # (B*T, N, C)
+        N = tokens.shape[1]
+        mask = None
+        if frame_mask is not None:
+            if frame_mask.shape != (B, T) or not frame_mask.bool().any(dim=1).all():
+                raise ValueError(f"frame_mask {tuple(frame_mask.shape)} must be {(B, T)} with a frame in every video.")
+            mask = frame_mask.bool().repeat_interleave(N, dim=1)  # (B, T*N)
+        return self._pool_image(tokens.reshape(B, T * N, -1), mask, frames=T)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        text_hidden_states: torch.Tensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        aspect_weights: torch.Tensor | list[float] | None = None,
+        negated: bool | None = None,
+        return_loss: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MPCLIPOutput:
+        """Embed texts, images or videos, or both sides; with both, match them.
+
+        The arguments are those of `get_text_features`, `get_image_features` and `get_video_features`.
+
+        Args:
+            return_loss: text b belongs to image b; returns the loss of the config.
+            negated: also run the negated prompts; by default when the loss uses them.
+        """
+        has_text = input_ids is not None or text_hidden_states is not None
+        has_image = pixel_values is not None or vision_hidden_states is not None
+        if has_image and pixel_values_videos is not None:
+            raise ValueError("Give images or videos, not both.")
+        has_vision = has_image or pixel_values_videos is not None
+        if not has_text and not has_vision:
+            raise ValueError("Nothing to embed: give input_ids, pixel_values or pixel_values_videos.")
+        if return_loss and not (has_text and has_vision):
+            raise ValueError("return_loss=True needs texts and images (or videos): one of each per pair.")
+        if negated is None:
+            negated = bool(return_loss and self.config.negation_weight)
+
+        output = MPCLIPOutput()
+        if has_text:
+            text = self.get_text_features(input_ids, attention_mask, text_hidden_states, negated=negated)
+            output.text_model_output, output.text_prompt_embeds = text, text.prompt_embeds
+            output.text_embeds = F.normalize(text.pooler_output.float(), dim=-1)  # (B, D)
+            if aspect_weights is not None:
+                weights = self._aspect_weights(aspect_weights, output.text_embeds)  # (K, 1)
+                output.text_embeds = (output.text_embeds.unflatten(1, (len(weights), -1)) * weights).flatten(1)
+            if negated:
+                output.negated_prompt_embeds = text.negated_prompt_embeds
+                output.negated_text_embeds = F.normalize(text.negated_prompt_embeds.flatten(1).float(), dim=-1)
+        if has_vision:
+            vision = (
+                self.get_image_features(pixel_values, vision_hidden_states)
+                if has_image
+                else self.get_video_features(pixel_values_videos, frame_mask)
+            )
+            output.vision_model_output, output.image_prompt_embeds = vision, vision.prompt_embeds
+            output.image_embeds = F.normalize(vision.pooler_output.float(), dim=-1)  # (B, D)
+        if has_text and has_vision:
+            output.logits_per_image = self.logit_scale(output.image_embeds @ output.text_embeds.T)  # (B_i, B_t)
+            output.logits_per_text = output.logits_per_image.T
+        if return_loss:
+            self._add_loss(output)
+        return output if return_dict is not False else output.to_tuple()
+
+    def _add_loss(self, output: MPCLIPOutput) -> None:
+        config, logits = self.config, output.logits_per_image
+        if logits.shape[0] != logits.shape[1]:
+            raise ValueError(f"The loss pairs text b with image b; got {logits.shape[1]} texts and {logits.shape[0]} images.")
+        sigmoid = config.loss == "sigmoid"
+        output.contrastive_loss = (sigmoid_contrastive_loss if sigmoid else softmax_contrastive_loss)(logits)
+        output.loss = output.contrastive_loss
+        if config.diversity_weight:
+            output.diversity_loss = diversity_loss(output.text_prompt_embeds, config.diversity_margin)
+            output.loss = output.loss + config.diversity_weight * output.diversity_loss
+        if config.negation_weight:
+            if config.negation_form == "hinge":
+                output.negation_loss = hinge_negation_loss(
+                    output.text_embeds, output.negated_text_embeds, config.negation_margin
+                )
+            else:
+                similarity = (output.image_embeds * output.negated_text_embeds).sum(dim=-1)  # (B,)
+                negated_logits = self.logit_scale(similarity)
+                output.negation_loss = (
+                    sigmoid_negation_loss(negated_logits) if sigmoid else softmax_negation_loss(logits, negated_logits)
+                )
+            output.loss = output.loss + config.negation_weight * output.negation_loss
+
+    def _readouts(self, attention_mask: torch.Tensor, tree: PromptTree) -> torch.Tensor | None:
+        """(B, R) columns whose last hidden state is read; None for all of them."""
+        B, N = attention_mask.shape
+        if self.config.text_pooling == "mean":
+            return None
+        if self.config.text_pooling == "last_token":
+            columns = torch.arange(N, device=attention_mask.device)
+            return (attention_mask.long() * columns).argmax(dim=1, keepdim=True)  # (B, 1)
+        nodes = torch.tensor([*tree.readouts, *tree.negated_readouts], device=attention_mask.device)
+        return (N + nodes).expand(B, -1)
+
+    def _pool_image(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None = None, frames: int = 1
+    ) -> MPCLIPImageOutput:
+        tokens = tokens.to(self.image_projection.weight.dtype)  # cached features may be in a smaller dtype
+        attentions = None
+        if self.image_pooling is not None:
+            vectors, attentions = self.image_pooling(tokens, mask)  # (B, Q, W), (B, Q, heads, N)
+        elif self.config.image_pooling == "cls":
+            first = tokens.unflatten(1, (frames, -1))[:, :, 0]  # (B, frames, C)
+            frame_mask = mask.unflatten(1, (frames, -1))[:, :, 0] if mask is not None else torch.ones_like(first[..., 0])
+            vectors = _masked_mean(first, frame_mask)[:, None]  # (B, 1, C)
+        else:
+            vectors = _masked_mean(tokens, mask if mask is not None else torch.ones_like(tokens[..., 0]))[:, None]
+        embeds = self.image_projection(vectors).flatten(1)  # (B, D)
+        return MPCLIPImageOutput(
+            last_hidden_state=tokens,
+            pooler_output=embeds,
+            prompt_embeds=embeds.unflatten(1, (self.config.num_prompts, -1)),
+            pooling_attentions=attentions,
+        )
+
+    def _aspect_weights(self, weights: torch.Tensor | list[float], like: torch.Tensor) -> torch.Tensor:
+        weights = torch.as_tensor(weights, dtype=like.dtype, device=like.device)
+        if weights.shape != (self.config.num_prompts,):
+            raise ValueError(
+                f"aspect_weights has the shape {tuple(weights.shape)}; expected one number for each of the "
+                f"{self.config.num_prompts} prompts."
+            )
+        return weights[:, None]  # (K, 1)
+
+
+def _tower_arguments(config: MPCLIPConfig) -> dict:
+    """What the prompted text tower takes beside the LLM's config."""
+    if config.text_pooling == "prompts" and config.prompt_tree is None and config.num_adaptive_tokens:
+        # Not compiled yet: the embeddings get their place, the ids come with the tree.
+        ids = range(config.text_config.vocab_size, config.text_config.vocab_size + config.num_adaptive_tokens)
+        return {"adaptive_token_ids": tuple(ids), "boundary_layer": config.boundary_layer}
+    return {"adaptive_token_ids": tuple(config.adaptive_token_ids), "boundary_layer": config.boundary_layer}
+
+
+def _vision_width(vision_config) -> int:
+    """Channels of the encoder's last hidden state; EfficientNet's config calls them hidden_dim."""
+    return getattr(vision_config, "hidden_size", None) or vision_config.hidden_dim
+
+
+def _adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | None) -> torch.Tensor:
+    """(M, H) first values of the adaptive embeddings, in the scale of `embed_tokens`' output.
+
+    `resize_token_embeddings` would draw them so close together that all prompts read the same.
+    """
+    M = len(text_model.adaptive_token_ids)
+    device = text_model.embed_tokens.weight.device
+    with torch.no_grad():
+        if words is not None:
+            if len(words) != M:
+                raise ValueError(f"adaptive_init names {len(words)} words for {M} adaptive tokens; give one for each.")
+            ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in words]
+            rows = [text_model.embed_tokens(torch.tensor(i, device=device)).mean(dim=0) for i in ids]
+            return torch.stack(rows) if rows else torch.empty(0, text_model.config.hidden_size)
+        sample = torch.randint(text_model.embed_tokens.num_embeddings, (4096,), generator=torch.Generator().manual_seed(0))
+        embedded = text_model.embed_tokens(sample.to(device)).float()  # (4096, H)
+        noise = torch.randn(M, embedded.shape[1], generator=torch.Generator().manual_seed(1)).to(device)
+        return embedded.mean(dim=0) + noise * embedded.std(dim=0)
+
+
+def _mask_or_ones(attention_mask: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(input_ids) if attention_mask is None else attention_mask
+
+
+def _check_ids(input_ids: torch.Tensor, text_model: PreTrainedModel) -> None:
+    """Refuse ids without an embedding; on an accelerator the check would cost a synchronisation."""
+    if input_ids.device.type != "cpu" or input_ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    highest = max(text_model.embed_tokens.num_embeddings - 1, *text_model.adaptive_token_ids, 0)
+    if input_ids.max() > highest or input_ids.min() < 0:
+        raise ValueError(
+            f"input_ids range from {int(input_ids.min())} to {int(input_ids.max())}, and this model knows 0 to {highest}. "
+            "Tokenize with the tokenizer that was saved with the model."
+        )
+
+
+def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, L, C) averaged over the columns where (B, L) is nonzero; zero where none is."""
+    weights = mask.to(x.dtype)[..., None]
+    return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

@@ -1,0 +1,112 @@
+"""Tiny random towers and tokenizers: every unit test is offline and takes seconds."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import (
+    CLIPVisionConfig,
+    Dinov2Config,
+    EfficientNetConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    SiglipVisionConfig,
+    ViTConfig,
+)
+
+from modeling_mpclip import MPCLIPConfig, MPCLIPModel
+
+CORPUS = [
+    "The cat sits on the red mat of this image, and the dog does NOT mean: harm.",
+    "A small boat means: the aspect of a large picture without any people in it.",
+]
+WINDOW = 6  # shorter than the test texts with their prompts, so that the sliding layers really slide
+
+# initializer_range 0.5 makes attention sharp: a wrong mask shows as a difference of order 1.
+_TEXT = dict(
+    vocab_size=384,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    initializer_range=0.5,
+    pad_token_id=0,
+)
+TEXT_CONFIGS = {
+    "llama": lambda: LlamaConfig(**_TEXT),
+    "gemma": lambda: GemmaConfig(**_TEXT, head_dim=8),
+    "gemma2": lambda: Gemma2Config(**_TEXT, head_dim=8, sliding_window=WINDOW, query_pre_attn_scalar=8),
+    "gemma3": lambda: Gemma3TextConfig(
+        **_TEXT,
+        head_dim=8,
+        sliding_window=WINDOW,
+        query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "qwen2": lambda: Qwen2Config(**_TEXT, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen3": lambda: Qwen3Config(**_TEXT, head_dim=8),
+    "mistral": lambda: MistralConfig(**_TEXT, head_dim=8, sliding_window=WINDOW),
+}
+_VISION = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
+)
+VISION_CONFIGS = {
+    "vit": lambda: ViTConfig(**_VISION),
+    "siglip": lambda: SiglipVisionConfig(**_VISION),
+    "clip": lambda: CLIPVisionConfig(**_VISION),
+    "dinov2": lambda: Dinov2Config(**{**_VISION, "mlp_ratio": 2}),
+    "efficientnet": lambda: EfficientNetConfig(
+        image_size=64,
+        width_coefficient=0.25,
+        depth_coefficient=0.1,
+        hidden_dim=64,
+        in_channels=[32, 16],
+        out_channels=[16, 24],
+        kernel_sizes=[3, 3],
+        strides=[1, 2],
+        num_block_repeats=[1, 1],
+        expand_ratios=[1, 6],
+        depthwise_padding=[],
+    ),
+}
+
+
+def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of a few hundred tokens, with Gemma's habit of a leading BOS if wanted."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=380, special_tokens=["<pad>", "<bos>", "<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="right"
+    )
+
+
+def make_model(text: str = "llama", vision: str = "vit", tokenizer=None, **kwargs) -> MPCLIPModel:
+    """A tiny random model in evaluation mode; `kwargs` are the config's, `attn_implementation` the text tower's."""
+    implementation = kwargs.pop("attn_implementation", "eager" if text == "gemma2" else "sdpa")
+    defaults = dict(num_prompts=3, projection_dim=12, pooling_width=16, pooling_heads=2)
+    config = MPCLIPConfig(TEXT_CONFIGS[text](), VISION_CONFIGS[vision](), **{**defaults, **kwargs})
+    config.compile_prompts(tokenizer or make_tokenizer())
+    config.text_config._attn_implementation = implementation
+    torch.manual_seed(0)
+    return MPCLIPModel(config).eval()
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer()
