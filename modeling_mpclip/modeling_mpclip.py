@@ -140,7 +140,7 @@ class MPCLIPModel(PreTrainedModel):
                 "Use 'attention', 'attention_per_prompt' or 'mean'."
             )
         K, D = config.num_prompts, config.projection_dim
-        H, C = config.text_config.hidden_size, _vision_width(config.vision_config)
+        H, C = config.text_config.hidden_size, self.image_token_dim
         queries = K if config.image_pooling == "attention_per_prompt" else 1
         attends = config.image_pooling.startswith("attention")
         width = config.pooling_width if attends else C
@@ -214,6 +214,12 @@ class MPCLIPModel(PreTrainedModel):
             if not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()
         return self
+
+    @property
+    def image_token_dim(self) -> int:
+        """C, channels of a vision token. EfficientNet's config calls them hidden_dim."""
+        vision_config = self.config.vision_config
+        return getattr(vision_config, "hidden_size", None) or vision_config.hidden_dim
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -475,11 +481,6 @@ def _tower_arguments(config: MPCLIPConfig) -> dict:
         ids = range(config.text_config.vocab_size, config.text_config.vocab_size + config.num_adaptive_tokens)
         return {"adaptive_token_ids": tuple(ids), "boundary_layer": config.boundary_layer}
     return {"adaptive_token_ids": tuple(config.adaptive_token_ids), "boundary_layer": config.boundary_layer}
-
-
-def _vision_width(vision_config) -> int:
-    """Channels of the encoder's last hidden state; EfficientNet's config calls them hidden_dim."""
-    return getattr(vision_config, "hidden_size", None) or vision_config.hidden_dim
 
 
 def _adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | None) -> torch.Tensor:

@@ -100,6 +100,21 @@ class PromptTree:
             negated_readouts=tuple(index[node] for node in self.negated_readouts) if negated else (),
         )
 
+    def locate(self, subtree: "PromptTree") -> list[int]:
+        """For each node of `subtree` the node here with the same tokens on its path; states of both are the same.
+
+        Raises:
+            ValueError: a node is not found.
+        """
+        child = {(parent, token_id): i for i, (parent, token_id) in enumerate(zip(self.parents, self.token_ids, strict=True))}
+        nodes: list[int] = []
+        for parent, token_id in zip(subtree.parents, subtree.token_ids, strict=True):
+            here = child.get((-1 if parent < 0 else nodes[parent], token_id))
+            if here is None:
+                raise ValueError("The prompt tree does not contain the other one: a prompt of that is not a prompt of this.")
+            nodes.append(here)
+        return nodes
+
     def to_dict(self) -> dict[str, list[int]]:
         return {name: list(getattr(self, name)) for name in self.__dataclass_fields__}
 

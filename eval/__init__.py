@@ -1,0 +1,1 @@
+"""Measures trained models: `python -m eval --help` lists what can be measured."""

@@ -1,0 +1,162 @@
+"""The options of `train_hf.py`: a YAML recipe, overridden by `--key value`."""
+
+import difflib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which towers, how they are joined, and what of them is trained."""
+
+    text_model: str = field(
+        default="smollm2-135m",
+        metadata={"help": "Decoder LLM: Hub id, folder, or a packaged one (python -m mpclip_data.backbones lists them)."},
+    )
+    vision_model: str = field(
+        default="efficientnet-lite0", metadata={"help": "Vision encoder: Hub id, folder, or a packaged one."}
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "Go on from this MP-CLIP checkpoint (weights and config) instead of two towers."}
+    )
+    num_prompts: int = field(default=6, metadata={"help": "K, prompts per text."})
+    projection_dim: int = field(default=768, metadata={"help": "D, embedding dimensions; a multiple of num_prompts."})
+    templates: list[str] | None = field(
+        default=None, metadata={"help": "K prompt templates with [APT-1..]. Default: 'The [APT-i] of this image means:'."}
+    )
+    negated_templates: list[str] | None = field(default=None, metadata={"help": "Their K negated twins."})
+    adaptive_tokens: str = field(
+        default="boundary",
+        metadata={"help": "'input' learns the [APT-i] embeddings; 'boundary' a vector each where the trained layers begin, "
+                  "which lets the layers below be computed once (cache_states)."},
+    )
+    adaptive_init: list[str] | None = field(
+        default=None, metadata={"help": "A word per [APT-i] whose embedding it starts from. Default: random and distinct."}
+    )
+    text_pooling: str = field(default="prompts", metadata={"help": "'prompts', or the baselines 'mean' and 'last_token'."})
+    image_pooling: str = field(
+        default="attention_per_prompt",
+        metadata={"help": "'attention' (one query), 'attention_per_prompt', 'mean' or 'cls'."},
+    )
+    pooling_width: int = field(default=512, metadata={"help": "Channels inside the attention pooling."})
+    pooling_heads: int = field(default=8, metadata={"help": "Its heads."})
+    loss: str = field(default="softmax", metadata={"help": "'softmax' (CLIP) or 'sigmoid' (SigLIP)."})
+    diversity_weight: float = field(default=0.0, metadata={"help": "lambda_div; prompts of a text repel each other."})
+    negation_weight: float = field(default=0.0, metadata={"help": "lambda_neg; the negated prompts are negatives."})
+    negation_form: str = field(default="contrastive", metadata={"help": "'contrastive' or 'hinge'."})
+    text_tuning: str = field(
+        default="last", metadata={"help": "'frozen', 'last' (the last trained_layers layers), 'lora' or 'full'."}
+    )
+    trained_layers: int = field(default=1, metadata={"help": "Layers that text_tuning='last' trains."})
+    lora_rank: int = field(default=16, metadata={"help": "Rank of text_tuning='lora', on all projections of every layer."})
+    lora_alpha: int = field(default=32, metadata={"help": "Its scale."})
+    vision_tuning: str = field(default="frozen", metadata={"help": "'frozen' or 'full'."})
+
+    def __post_init__(self):
+        for name, allowed in (("text_tuning", ("frozen", "last", "lora", "full")), ("vision_tuning", ("frozen", "full"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(map(repr, allowed))}.")
+
+
+@dataclass
+class DataArguments:
+    """Where pictures and captions come from."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, folder of images with metadata.jsonl or .csv, parquet, or a saved `datasets` folder."},
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default="validation", metadata={"help": "Split to evaluate on; 'none' for no evaluation."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the image; found by itself if usual."})
+    caption_column: str | None = field(default=None, metadata={"help": "Column of the caption or captions; likewise."})
+    bad_images: str = field(
+        default="skip", metadata={"help": "Corrupt or missing images are named and skipped ('skip'), or end the run ('fail')."}
+    )
+    max_text_length: int = field(default=128, metadata={"help": "Tokens a caption is cut to, prompts not counted."})
+    cache_states: bool = field(
+        default=False,
+        metadata={"help": "Run frozen towers once and train on their stored states; needs adaptive_tokens='boundary'."},
+    )
+    cache_dir: str = field(default="runs/cache", metadata={"help": "Where the stored states are kept for the next run."})
+
+    def __post_init__(self):
+        if self.eval_split == "none":
+            self.eval_split = None
+        if self.bad_images not in ("skip", "fail"):
+            raise ValueError(f"bad_images={self.bad_images!r} is unknown; use 'skip' or 'fail'.")
+
+
+@dataclass
+class MPCLIPTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with a learning rate per group and defaults for contrastive training."""
+
+    output_dir: str = field(default="runs/mpclip", metadata={"help": "Checkpoints and the final model go here."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Of what is new: projections, pooling, logit scale."})
+    text_learning_rate: float = field(default=1e-4, metadata={"help": "Of the LLM's trained layers or adapters."})
+    vision_learning_rate: float = field(default=1e-5, metadata={"help": "Of the vision encoder."})
+    adaptive_learning_rate: float = field(default=1e-3, metadata={"help": "Of the adaptive tokens."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs per step; also the negatives."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per evaluation step."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the images, a random caption each time."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Linear warm-up: steps, or a share of all steps if below 1."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rates."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Of matrices; biases, norms, scales have none."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best among them."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    metric_for_best_model: str | None = field(default="mean_recall", metadata={"help": "What 'best' means."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns; leave False."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "A short last batch has too few negatives."})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "Trackers, e.g. tensorboard or wandb."})
+
+
+ARGUMENT_CLASSES = (ModelArguments, DataArguments, MPCLIPTrainingArguments)
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, MPCLIPTrainingArguments]:
+    """`[recipe.yaml] [--key value ...]` -> the three argument objects; what comes later wins.
+
+    Raises:
+        ValueError: an unknown key, in the recipe or on the command line, with the nearest known one.
+    """
+    parser = HfArgumentParser(ARGUMENT_CLASSES, description="Train an MP-CLIP model.")
+    recipe: list[str] = []
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        recipe = _recipe_as_arguments(Path(argv[0]))
+        argv = argv[1:]
+    *parsed, unknown = parser.parse_args_into_dataclasses(recipe + argv, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(_unknown_key(unknown[0].removeprefix("--"), "the command line"))
+    return tuple(parsed)
+
+
+def _recipe_as_arguments(file: Path) -> list[str]:
+    """A YAML mapping as command line arguments."""
+    if not file.exists():
+        raise ValueError(f"There is no recipe {file}; configs/ has those of the project.")
+    recipe = yaml.safe_load(file.read_text()) or {}
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{file} must be a mapping of option to value, one `key: value` per line.")
+    known = {f.name for cls in ARGUMENT_CLASSES for f in fields(cls)}
+    arguments: list[str] = []
+    for key, value in recipe.items():
+        if key not in known:
+            raise ValueError(_unknown_key(key, str(file)))
+        if value is None:
+            continue
+        arguments += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return arguments
+
+
+def _unknown_key(key: str, where: str) -> str:
+    known = [f.name for cls in ARGUMENT_CLASSES for f in fields(cls)]
+    nearest = difflib.get_close_matches(key, known, n=1)
+    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    return f"Unknown option {key!r} in {where}. {hint}`python train_hf.py --help` lists them all."

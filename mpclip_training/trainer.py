@@ -1,0 +1,84 @@
+"""MPCLIPTrainer: transformers' Trainer with the contrastive loss, its parts in the log, and retrieval as evaluation."""
+
+import torch
+from transformers import Trainer
+
+from .tuning import learning_rate_group
+
+LOSS_PARTS = ("contrastive_loss", "diversity_loss", "negation_loss")
+
+
+class MPCLIPTrainer(Trainer):
+    """Trains an `MPCLIPModel` or its `PeftModel` on `ImageTextDataset`s.
+
+    Args:
+        eval_collator: an `MPCLIPCollator(all_captions=True)`; evaluation computes recall over the whole evaluation set, by
+            `compute_metrics` on (image_embeds (I, D), text_embeds (I, C, D), caption_mask (I, C)).
+        others: as for `Trainer`.
+    """
+
+    # The loss is a mean over the batch of this step; Trainer divides it for gradient accumulation.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args, eval_collator=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.eval_collator = eval_collator
+        self._parts: dict[str, list[torch.Tensor]] = {}
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Groups by learning rate (tower, adaptive tokens, the rest) and by weight decay."""
+        if self.optimizer is None:
+            model = model if model is not None else self.model
+            decayed = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    decays = name in decayed and parameter.dim() > 1 and "_embedding" not in name
+                    groups.setdefault((learning_rate_group(name), decays), []).append(parameter)
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            kwargs.pop("lr")
+            self.optimizer = optimizer_class(
+                [
+                    {
+                        "params": parameters,
+                        "lr": getattr(self.args, rate),
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                    }
+                    for (rate, decays), parameters in groups.items()
+                ],
+                **kwargs,
+            )
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        outputs = model(**inputs, return_loss=True)
+        for part in LOSS_PARTS:
+            if outputs[part] is not None:
+                self._parts.setdefault(part, []).append(outputs[part].detach())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Adds the mean of every part of the loss since the last log, and the logit scale."""
+        if "loss" in logs:
+            logs |= {part: round(torch.stack(values).mean().item(), 4) for part, values in self._parts.items()}
+            self._parts.clear()
+            scale = next(p for n, p in self.model.named_parameters() if n.endswith("log_scale") and p.requires_grad)
+            logs["logit_scale"] = round(scale.exp().item(), 2)
+        super().log(logs, *args, **kwargs)
+
+    def get_eval_dataloader(self, *args, **kwargs):
+        training_collator, self.data_collator = self.data_collator, self.eval_collator
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = training_collator
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Embeddings of a batch of images and of all their captions; the labels are the mask of real captions."""
+        inputs = self._prepare_inputs(dict(inputs))
+        caption_mask = inputs.pop("caption_mask")  # (B, C)
+        with torch.inference_mode(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        text_embeds = outputs.text_embeds.unflatten(0, tuple(caption_mask.shape))  # (B, C, D)
+        return None, (outputs.image_embeds, text_embeds, caption_mask), caption_mask
+

@@ -1,0 +1,64 @@
+"""What of the two towers is trained: nothing, the LLM's last layers, LoRA adapters, or all.
+
+Projections, pooling, logit scale and adaptive tokens are trained in every case.
+"""
+
+from torch import nn
+
+from .arguments import ModelArguments
+
+
+def boundary_layer(num_layers: int, arguments: ModelArguments) -> int:
+    """Index of the first layer that training changes."""
+    if arguments.text_tuning == "frozen":
+        return num_layers
+    if arguments.text_tuning == "last":
+        if not 1 <= arguments.trained_layers <= num_layers:
+            raise ValueError(f"trained_layers={arguments.trained_layers} is outside 1..{num_layers}, the LLM's layers.")
+        return num_layers - arguments.trained_layers
+    return 0
+
+
+def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
+    """Freeze what stays and return the model to train: `model` itself, or with LoRA its `PeftModel`."""
+    text = model.text_model
+    learned_at_input = text.boundary_embedding is None
+    text.requires_grad_(arguments.text_tuning == "full")
+    if arguments.text_tuning == "last":
+        for layer in text.layers[boundary_layer(len(text.layers), arguments) :]:
+            layer.requires_grad_(True)
+    if arguments.text_tuning in ("last", "full"):
+        text.norm.requires_grad_(True)
+    text.adaptive_embedding.requires_grad_(learned_at_input)
+    if not learned_at_input:
+        text.boundary_embedding.requires_grad_(True)
+    model.vision_model.requires_grad_(arguments.vision_tuning == "full")
+    if arguments.text_tuning != "lora":
+        return model
+
+    from peft import LoraConfig, get_peft_model
+
+    trained = ["image_pooling", "image_projection", "text_projection", "logit_scale"]
+    trained += ["adaptive_embedding" if learned_at_input else "boundary_embedding"]
+    trained += ["vision_model"] if arguments.vision_tuning == "full" else []
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=arguments.lora_rank,
+            lora_alpha=arguments.lora_alpha,
+            # A pattern of the whole path: "q_proj" alone would also hit a CLIP vision tower.
+            target_modules=r"text_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+            modules_to_save=[name for name in trained if getattr(model, name, None) is not None or "embedding" in name],
+        ),
+    )
+
+
+def learning_rate_group(name: str) -> str:
+    """The argument that sets a parameter's learning rate."""
+    if "adaptive_embedding" in name or "boundary_embedding" in name:
+        return "adaptive_learning_rate"
+    if "text_model." in name:
+        return "text_learning_rate"
+    if "vision_model." in name:
+        return "vision_learning_rate"
+    return "learning_rate"

@@ -1,0 +1,353 @@
+"""Retrieval metrics against a reference that counts one pair at a time, and the command that measures a model."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from transformers import EvalPrediction
+
+import eval.__main__
+import eval.retrieval
+from eval.aspects import count_mistakes
+from eval.metrics import (
+    recall_intervals,
+    recalls,
+    retrieval_compute_metrics,
+    retrieval_metrics,
+    retrieval_ranks,
+    top_images,
+)
+from eval.query_grid import query_grid
+from eval.retrieval import encode_dataset, evaluate_retrieval
+
+IMAGES, WIDTH = 23, 16
+
+
+def make_embeds(seed: int = 0, captions_per_image: int = 3) -> dict[str, torch.Tensor]:
+    """Texts that lie near their images, in no order; every image has at least one."""
+    generator = torch.Generator().manual_seed(seed)
+    owner = torch.arange(IMAGES).repeat(captions_per_image)
+    owner = torch.cat([owner, torch.randint(IMAGES, (5,), generator=generator)])
+    owner = owner[torch.randperm(len(owner), generator=generator)]  # (T,)
+    images = torch.randn(IMAGES, WIDTH, generator=generator)
+    texts = images[owner] + 1.5 * torch.randn(len(owner), WIDTH, generator=generator)
+    return {
+        "image_embeds": torch.nn.functional.normalize(images, dim=1),
+        "text_embeds": torch.nn.functional.normalize(texts, dim=1),
+        "caption_image": owner,
+    }
+
+
+def reference_ranks(image_embeds, text_embeds, caption_image) -> tuple[list[int], list[int]]:
+    """Both ranks by their definition."""
+    scores = text_embeds.double() @ image_embeds.double().T  # (T, I)
+    owner = caption_image.tolist()
+    near = 1e-6
+    text_ranks = [
+        1 + sum(bool(scores[t, i] >= scores[t, own] - near) for i in range(len(image_embeds)) if i != own)
+        for t, own in enumerate(owner)
+    ]
+    image_ranks = []
+    for i in range(len(image_embeds)):
+        best = max(scores[t, i] for t, own in enumerate(owner) if own == i)
+        image_ranks.append(1 + sum(bool(scores[t, i] >= best - near) for t, own in enumerate(owner) if own != i))
+    return text_ranks, image_ranks
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ranks_equal_the_reference(seed):
+    embeds = make_embeds(seed)
+    text_ranks, image_ranks = retrieval_ranks(**embeds)
+    assert (text_ranks.tolist(), image_ranks.tolist()) == reference_ranks(**embeds)
+    assert len(set(text_ranks.tolist())) > 3  # the example is neither trivial nor hopeless
+
+
+def test_ranks_with_ties_equal_the_reference():
+    embeds = make_embeds()
+    embeds["image_embeds"][5:9] = embeds["image_embeds"][4]
+    embeds["text_embeds"][10:20] = embeds["text_embeds"][30]
+    text_ranks, image_ranks = retrieval_ranks(**embeds)
+    assert (text_ranks.tolist(), image_ranks.tolist()) == reference_ranks(**embeds)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 23, 64])
+def test_chunks_change_nothing(chunk):
+    embeds = make_embeds()
+    for whole, in_chunks in zip(retrieval_ranks(**embeds), retrieval_ranks(**embeds, chunk=chunk), strict=True):
+        np.testing.assert_array_equal(whole, in_chunks)
+    top = top_images(embeds["image_embeds"], embeds["text_embeds"], 5, chunk)
+    np.testing.assert_array_equal(top, top_images(embeds["image_embeds"], embeds["text_embeds"], 5))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
+@pytest.mark.parametrize("chunk", [16, 4096])
+def test_constant_embeddings_find_nothing(value, chunk):
+    """The width and counts are odd, so that the kernels of a matrix product round equal rows differently."""
+    embeds = {
+        "image_embeds": torch.full((37, 131), value),
+        "text_embeds": torch.full((74, 131), value),
+        "caption_image": torch.arange(74) // 2,
+    }
+    text_ranks, image_ranks = retrieval_ranks(**embeds, chunk=chunk)
+    assert text_ranks.tolist() == [37] * 74
+    assert image_ranks.tolist() == [73] * 37  # behind the 72 texts of other images
+    assert retrieval_metrics(**embeds)["mean_recall"] == 0
+
+
+def test_any_caption_finds_an_image():
+    """Image 0 is found by its second caption; its first, which is better than nothing, is no wrong answer either."""
+    images = torch.eye(2)
+    texts = torch.tensor([[0.0, -1.0], [1.0, 0.0], [0.5, 1.0]])
+    metrics = retrieval_metrics(images, texts, torch.tensor([0, 0, 1]))
+    assert metrics["image_to_text"]["R@1"] == 100
+    assert metrics["text_to_image"] == {"R@1": 100.0, "R@5": 100.0, "R@10": 100.0}
+    assert metrics["mean_recall"] == 100
+
+
+def test_recalls_are_percent():
+    metrics = recalls(np.array([1, 2, 6, 11]), np.array([1, 1, 5, 10]))
+    assert metrics["text_to_image"] == {"R@1": 25.0, "R@5": 50.0, "R@10": 75.0}
+    assert metrics["image_to_text"] == {"R@1": 50.0, "R@5": 75.0, "R@10": 100.0}
+    assert metrics["mean_recall"] == pytest.approx(375 / 6)
+
+
+def test_numpy_and_half_precision_are_accepted():
+    embeds = make_embeds()
+    arrays = {name: value.numpy() for name, value in embeds.items()}
+    assert retrieval_metrics(**arrays) == retrieval_metrics(**embeds)
+    halves = embeds | {name: embeds[name].bfloat16() for name in ("image_embeds", "text_embeds")}
+    assert retrieval_metrics(**halves)["mean_recall"] == pytest.approx(retrieval_metrics(**embeds)["mean_recall"], abs=5)
+
+
+def test_bad_embeddings_are_refused():
+    embeds = make_embeds()
+    embeds["text_embeds"][[3, 8], 2] = torch.nan
+    with pytest.raises(ValueError, match=r"text_embeds: 2 of 74 rows .* first \[3, 8\]"):
+        retrieval_metrics(**embeds)
+    embeds = make_embeds()
+    with pytest.raises(ValueError, match=r"expected 0 to 21"):
+        retrieval_metrics(embeds["image_embeds"][:-1], embeds["text_embeds"], embeds["caption_image"])
+    with pytest.raises(ValueError, match="1 of 24 images have no text"):
+        more = torch.cat([embeds["image_embeds"], embeds["image_embeds"][:1]])
+        retrieval_metrics(more, embeds["text_embeds"], embeds["caption_image"])
+    with pytest.raises(ValueError, match="one image index per text"):
+        retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["caption_image"][:-1])
+    with pytest.raises(ValueError, match="one width D"):
+        retrieval_metrics(embeds["image_embeds"][:, :-1], embeds["text_embeds"], embeds["caption_image"])
+    with pytest.raises(ValueError, match="at least one row"):
+        retrieval_metrics(embeds["image_embeds"][:0], embeds["text_embeds"], embeds["caption_image"])
+
+
+def test_compute_metrics_equals_direct():
+    embeds = make_embeds()
+    owner = embeds["caption_image"].numpy()
+    most = np.bincount(owner).max()
+    padded = np.full((IMAGES, most + 1, WIDTH), np.nan, dtype=np.float32)  # what is masked may hold anything
+    mask = np.full((IMAGES, most + 1), -100)  # Trainer's own padding
+    mask[:, :most] = 0
+    for i in range(IMAGES):
+        own = embeds["text_embeds"][owner == i].numpy()
+        padded[i, : len(own)], mask[i, : len(own)] = own, 1
+    flat = retrieval_compute_metrics(EvalPrediction((embeds["image_embeds"].numpy(), padded, mask), None))
+    direct = retrieval_metrics(**embeds)
+    assert set(flat) == {f"{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)} | {"mean_recall"}
+    assert flat["t2i_R@1"] == pytest.approx(direct["text_to_image"]["R@1"])
+    assert flat["i2t_R@5"] == pytest.approx(direct["image_to_text"]["R@5"])
+    assert flat["mean_recall"] == pytest.approx(direct["mean_recall"])
+    with pytest.raises(ValueError, match="three arrays"):
+        retrieval_compute_metrics(EvalPrediction((padded, mask), None))
+
+
+def test_intervals_hold_the_recall():
+    embeds = make_embeds()
+    text_ranks, image_ranks = retrieval_ranks(**embeds)
+    intervals = recall_intervals(text_ranks, image_ranks, embeds["caption_image"].numpy())
+    measured = recalls(text_ranks, image_ranks)
+    for direction, interval in intervals.items():
+        for name, (low, high) in interval.items():
+            assert low <= measured[direction][name] <= high
+    low, high = intervals["image_to_text"]["R@1"]
+    assert 10 < high - low < 60  # about 2 x 1.96 x sqrt(p (1 - p) / 23)
+    all_found = recall_intervals(np.ones(4, int), np.ones(2, int), np.array([0, 0, 1, 1]))
+    assert all_found["text_to_image"]["R@1"] == [100.0, 100.0]
+
+
+# Encoding and the command
+
+
+class FakeModel(torch.nn.Module):
+    """Embeds an image as its mean colour and a text as the colour it spells."""
+
+    dtype = torch.float32
+
+    def __init__(self):
+        super().__init__()
+        self.texts_seen: list[list[int]] = []
+
+    def get_text_features(self, input_ids, attention_mask):
+        self.texts_seen += [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
+        return SimpleNamespace(pooler_output=input_ids[:, :3].float() * 7)  # (B, 3), not normalised
+
+    def get_image_features(self, pixel_values):
+        return SimpleNamespace(pooler_output=pixel_values.mean(dim=(2, 3)))  # (B, 3)
+
+
+def fake_processor(text=None, images=None, padding=False, truncation=False, return_tensors=None):
+    if text is not None:
+        assert padding and truncation and return_tensors == "pt"
+        ids = [torch.tensor([int(word) for word in words.split()]) for words in text]
+        mask = [torch.ones_like(row) for row in ids]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {"input_ids": pad(ids, batch_first=True), "attention_mask": pad(mask, batch_first=True)}
+    pixels = np.stack([np.asarray(image.resize((4, 4)), dtype=np.float32) for image in images])
+    return {"pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2)}
+
+
+def coloured_rows(count: int = 9) -> datasets.Dataset:
+    """Images of one colour; each with one to three captions that spell it, some with words after it."""
+    colours = np.random.default_rng(0).integers(0, 256, (count, 3))
+    spelt = [" ".join(map(str, colour)) for colour in colours]
+    return datasets.Dataset.from_dict(
+        {
+            "image": [PIL.Image.new("RGB", (6, 6), tuple(int(c) for c in colour)) for colour in colours],
+            "captions": [[words + " 1" * n for n in range(1 + i % 3)] for i, words in enumerate(spelt)],
+        }
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_encode_dataset(batch_size):
+    rows = coloured_rows()
+    captions = rows["captions"][:]
+    captions[1].append(captions[0][0])  # one caption of two images
+    rows = rows.remove_columns("captions").add_column("captions", captions)
+    model = FakeModel()
+    embeds = encode_dataset(model, fake_processor, rows, batch_size)
+
+    owner = [i for i, row in enumerate(captions) for _ in row]
+    assert embeds["caption_image"].tolist() == owner
+    colours = torch.tensor([rows[i]["image"].getpixel((0, 0)) for i in range(len(rows))]).float()
+    expected = torch.nn.functional.normalize(colours, dim=1)
+    torch.testing.assert_close(embeds["image_embeds"], expected)
+    texts = torch.tensor([[int(word) for word in text.split()[:3]] for row in captions for text in row]).float()
+    torch.testing.assert_close(embeds["text_embeds"], torch.nn.functional.normalize(texts, dim=1))
+    assert len(model.texts_seen) == len(owner) - 1  # the repeated caption once
+    lengths = [len(text) for text in model.texts_seen]
+    assert lengths[0] == max(lengths)
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """A data set on disk, and a model that loads from any name."""
+    loaded = []
+
+    def from_pretrained(model, **options):
+        loaded.append((model, options))
+        return FakeModel()
+
+    monkeypatch.setattr(eval.retrieval.AutoModel, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(eval.retrieval.AutoProcessor, "from_pretrained", lambda *a, **k: fake_processor)
+    coloured_rows().save_to_disk(tmp_path / "data")
+    return SimpleNamespace(data=str(tmp_path / "data"), out=tmp_path / "out", loaded=loaded)
+
+
+def test_command(saved, capsys):
+    out, grid = saved.out / "new/result.json", saved.out / "grid.png"
+    arguments = ["retrieval", "--model", "some/model", "--data", saved.data, "--split", "train"]
+    eval.__main__.main([*arguments, "--json", str(out), "--grid", str(grid), "--batch_size", "4", "--device", "cpu"])
+    assert saved.loaded == [("some/model", {"trust_remote_code": True, "dtype": torch.float32})]
+    printed = capsys.readouterr().out
+    assert "18 captions, 9 images" in printed and "text-to-image" in printed and "100.0" in printed
+
+    result = json.loads(out.read_text())
+    assert result["text_to_image"]["R@1"] == 100 and result["mean_recall"] == 100
+    assert (result["images"], result["captions"], result["model"], result["split"]) == (9, 18, "some/model", "train")
+    assert {"date", "seconds", "interval_95", "limit", "dtype"} < set(result) and "mistakes" not in result
+    assert {"cpu", "cores", "torch", "transformers"} <= set(result["machine"])
+    assert result["command"].startswith("python -m eval retrieval --model some/model")
+    assert PIL.Image.open(grid).width > 1000
+
+    given = [saved.data, str(out), str(grid)]
+    text = out.read_text()
+    for path in given:
+        text = text.replace(path, "")
+    for path in (Path.cwd(), Path.home(), saved.out.parent):
+        assert str(path) not in text
+
+
+def test_limit_and_dtype_reach_the_run(saved):
+    result = evaluate_retrieval("m", saved.data, "train", limit=4, dtype="bfloat16", device="cpu")
+    assert result["images"] == 4
+    assert saved.loaded[0][1]["dtype"] == torch.bfloat16
+
+
+def test_help_and_unknown_command(capsys):
+    eval.__main__.main([])
+    assert "retrieval" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        eval.__main__.main(["retreival"])
+    assert stopped.value.code == 2
+    assert "no command 'retreival'; expected one of: retrieval" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        eval.__main__.main(["retrieval", "--help"])
+    shown = capsys.readouterr().out
+    assert "trust_remote_code" in shown and "--grid" in shown
+
+
+# Mistakes on scenes
+
+
+def test_mistakes_by_aspect():
+    """Five scenes; each text is given the image it finds."""
+
+    def scene(background: str, name: str = "dog", size: str = "large") -> dict:
+        return {
+            "background": background,
+            "layout": "center",
+            "objects": [{"name": name, "size": size, "place": "center"}],
+        }
+
+    scenes = [scene("red"), scene("blue"), scene("blue", size="small"), scene("red"), scene("red", "cat")]
+    rows = datasets.Dataset.from_dict({"scene": scenes, "family": [0, 0, 0, 0, 1]})
+    finds = {0: 0, 1: 0, 2: 0, 3: 0, 4: 0}  # of text t of image t
+    images = torch.eye(5)
+    texts = torch.stack([images[found] + 0.5 * images[right] for right, found in finds.items()])
+    owner = torch.arange(5)
+    text_ranks, _ = retrieval_ranks(images, texts, owner)
+    assert count_mistakes(images, texts, owner, text_ranks, rows) == {
+        "queries": 5,
+        "background": 1,
+        "several": 1,
+        "none": 1,
+        "other_scene": 1,
+    }
+
+
+def test_a_tie_is_a_mistake():
+    rows = datasets.Dataset.from_dict({"scene": [{"background": "red"}] * 3, "family": [0, 1, 2]})
+    images, owner = torch.ones(3, 2), torch.arange(3)
+    text_ranks, _ = retrieval_ranks(images, images, owner)
+    assert count_mistakes(images, images, owner, text_ranks, rows) == {"queries": 3, "other_scene": 3}
+
+
+# The picture
+
+
+def test_query_grid(tmp_path):
+    images = [PIL.Image.new("RGB", (40, 20 + 10 * i), (30 * i, 60, 120)) for i in range(7)]
+    scores = np.eye(3, 7)
+    queries = ["a query $ of _many_ words " * 12, "", "short"]
+    query_grid(queries, images, scores, [0, 6, 2], tmp_path / "new" / "grid.png")
+    drawn = np.asarray(PIL.Image.open(tmp_path / "new" / "grid.png").convert("RGB")).astype(int)
+    for colour, there in (((0x1A, 0x8A, 0x3C), True), ((0xE0, 0x49, 0x1B), True), ((255, 0, 255), False)):
+        assert (np.abs(drawn - colour).max(axis=2) < 3).any() == there
+    with pytest.raises(ValueError, match=r"expected scores \(queries, images\)"):
+        query_grid(queries, images, scores.T, [0, 6, 2], tmp_path / "grid.png")

@@ -1,0 +1,198 @@
+"""Train an MP-CLIP model on image-text pairs.
+
+    python train_hf.py configs/openmoji_smollm2.yaml
+    python train_hf.py configs/flickr8k_smollm2.yaml --dataset path/to/flickr8k --num_train_epochs 5
+    python train_hf.py --text_model Qwen/Qwen3-0.6B --vision_model google/siglip-base-patch16-224 \\
+        --dataset my_pictures --text_tuning lora --vision_tuning full --output_dir runs/mine
+    accelerate launch train_hf.py configs/flickr8k_smollm2.yaml
+
+A recipe is a YAML mapping of the options below; options on the command line override it; unknown ones are refused.
+
+What happens: the data set is opened and its images checked; the two towers are joined (or `--checkpoint` is loaded); what
+`--text_tuning` and `--vision_tuning` name is trained and the rest frozen; with `--cache_states true` the frozen towers run
+once and training works on their stored states. Every epoch draws a new caption for each image and ends with
+recall at 1, 5 and 10 both ways over the whole evaluation split.
+
+`--output_dir` receives checkpoint-*/ while it runs and in the end the best model, with its code, processor, metrics
+(`eval_results.json`) and origin (`training.json`). A run that was interrupted goes on from its last checkpoint when it is
+started again; `--resume_from_checkpoint false` starts it anew.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from eval.metrics import retrieval_compute_metrics
+from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
+from mpclip_data.backbones import resolve_backbone
+from mpclip_data.image_text import ImageTextDataset, load_image_text
+from mpclip_training.arguments import DataArguments, ModelArguments, MPCLIPTrainingArguments, parse_arguments
+from mpclip_training.collator import MPCLIPCollator
+from mpclip_training.state_cache import cache_image_states, cache_text_states
+from mpclip_training.trainer import MPCLIPTrainer
+from mpclip_training.tuning import boundary_layer, prepare_tuning
+
+logger = logging.getLogger("train_hf")
+# The model arguments that are the config's.
+CONFIG_OPTIONS = (
+    *("num_prompts", "projection_dim", "templates", "negated_templates", "adaptive_tokens", "text_pooling"),
+    *("image_pooling", "pooling_width", "pooling_heads"),
+    *("loss", "diversity_weight", "negation_weight", "negation_form"),
+)
+
+
+def build_model(arguments: ModelArguments, max_text_length: int) -> tuple[MPCLIPModel, MPCLIPProcessor]:
+    """The model to start from and its processor."""
+    if arguments.checkpoint:
+        model = MPCLIPModel.from_pretrained(arguments.checkpoint, dtype=torch.float32)
+        return model, MPCLIPProcessor.from_pretrained(arguments.checkpoint)
+    text, vision = resolve_backbone(arguments.text_model), resolve_backbone(arguments.vision_model)
+    options = {name: getattr(arguments, name) for name in CONFIG_OPTIONS}
+    text_config = transformers.AutoConfig.from_pretrained(text).get_text_config()
+    if arguments.adaptive_tokens == "boundary":
+        options["boundary_layer"] = boundary_layer(text_config.num_hidden_layers, arguments)
+    config = MPCLIPConfig(text_config, **options)  # refuses what does not fit before anything is loaded
+    processor = MPCLIPProcessor.from_pretrained_towers(
+        text, vision, [*config.templates, *config.negated_templates], max_text_length
+    )
+    model = MPCLIPModel.from_pretrained_towers(
+        text, vision, tokenizer=processor.tokenizer, adaptive_init=arguments.adaptive_init, **options
+    )
+    return model, processor
+
+
+def build_trainer(
+    model_arguments: ModelArguments, data_arguments: DataArguments, arguments: MPCLIPTrainingArguments
+) -> MPCLIPTrainer:
+    """Everything `main` trains with; `trainer.collator_for(rows)` is what evaluation of other rows needs."""
+    if data_arguments.dataset is None:
+        raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
+    set_seed(arguments.seed)
+    rows = {"train": _open(data_arguments, data_arguments.train_split)}
+    if data_arguments.eval_split:
+        rows["eval"] = _open(data_arguments, data_arguments.eval_split)
+    else:
+        arguments.eval_strategy, arguments.load_best_model_at_end = "no", False
+
+    base, processor = build_model(model_arguments, data_arguments.max_text_length)
+    model = prepare_tuning(base, model_arguments)
+    counts = [sum(p.numel() for p in base.parameters() if p.requires_grad or not only) for only in (True, False)]
+    logger.info("%d of %d parameters are trained", *counts)
+
+    def collator(which: str) -> MPCLIPCollator:
+        states = cached_states(base, processor, rows[which], model_arguments, data_arguments)
+        return MPCLIPCollator(processor, *states, all_captions=which != "train")
+
+    cached_images = data_arguments.cache_states and model_arguments.vision_tuning == "frozen"
+    trainer = MPCLIPTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=ImageTextDataset(rows["train"], "random", arguments.seed, with_images=not cached_images),
+        eval_dataset=ImageTextDataset(rows["eval"], "all", with_images=not cached_images) if "eval" in rows else None,
+        data_collator=collator("train"),
+        eval_collator=collator("eval") if "eval" in rows else None,
+        compute_metrics=retrieval_compute_metrics,
+        processing_class=processor,
+    )
+    return trainer
+
+
+def cached_states(
+    model: MPCLIPModel,
+    processor: MPCLIPProcessor,
+    rows: datasets.Dataset,
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+) -> tuple:
+    """(text states, image states) of rows, each None where it is not cached: for `MPCLIPCollator`."""
+    if not data_arguments.cache_states:
+        return None, None
+    captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
+    folder = Path(data_arguments.cache_dir)
+    text = cache_text_states(model, processor.tokenizer, captions, folder, negated=model.config.negation_weight > 0)
+    if model_arguments.vision_tuning != "frozen":
+        return text, None
+    return text, cache_image_states(model, processor.image_processor, rows, folder)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Train; returns the final metrics. `argv` as on the command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "-h" in argv or "--help" in argv:
+        print(__doc__)
+    try:
+        model_arguments, data_arguments, arguments = parse_arguments(argv)
+    except ValueError as error:
+        raise SystemExit(f"train_hf.py: {error}") from error
+    logging.basicConfig(level=logging.INFO if arguments.should_log else logging.WARNING, format="%(message)s")
+    trainer = build_trainer(model_arguments, data_arguments, arguments)
+    return train(trainer, argv, (model_arguments, data_arguments))
+
+
+def train(trainer: MPCLIPTrainer, argv: list[str], described: tuple) -> dict[str, float]:
+    """Run or resume training, evaluate, and save the model with its processor, metrics and origin."""
+    arguments = trainer.args
+    resume = arguments.resume_from_checkpoint
+    if resume is None or str(resume).lower() == "true":
+        resume = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+        if resume:
+            logger.info("Going on from %s; --resume_from_checkpoint false starts anew.", resume)
+    elif str(resume).lower() == "false":
+        resume = None
+    metrics = trainer.train(resume_from_checkpoint=resume).metrics
+    trainer.save_metrics("train", metrics, combined=False)
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics, combined=False)
+    save_final(trainer)
+    if trainer.is_world_process_zero():
+        origin = {
+            "command": ["python", "train_hf.py", *argv],
+            "commit": _git_commit(),
+            "versions": {module.__name__: module.__version__ for module in (torch, transformers, datasets)},
+            **{type(part).__name__: asdict(part) for part in described},
+            "MPCLIPTrainingArguments": arguments.to_dict(),
+        }
+        Path(arguments.output_dir, "training.json").write_text(json.dumps(origin, indent=1, default=str))
+        logger.info("The model is in %s", arguments.output_dir)
+    return metrics
+
+
+def save_final(trainer: MPCLIPTrainer) -> None:
+    """The whole model in `output_dir`; with LoRA the merged one, and the adapter beside it."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        if trainer.is_world_process_zero():
+            model.save_pretrained(Path(trainer.args.output_dir, "adapter"))
+        trainer.model = model.merge_and_unload()
+    trainer.save_model()
+
+
+def _open(arguments: DataArguments, split: str) -> datasets.Dataset:
+    return load_image_text(
+        arguments.dataset,
+        split,
+        image_column=arguments.image_column,
+        caption_column=arguments.caption_column,
+        bad_images=arguments.bad_images,
+    )
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that trains, None outside a git checkout."""
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return git.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    main()
