@@ -160,9 +160,7 @@ class MPCLIPConfig(PreTrainedConfig):
                 "all layers. Leave it out, or set adaptive_tokens='boundary'."
             )
         if self.image_pooling.startswith("attention") and self.pooling_width % self.pooling_heads:
-            raise ValueError(
-                f"pooling_width={self.pooling_width} is not a multiple of pooling_heads={self.pooling_heads}."
-            )
+            raise ValueError(f"pooling_width={self.pooling_width} is not a multiple of pooling_heads={self.pooling_heads}.")
 
     def compile_prompts(self, tokenizer) -> PromptTree:
         """Add [APT-i] to `tokenizer` (in place), compile the templates with it, keep tree and ids here; returns the tree."""

@@ -252,9 +252,7 @@ class MPCLIPModel(PreTrainedModel):
                 "adaptive_tokens='input' learns embeddings there. Use adaptive_tokens='boundary'."
             )
         attention_mask = _mask_or_ones(attention_mask, input_ids)
-        return self.text_model.lower(
-            input_ids, attention_mask, self.prompt_tree(negated), self.text_model.split_layer
-        )
+        return self.text_model.lower(input_ids, attention_mask, self.prompt_tree(negated), self.text_model.split_layer)
 
     def get_text_features(
         self,
@@ -336,9 +334,7 @@ class MPCLIPModel(PreTrainedModel):
             frame_mask: (B, T), 0 for padding frames; all frames count by default.
         """
         if pixel_values_videos.dim() != 5:
-            raise ValueError(
-                f"pixel_values_videos has the shape {tuple(pixel_values_videos.shape)}; expected (B, T, C, H, W)."
-            )
+            raise ValueError(f"pixel_values_videos has the shape {tuple(pixel_values_videos.shape)}; expected (B, T, C, H, W).")
         B, T = pixel_values_videos.shape[:2]
         tokens = self.vision_tokens(pixel_values_videos.flatten(0, 1))  # (B*T, N, C)
         N = tokens.shape[1]
@@ -443,9 +439,7 @@ class MPCLIPModel(PreTrainedModel):
         nodes = torch.tensor([*tree.readouts, *tree.negated_readouts], device=attention_mask.device)
         return (N + nodes).expand(B, -1)
 
-    def _pool_image(
-        self, tokens: torch.Tensor, mask: torch.Tensor | None = None, frames: int = 1
-    ) -> MPCLIPImageOutput:
+    def _pool_image(self, tokens: torch.Tensor, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
         tokens = tokens.to(self.image_projection.weight.dtype)  # cached features may be in a smaller dtype
         attentions = None
         if self.image_pooling is not None:

@@ -99,9 +99,7 @@ class PromptedTextTower:
         learned = self.adaptive_embedding(index.clamp(0, M - 1)).to(embedded.dtype)
         return torch.where(adaptive[..., None], learned, embedded)
 
-    def lower(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tree: PromptTree, stop: int
-    ) -> torch.Tensor:
+    def lower(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tree: PromptTree, stop: int) -> torch.Tensor:
         """Hidden states of text and tree that enter layer `stop`.
 
         Args:
@@ -167,9 +165,7 @@ class PromptedTextTower:
         """
         if hidden_states is None:
             hidden_states = self.lower(input_ids, attention_mask, tree, self.split_layer)
-        return BaseModelOutput(
-            last_hidden_state=self.upper(hidden_states, attention_mask, tree, self.split_layer, readouts)
-        )
+        return BaseModelOutput(last_hidden_state=self.upper(hidden_states, attention_mask, tree, self.split_layer, readouts))
 
     @property
     def split_layer(self) -> int:

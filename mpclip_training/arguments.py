@@ -30,8 +30,10 @@ class ModelArguments:
     negated_templates: list[str] | None = field(default=None, metadata={"help": "Their K negated twins."})
     adaptive_tokens: str = field(
         default="boundary",
-        metadata={"help": "'input' learns the [APT-i] embeddings; 'boundary' a vector each where the trained layers begin, "
-                  "which lets the layers below be computed once (cache_states)."},
+        metadata={
+            "help": "'input' learns the [APT-i] embeddings; 'boundary' a vector each where the trained layers begin, "
+            "which lets the layers below be computed once (cache_states)."
+        },
     )
     adaptive_init: list[str] | None = field(
         default=None, metadata={"help": "A word per [APT-i] whose embedding it starts from. Default: random and distinct."}

@@ -53,9 +53,7 @@ class StateStore:
     def __getitem__(self, indices: list[int]) -> list[torch.Tensor]:
         """[(tokens, width) bfloat16] of some rows."""
         cells = self.rows[indices]["states"]
-        return [
-            torch.frombuffer(bytearray(cell.as_buffer()), dtype=torch.bfloat16).view(-1, self.width) for cell in cells
-        ]
+        return [torch.frombuffer(bytearray(cell.as_buffer()), dtype=torch.bfloat16).view(-1, self.width) for cell in cells]
 
 
 def cached_store(
@@ -132,9 +130,9 @@ class TextStates:
         lengths = [len(row) - self.stored_nodes for row in rows]
         N = max(lengths)
         columns = [torch.cat([torch.arange(n), n + torch.tensor(self.nodes, dtype=torch.long)]) for n in lengths]
-        padded = torch.stack([
-            torch.cat([row.new_zeros(N - n, row.shape[1]), row[c]]) for row, n, c in zip(rows, lengths, columns, strict=True)
-        ])  # (B, N + T, H)
+        padded = torch.stack(
+            [torch.cat([row.new_zeros(N - n, row.shape[1]), row[c]]) for row, n, c in zip(rows, lengths, columns, strict=True)]
+        )  # (B, N + T, H)
         mask = torch.tensor([[0] * (N - n) + [1] * n for n in lengths])  # (B, N)
         return {"text_hidden_states": padded, "attention_mask": mask}
 

@@ -81,4 +81,3 @@ class MPCLIPTrainer(Trainer):
             outputs = model(**inputs)
         text_embeds = outputs.text_embeds.unflatten(0, tuple(caption_mask.shape))  # (B, C, D)
         return None, (outputs.image_embeds, text_embeds, caption_mask), caption_mask
-

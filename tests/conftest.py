@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     Dinov2Config,
     EfficientNetConfig,
@@ -19,7 +20,7 @@ from transformers import (
     ViTConfig,
 )
 
-from modeling_mpclip import MPCLIPConfig, MPCLIPModel
+from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
 
 CORPUS = [
     "The cat sits on the red mat of this image, and the dog does NOT mean: harm.",
@@ -54,9 +55,7 @@ TEXT_CONFIGS = {
     "qwen3": lambda: Qwen3Config(**_TEXT, head_dim=8),
     "mistral": lambda: MistralConfig(**_TEXT, head_dim=8, sliding_window=WINDOW),
 }
-_VISION = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
-)
+_VISION = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
 VISION_CONFIGS = {
     "vit": lambda: ViTConfig(**_VISION),
     "siglip": lambda: SiglipVisionConfig(**_VISION),
@@ -66,7 +65,7 @@ VISION_CONFIGS = {
         image_size=64,
         width_coefficient=0.25,
         depth_coefficient=0.1,
-        hidden_dim=64,
+        hidden_dim=320,
         in_channels=[32, 16],
         out_channels=[16, 24],
         kernel_sizes=[3, 3],
@@ -82,6 +81,7 @@ def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     """A byte-level BPE of a few hundred tokens, with Gemma's habit of a leading BOS if wanted."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=380, special_tokens=["<pad>", "<bos>", "<eos>"], initial_alphabet=alphabet, show_progress=False
@@ -105,6 +105,12 @@ def make_model(text: str = "llama", vision: str = "vit", tokenizer=None, **kwarg
     config.text_config._attn_implementation = implementation
     torch.manual_seed(0)
     return MPCLIPModel(config).eval()
+
+
+def make_processor(tokenizer) -> MPCLIPProcessor:
+    """For the tiny ViT."""
+    image_processor = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
+    return MPCLIPProcessor(image_processor, tokenizer)
 
 
 @pytest.fixture

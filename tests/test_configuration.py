@@ -1,0 +1,56 @@
+import pytest
+from conftest import TEXT_CONFIGS, VISION_CONFIGS, make_tokenizer
+from transformers import AutoConfig, CLIPVisionConfig, Qwen3Config
+
+from modeling_mpclip import MPCLIPConfig
+
+
+def test_defaults_follow_the_paper():
+    config = MPCLIPConfig()
+    assert config.num_prompts == 6 and config.projection_dim % 6 == 0
+    assert config.templates[0] == "The [APT-1] of this image means:"
+    assert config.negated_templates[5] == "The [APT-6] of this image does NOT mean:"
+    assert config.num_adaptive_tokens == 6
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"projection_dim": 100}, "Use projection_dim=102"),
+        ({"num_prompts": 0}, "at least one prompt"),
+        ({"text_pooling": "max"}, "use one of 'prompts', 'mean', 'last_token'"),
+        ({"text_pooling": "mean"}, "set num_prompts=1"),
+        ({"image_pooling": "sum"}, "image_pooling='sum' is unknown"),
+        ({"loss": "hinge"}, "'softmax', 'sigmoid'"),
+        ({"templates": ["a"]}, "1 templates for num_prompts=6"),
+        ({"negated_templates": ["a"]}, "1 negated templates for num_prompts=6"),
+        ({"negation_weight": 1.0, "negated_templates": []}, "needs negated prompts"),
+        ({"diversity_weight": -1.0}, "is negative"),
+        ({"num_prompts": 1, "diversity_weight": 0.1}, "compares prompts and there is one"),
+        ({"boundary_layer": 2}, "belongs to adaptive_tokens='boundary'"),
+        ({"adaptive_tokens": "boundary", "boundary_layer": 99}, "outside 0..3"),
+        ({"pooling_width": 100, "pooling_heads": 8}, "not a multiple of pooling_heads"),
+        ({"text_config": "llama"}, "give a transformers config"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_fix(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        MPCLIPConfig(**{"text_config": TEXT_CONFIGS["llama"](), **kwargs})
+
+
+def test_round_trip_on_disk(tmp_path):
+    config = MPCLIPConfig(Qwen3Config(num_hidden_layers=4), CLIPVisionConfig(), num_prompts=3, adaptive_tokens="boundary")
+    config.compile_prompts(make_tokenizer())
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is MPCLIPConfig
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.boundary_layer == 3 and loaded.vision_config.model_type == "clip_vision_model"
+
+
+@pytest.mark.parametrize("text", TEXT_CONFIGS)
+@pytest.mark.parametrize("vision", VISION_CONFIGS)
+def test_every_pair_of_towers_has_a_config(text, vision):
+    config = MPCLIPConfig(TEXT_CONFIGS[text]().to_dict(), VISION_CONFIGS[vision]().to_dict())
+    assert type(config.text_config) is type(TEXT_CONFIGS[text]())
+    assert type(config.vision_config) is type(VISION_CONFIGS[vision]())

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, make_processor
+from PIL import Image
+from transformers import AutoProcessor
+
+from modeling_mpclip import MPCLIPProcessor
+
+
+@pytest.fixture
+def processor(tokenizer):
+    make_model(tokenizer=tokenizer)  # adds [APT-i]
+    return make_processor(tokenizer)
+
+
+def test_texts_images_and_both(processor):
+    image = Image.new("RGB", (50, 40), "blue")
+    both = processor(text=["The cat", "A small boat on the mat"], images=[image, image])
+    assert both["input_ids"].shape == both["attention_mask"].shape
+    assert both["pixel_values"].shape == (2, 3, 32, 32)
+    one = processor(text="The cat")
+    assert one["input_ids"].shape[0] == 1 and "pixel_values" not in one
+    with pytest.raises(ValueError, match="Nothing to process"):
+        processor()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK"])
+def test_image_modes(processor, mode):
+    pixels = processor(images=[Image.new("RGB", (64, 20), "red").convert(mode).convert("RGB")])["pixel_values"]
+    assert pixels.shape == (1, 3, 32, 32) and pixels.isfinite().all()
+
+
+def test_videos_of_different_length_are_padded(processor):
+    frames = [Image.fromarray(np.full((20, 20, 3), value, np.uint8)) for value in (0, 100, 200)]
+    batch = processor(videos=[frames, frames[:1]])
+    assert batch["pixel_values_videos"].shape == (2, 3, 3, 32, 32)
+    assert batch["frame_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    single = processor(images=frames[:1])["pixel_values"]
+    torch.testing.assert_close(batch["pixel_values_videos"][1, :1], single)
+    array = np.stack([np.asarray(frame) for frame in frames])
+    torch.testing.assert_close(processor(videos=[array])["pixel_values_videos"][0], batch["pixel_values_videos"][0])
+    with pytest.raises(ValueError, match=r"videos \[1\] have no frame"):
+        processor(videos=[frames, []])
+
+
+def test_long_texts_are_cut_when_asked(processor):
+    processor.tokenizer.model_max_length = 8
+    assert processor(text="cat " * 50, truncation=True)["input_ids"].shape[1] == 8
+
+
+def test_save_and_load(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = MPCLIPProcessor.from_pretrained(tmp_path)
+    automatic = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=False)
+    image = Image.new("RGB", (50, 40), "green")
+    expected = processor(text=["[APT-1] cat"], images=[image])
+    for other in (loaded, automatic):
+        for name, tensor in other(text=["[APT-1] cat"], images=[image]).items():
+            torch.testing.assert_close(tensor, expected[name])
