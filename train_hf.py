@@ -73,7 +73,7 @@ def build_model(arguments: ModelArguments, max_text_length: int) -> tuple[MPCLIP
 def build_trainer(
     model_arguments: ModelArguments, data_arguments: DataArguments, arguments: MPCLIPTrainingArguments
 ) -> MPCLIPTrainer:
-    """Everything `main` trains with; `trainer.collator_for(rows)` is what evaluation of other rows needs."""
+    """The Trainer that `main` runs: data, model, what is trained, cached states."""
     if data_arguments.dataset is None:
         raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
     set_seed(arguments.seed)
@@ -100,6 +100,8 @@ def build_trainer(
         eval_dataset=ImageTextDataset(rows["eval"], "all", with_images=not cached_images) if "eval" in rows else None,
         data_collator=collator("train"),
         eval_collator=collator("eval") if "eval" in rows else None,
+        train_groups=_groups(rows["train"], data_arguments.group_column),
+        group_size=data_arguments.group_size,
         compute_metrics=retrieval_compute_metrics,
         processing_class=processor,
     )
@@ -185,6 +187,12 @@ def _open(arguments: DataArguments, split: str) -> datasets.Dataset:
         caption_column=arguments.caption_column,
         bad_images=arguments.bad_images,
     )
+
+
+def _groups(rows: datasets.Dataset, column: str | None) -> list | None:
+    if column is not None and column not in rows.column_names:
+        raise ValueError(f"group_column={column!r} is no column of the data set; it has {', '.join(rows.column_names)}.")
+    return None if column is None else rows.with_format(None)[column]
 
 
 def _git_commit() -> str | None:

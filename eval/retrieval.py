@@ -115,14 +115,9 @@ def evaluate_retrieval(
     processor = AutoProcessor.from_pretrained(model, trust_remote_code=True)
 
     embeds = encode_dataset(loaded, processor, rows, batch_size, device)
-    text_ranks, image_ranks = retrieval_ranks(**embeds)
-    result = recalls(text_ranks, image_ranks)
-    result["interval_95"] = recall_intervals(text_ranks, image_ranks, embeds["caption_image"].numpy())
-    if "scene" in rows.column_names:
-        result["mistakes"] = count_mistakes(**embeds, text_ranks=text_ranks, rows=rows)
-    result |= {
-        "images": len(image_ranks),
-        "captions": len(text_ranks),
+    result = measure(embeds, rows) | {
+        "images": len(embeds["image_embeds"]),
+        "captions": len(embeds["text_embeds"]),
         "model": model,
         "data": data,
         "split": split,
@@ -139,6 +134,21 @@ def evaluate_retrieval(
     if json_path:
         Path(json_path).parent.mkdir(parents=True, exist_ok=True)
         Path(json_path).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return result
+
+
+def measure(embeds: dict, rows: datasets.Dataset) -> dict:
+    """Everything that embeddings tell: recalls, their intervals, on OpenMoji scenes the mistakes.
+
+    Args:
+        embeds: as from `encode_dataset`.
+        rows: the images they belong to.
+    """
+    text_ranks, image_ranks = retrieval_ranks(**embeds)
+    result = recalls(text_ranks, image_ranks)
+    result["interval_95"] = recall_intervals(text_ranks, image_ranks, embeds["caption_image"].numpy())
+    if "scene" in rows.column_names:
+        result["mistakes"] = count_mistakes(**embeds, text_ranks=text_ranks, rows=rows)
     return result
 
 

@@ -286,6 +286,8 @@ class MPCLIPModel(PreTrainedModel):
                 f"text_hidden_states has {text_hidden_states.shape[1]} columns; attention_mask must cover those of the text, "
                 f"which are {text_hidden_states.shape[1] - len(tree)}."
             )
+        else:
+            text_hidden_states = text_hidden_states.to(self.text_projection.weight.dtype)  # cached ones may be smaller
         readouts = self._readouts(attention_mask, tree)
         last_hidden_state = self.text_model(
             input_ids, attention_mask, tree=tree, readouts=readouts, hidden_states=text_hidden_states

@@ -59,7 +59,7 @@ def load_image_text(
 
     Args:
         source: what to open; the forms are listed at the top of this module.
-        split: the split's name. Where the source is a single table with a `split` column, that column's values are
+        split: the split's name, or a part of it in the syntax of `datasets`: "validation[:50%]", "train[100:200]". Where the source is a single table with a `split` column, that column's values are
             the names.
         image_column: needed only where the column is not named image, img or jpg (in metadata: file_name).
         caption_column: needed only where the column is not named captions, caption, text, sentences or raw. A cell is
@@ -84,9 +84,13 @@ def load_image_text(
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1, or None for all images")
 
-    rows = _open_split(str(source), split, image_column, caption_column)
+    name, _, part = split.partition("[")
+    rows = _open_split(str(source), name, image_column, caption_column)
     _refuse_paths_outside(rows, str(source))
     rows = _merge_same_file(rows)
+    if part:
+        span = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})[0]
+        rows = rows.select(range(span.from_ or 0, len(rows) if span.to is None else span.to))
     rows = rows.select(range(min(limit or len(rows), len(rows))))
 
     faults = {"without a caption": _without_captions(rows), "with an image that cannot be decoded": _undecodable(rows)}
@@ -146,6 +150,10 @@ class ImageTextDataset(torch.utils.data.Dataset):
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Makes "random" draw the captions of this epoch. Trainer calls it where an epoch begins."""
         self._epoch.fill_(epoch)
@@ -158,7 +166,7 @@ class ImageTextDataset(torch.utils.data.Dataset):
         row = self.rows[index]
         indices = list(range(len(row["captions"])))
         if self.captions == "random":
-            indices = [random.Random(f"{self.seed} {int(self._epoch)} {index}").choice(indices)]
+            indices = [random.Random(f"{self.seed} {self.epoch} {index}").choice(indices)]
         item = {"index": index, "captions": [row["captions"][i] for i in indices], "caption_indices": indices}
         if "image" in row:
             item["image"] = to_rgb(row["image"])

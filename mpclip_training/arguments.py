@@ -71,6 +71,11 @@ class DataArguments:
         default=None,
         metadata={"help": "Hub id, folder of images with metadata.jsonl or .csv, parquet, or a saved `datasets` folder."},
     )
+    group_column: str | None = field(
+        default=None,
+        metadata={"help": "Rows with equal values of this column meet in a batch, as hard negatives of one another."},
+    )
+    group_size: int = field(default=2, metadata={"help": "How many rows of such a group meet."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default="validation", metadata={"help": "Split to evaluate on; 'none' for no evaluation."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the image; found by itself if usual."})
@@ -116,7 +121,7 @@ class MPCLIPTrainingArguments(TrainingArguments):
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns; leave False."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "A short last batch has too few negatives."})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Trackers, e.g. tensorboard or wandb."})
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers, e.g. tensorboard or wandb."})
 
 
 ARGUMENT_CLASSES = (ModelArguments, DataArguments, MPCLIPTrainingArguments)

@@ -1,8 +1,11 @@
 """MPCLIPTrainer: transformers' Trainer with the contrastive loss, its parts in the log, and retrieval as evaluation."""
 
+import contextlib
+
 import torch
 from transformers import Trainer
 
+from .group_sampler import GroupSampler
 from .tuning import learning_rate_group
 
 LOSS_PARTS = ("contrastive_loss", "diversity_loss", "negation_loss")
@@ -14,15 +17,17 @@ class MPCLIPTrainer(Trainer):
     Args:
         eval_collator: an `MPCLIPCollator(all_captions=True)`; evaluation computes recall over the whole evaluation set, by
             `compute_metrics` on (image_embeds (I, D), text_embeds (I, C, D), caption_mask (I, C)).
+        train_groups: a group for each training row; `group_size` rows of a group share a batch (`GroupSampler`).
         others: as for `Trainer`.
     """
 
     # The loss is a mean over the batch of this step; Trainer divides it for gradient accumulation.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args, eval_collator=None, **kwargs):
+    def __init__(self, *args, eval_collator=None, train_groups: list | None = None, group_size: int = 2, **kwargs):
         super().__init__(*args, **kwargs)
         self.eval_collator = eval_collator
+        self.train_groups, self.group_size = train_groups, group_size
         self._parts: dict[str, list[torch.Tensor]] = {}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -53,7 +58,7 @@ class MPCLIPTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         outputs = model(**inputs, return_loss=True)
         for part in LOSS_PARTS:
-            if outputs[part] is not None:
+            if part in outputs:
                 self._parts.setdefault(part, []).append(outputs[part].detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -66,10 +71,24 @@ class MPCLIPTrainer(Trainer):
             logs["logit_scale"] = round(scale.exp().item(), 2)
         super().log(logs, *args, **kwargs)
 
+    def _get_train_sampler(self, *args, **kwargs):
+        if self.train_groups is None:
+            return super()._get_train_sampler(*args, **kwargs)
+        return GroupSampler(self.train_groups, self.group_size, self.args.seed, lambda: self.train_dataset.epoch)
+
     def get_eval_dataloader(self, *args, **kwargs):
+        with self._collating_for_evaluation():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args, **kwargs):
+        with self._collating_for_evaluation():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _collating_for_evaluation(self):
         training_collator, self.data_collator = self.data_collator, self.eval_collator
         try:
-            return super().get_eval_dataloader(*args, **kwargs)
+            yield
         finally:
             self.data_collator = training_collator
 

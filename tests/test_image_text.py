@@ -416,3 +416,11 @@ def test_flickr8k():
         "train": 6000,
         "validation": 1000,
     }
+
+
+def test_part_of_a_split(tmp_path):
+    folder = write_folder(tmp_path, records(4, "train") + [{**row, "split": "validation"} for row in records(4)][:2])
+    assert load_image_text(folder, "train[:50%]")["captions"][:] == load_image_text(folder, "train")["captions"][:2]
+    assert len(load_image_text(folder, "train[50%:]")) == 2 and len(load_image_text(folder, "train[1:2]")) == 1
+    with pytest.raises(ValueError, match="splits found"):
+        load_image_text(folder, "test[:50%]")

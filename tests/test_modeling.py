@@ -213,7 +213,9 @@ def test_dtype_device_map_and_attention_per_tower(tmp_path, tokenizer, batch):
 def test_weights_offloaded_to_disk(tmp_path, tokenizer, batch):
     model = make_model(tokenizer=tokenizer)
     model.save_pretrained(tmp_path / "model")
-    device_map = {"": "cpu", "text_model.layers.2": "disk"}
+    device_map = {name: "cpu" for name, _ in model.named_children() if name != "text_model"}
+    device_map |= {f"text_model.{name}": "cpu" for name, _ in model.text_model.named_children() if name != "layers"}
+    device_map |= {"text_model.layers.0": "cpu", "text_model.layers.1": "cpu", "text_model.layers.2": "disk"}
     loaded = MPCLIPModel.from_pretrained(tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload")
     assert loaded.text_model.layers[2].mlp.up_proj.weight.device.type == "meta"
     torch.testing.assert_close(loaded(**batch).logits_per_image, model(**batch).logits_per_image)

