@@ -86,11 +86,13 @@ class MPCLIPTrainer(Trainer):
 
     @contextlib.contextmanager
     def _collating_for_evaluation(self):
-        training_collator, self.data_collator = self.data_collator, self.eval_collator
+        # Trainer gives evaluation the training's collator and drop_last, which would leave out the last pictures.
+        training = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
         try:
             yield
         finally:
-            self.data_collator = training_collator
+            self.data_collator, self.args.dataloader_drop_last = training
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Embeddings of a batch of images and of all their captions; the labels are the mask of real captions."""

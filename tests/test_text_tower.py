@@ -28,16 +28,16 @@ def path(tree, node: int) -> list[int]:
     return ids[::-1]
 
 
-def separate_passes(model, llm, tokenizer, negated: bool) -> torch.Tensor:
+def separate_passes(model, llm, tokenizer, negated: bool, texts: list[str] = TEXTS) -> torch.Tensor:
     """(B, R, H): the slow, plain path. Each text with each prompt alone, unpadded, default causal attention."""
     tree = model.prompt_tree(negated)
     rows = []
-    for text in TEXTS:
+    for text in texts:
         text_ids = tokenizer(text)["input_ids"]
         for node in (*tree.readouts, *tree.negated_readouts):
             embeds = model.text_model.embed(torch.tensor([text_ids + path(tree, node)]))
             rows.append(llm(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, -1])
-    return torch.stack(rows).view(len(TEXTS), -1, rows[0].shape[-1])
+    return torch.stack(rows).view(len(texts), -1, rows[0].shape[-1])
 
 
 def plain_llm(model):
