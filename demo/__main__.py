@@ -33,9 +33,9 @@ RECIPE = "configs/openmoji_smollm2.yaml"
 SYSTEMS = {
     "multi_prompt": [],
     # The baseline differs in this alone: one prompt gives all dimensions.
-    "single_prompt": ["--num_prompts", "1", "--adaptive_init", "objects"],
+    "single_prompt": ["--num_prompts", "1", "--templates", "The [APT-1]:", "--adaptive_init", "picture"],
 }
-SCENES = {"train": 3000, "validation": 0, "test": 600}
+SCENES = {"train": 5000, "test": 600}
 QUERIES = 5  # in the picture
 
 
