@@ -77,6 +77,7 @@ def build_trainer(
     if data_arguments.dataset is None:
         raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
     set_seed(arguments.seed)
+    arguments.dataloader_pin_memory &= arguments.device.type != "cpu"
     rows = {"train": _open(data_arguments, data_arguments.train_split)}
     if data_arguments.eval_split:
         rows["eval"] = _open(data_arguments, data_arguments.eval_split)
@@ -89,7 +90,8 @@ def build_trainer(
     logger.info("%d of %d parameters are trained", *counts)
 
     def collator(which: str) -> MPCLIPCollator:
-        states = cached_states(base, processor, rows[which], model_arguments, data_arguments)
+        negated = which == "train" and base.config.negation_weight > 0  # evaluation has no use for negated prompts
+        states = cached_states(base, processor, rows[which], negated, model_arguments, data_arguments)
         return MPCLIPCollator(processor, *states, all_captions=which != "train")
 
     cached_images = data_arguments.cache_states and model_arguments.vision_tuning == "frozen"
@@ -112,6 +114,7 @@ def cached_states(
     model: MPCLIPModel,
     processor: MPCLIPProcessor,
     rows: datasets.Dataset,
+    negated: bool,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
 ) -> tuple:
@@ -120,7 +123,7 @@ def cached_states(
         return None, None
     captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
     folder = Path(data_arguments.cache_dir)
-    text = cache_text_states(model, processor.tokenizer, captions, folder, negated=model.config.negation_weight > 0)
+    text = cache_text_states(model, processor.tokenizer, captions, folder, negated)
     if model_arguments.vision_tuning != "frozen":
         return text, None
     return text, cache_image_states(model, processor.image_processor, rows, folder)
@@ -135,7 +138,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model_arguments, data_arguments, arguments = parse_arguments(argv)
     except ValueError as error:
         raise SystemExit(f"train_hf.py: {error}") from error
-    logging.basicConfig(level=logging.INFO if arguments.should_log else logging.WARNING, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO if arguments.should_log else logging.WARNING)
     trainer = build_trainer(model_arguments, data_arguments, arguments)
     return train(trainer, argv, (model_arguments, data_arguments))
 

@@ -5,12 +5,14 @@
     scenes/                     the pictures with their captions, and the drawings' attribution
     cache/                      states of the frozen towers; computed once, used by both systems
     multi_prompt/ single_prompt/  the checkpoints, as train_hf.py leaves them
-    results.json results.png queries.png
+    scenes.png queries.png      a few families, and a few queries with what they found
+    results.json
 
 An interrupted run goes on where it was, and a finished one is shown again at once; `make clean` starts afresh.
 """
 
 import argparse
+import datetime
 import json
 import logging
 import time
@@ -20,13 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import train_hf
 from eval.query_grid import query_grid
 from eval.retrieval import describe_machine, measure
+from mpclip_data import openmoji_scenes
 from mpclip_data.backbones import prepare_backbone
 from mpclip_data.image_text import load_image_text
-from mpclip_data.openmoji_scenes import write_scenes
 from mpclip_training.arguments import parse_arguments
 
 RECIPE = "configs/openmoji_smollm2.yaml"
@@ -48,41 +52,52 @@ def main(arguments: list[str] | None = None) -> dict:
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("train_hf").setLevel(logging.INFO)
 
     started = time.monotonic()
     _say("1/4  Pretrained towers and scenes")
     for name in ("smollm2-135m", "efficientnet-lite0"):
         print(f"     {name}: {prepare_backbone(name)}")
     scenes = options.out / "scenes"
-    write_scenes(scenes, train=options.train, validation=0, test=options.test, captions_per_scene=1)
+    counts = {"train": options.train, "validation": 0, "test": options.test, "captions_per_scene": 1}
+    drawn = [f"--{name}={value}" for name, value in counts.items()]
+    openmoji_scenes.main([f"--out={scenes}", *drawn, f"--contact_sheet={options.out / 'scenes.png'}"])
     rows = load_image_text(str(scenes), "test")
 
     results: dict = {}
+    trained_now = False
     for i, (system, difference) in enumerate(SYSTEMS.items()):
         _say(f"{i + 2}/4  {system.replace('_', ' ')}: training and held-out retrieval")
         argv = [RECIPE, "--dataset", str(scenes), "--cache_dir", str(options.out / "cache")]
         argv += ["--output_dir", str(options.out / system), *difference, *options.overrides]
-        embeds = _embeddings(argv, rows)
+        embeds, was_trained = _embeddings(argv, rows)
+        trained_now |= not was_trained
         results[system] = measure(embeds, rows)
         if system == "multi_prompt":
             _write_queries(embeds, rows, options.out / "queries.png")
     results |= {
+        "about": f"{len(rows)} held-out OpenMoji scenes in families of near-twins, after {options.train} training scenes.",
         "scenes": len(rows),
         "training_scenes": options.train,
         "seconds": round(time.monotonic() - started, 1),
         "recipe": RECIPE,
+        "command": "make demo",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
     }
     _say("4/4  Results")
-    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    file = options.out / "results.json"
+    if file.exists() and not trained_now:
+        results = json.loads(file.read_text())  # nothing new was measured: date and duration stay those of the training
+    file.write_text(json.dumps(results, indent=1) + "\n")
     print(_table(results))
     _show_use(options.out)
     return results
 
 
-def _embeddings(argv: list[str], rows) -> dict:
-    """Embeddings of the held-out scenes by the system that `argv` describes, trained if it is not yet.
+def _embeddings(argv: list[str], rows) -> tuple[dict, bool]:
+    """Embeddings of the held-out scenes by the system that `argv` describes, and whether it had been trained before.
 
     Kept beside the checkpoint with the command that made them, and used again only by the same.
     """
@@ -91,12 +106,10 @@ def _embeddings(argv: list[str], rows) -> dict:
     stored = folder / "test_embeddings.safetensors"
     identity = {"command": " ".join(argv), "recipe": Path(RECIPE).read_text(), "scenes": str(len(rows))}
     if stored.exists():
-        from safetensors import safe_open
-
         with safe_open(stored, "pt") as file:
             if file.metadata() == identity:
                 print(f"     already trained: {folder}")
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+                return {name: file.get_tensor(name) for name in file.keys()}, True  # noqa: SIM118 (it is no dict)
     trainer = train_hf.build_trainer(*described)
     train_hf.train(trainer, argv, described[:2])
     image_embeds, text_embeds, caption_mask = trainer.predict(trainer.eval_dataset).predictions
@@ -106,10 +119,8 @@ def _embeddings(argv: list[str], rows) -> dict:
         "text_embeds": torch.from_numpy(text_embeds[real]),
         "caption_image": torch.from_numpy(np.nonzero(real)[0]),
     }
-    from safetensors.torch import save_file
-
     save_file(embeds, stored, metadata=identity)
-    return embeds
+    return embeds, False
 
 
 def _write_queries(embeds: dict, rows, path: Path) -> None:
@@ -135,7 +146,7 @@ def _table(results: dict) -> str:
 
 def _show_use(out: Path) -> None:
     print(f"""
-What it finds: {out / "queries.png"}   all numbers: {out / "results.json"}   took {_minutes(out)} min
+What it finds: {out / "queries.png"}   all numbers: {out / "results.json"}   trained in {_minutes(out)} min
 Use it anywhere, without this repository:
 
     from transformers import AutoModel, AutoProcessor

@@ -59,8 +59,8 @@ def load_image_text(
 
     Args:
         source: what to open; the forms are listed at the top of this module.
-        split: the split's name, or a part of it in the syntax of `datasets`: "validation[:50%]", "train[100:200]". Where the source is a single table with a `split` column, that column's values are
-            the names.
+        split: the split's name, or a part of it in the syntax of `datasets`: "validation[:50%]", "train[100:200]".
+            Where the source is a single table with a `split` column, that column's values are the names.
         image_column: needed only where the column is not named image, img or jpg (in metadata: file_name).
         caption_column: needed only where the column is not named captions, caption, text, sentences or raw. A cell is
             one caption, a list of them, a JSON list in a string, or a list of `{"raw": caption}`. In a folder, metadata

@@ -121,7 +121,10 @@ class MPCLIPTrainingArguments(TrainingArguments):
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns; leave False."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "A short last batch has too few negatives."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers, e.g. tensorboard or wandb."})
+    # None stands first as in the base class: HfArgumentParser cannot read the type the other way round.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "Trackers, e.g. tensorboard or wandb."}
+    )
 
 
 ARGUMENT_CLASSES = (ModelArguments, DataArguments, MPCLIPTrainingArguments)

@@ -194,6 +194,17 @@ def test_save_and_load_gives_equal_numbers(tmp_path, text, sharded):
         )
 
 
+def test_a_missing_adaptive_embedding_is_told(tmp_path, tokenizer):
+    from safetensors.torch import load_file, save_file
+
+    make_model(tokenizer=tokenizer).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["text_model.adaptive_embedding.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    info = MPCLIPModel.from_pretrained(tmp_path, output_loading_info=True)[1]
+    assert set(info["missing_keys"]) == {"text_model.adaptive_embedding.weight"}
+
+
 def test_dtype_device_map_and_attention_per_tower(tmp_path, tokenizer, batch):
     model = make_model(tokenizer=tokenizer)
     model.save_pretrained(tmp_path)

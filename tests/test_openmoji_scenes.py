@@ -163,9 +163,7 @@ def test_no_two_scenes_of_a_split_are_alike(scenes):
 
 def test_objects_stay_inside_and_apart_and_their_relation_is_clear(scenes):
     for scene in scenes:
-        boxes = [
-            (t.x - t.pixels / 2, t.y - t.pixels / 2, t.x + t.pixels / 2, t.y + t.pixels / 2) for t in scene.objects
-        ]
+        boxes = [(t.x - t.pixels / 2, t.y - t.pixels / 2, t.x + t.pixels / 2, t.y + t.pixels / 2) for t in scene.objects]
         assert all(min(box) >= 0 and max(box) <= 224 for box in boxes)
         for (l1, t1, r1, b1), (l2, t2, r2, b2) in itertools.combinations(boxes, 2):
             assert r1 < l2 or r2 < l1 or b1 < t2 or b2 < t1

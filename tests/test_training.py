@@ -1,5 +1,6 @@
 """`train_hf.py` end to end on tiny towers and a dozen pictures: every tuning, resume, caches, logs, saved model."""
 
+import itertools
 import json
 
 import pytest
@@ -115,7 +116,16 @@ def test_what_is_frozen_stays_and_what_is_trained_moves(folder, tmp_path):
 
 
 def test_learning_rates_and_decay_per_group(folder, tmp_path):
-    extra = ("--learning_rate", "0.01", "--text_learning_rate", "0.02", "--adaptive_learning_rate", "0.03", "--weight_decay", "0.5")
+    extra = (
+        "--learning_rate",
+        "0.01",
+        "--text_learning_rate",
+        "0.02",
+        "--adaptive_learning_rate",
+        "0.03",
+        "--weight_decay",
+        "0.5",
+    )
     trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path, *extra)))
     of = {id(p): (g["lr"], g["weight_decay"]) for g in trainer.create_optimizer().param_groups for p in g["params"]}
     model = trainer.model
@@ -244,7 +254,9 @@ def test_a_damaged_shard_is_computed_again_and_a_cut_run_goes_on(folder, tmp_pat
     shards[3].unlink()
     computed = []
     lower = type(model.text_model).lower
-    monkeypatch.setattr(type(model.text_model), "lower", lambda self, ids, *a: computed.append(len(ids)) or lower(self, ids, *a))
+    monkeypatch.setattr(
+        type(model.text_model), "lower", lambda self, ids, *a: computed.append(len(ids)) or lower(self, ids, *a)
+    )
     torch.testing.assert_close(make().batch(texts)["text_hidden_states"], expected, atol=0, rtol=0)
     assert sum(computed) == 6  # the two bad shards of three rows alone
     assert "is damaged or missing" in caplog.text
@@ -333,6 +345,6 @@ def test_group_sampler_keeps_chunks_of_a_group_together():
     first, again = list(sampler), list(sampler)
     assert first == again and sorted(first) == list(range(9)) and len(sampler) == 9
     groups = [row // 3 for row in first]
-    assert sum(a == b for a, b in zip(groups, groups[1:], strict=False)) >= 3
+    assert sum(a == b for a, b in itertools.pairwise(groups)) >= 3
     epoch[0] = 1
     assert list(sampler) != first
