@@ -11,7 +11,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .configuration_mpclip import MPCLIPConfig
 from .contrastive_losses import (
@@ -192,15 +192,11 @@ class MPCLIPModel(PreTrainedModel):
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(text)
         config.compile_prompts(tokenizer)
 
-        text_class = text_tower_class(type(text_config))
-        text_model = text_class.from_pretrained(
-            text, config=text_config, **_tower_arguments(config), **{"dtype": torch.float32, **(text_kwargs or {})}
+        text_model = _load_tower(
+            text_tower_class(type(text_config)), text, text_config, text_kwargs, **_tower_arguments(config)
         )
-        vision_model = MODEL_MAPPING[type(vision_config)].from_pretrained(
-            vision,
-            config=vision_config,
-            **pooler_arguments(vision_config),
-            **{"dtype": torch.float32, **(vision_kwargs or {})},
+        vision_model = _load_tower(
+            MODEL_MAPPING[type(vision_config)], vision, vision_config, vision_kwargs, **pooler_arguments(vision_config)
         )
         config.text_config, config.vision_config = text_model.config, vision_model.config
         model = cls(config, text_model, vision_model)
@@ -477,6 +473,24 @@ def _tower_arguments(config: MPCLIPConfig) -> dict:
         ids = range(config.text_config.vocab_size, config.text_config.vocab_size + config.num_adaptive_tokens)
         return {"adaptive_token_ids": tuple(ids), "boundary_layer": config.boundary_layer}
     return {"adaptive_token_ids": tuple(config.adaptive_token_ids), "boundary_layer": config.boundary_layer}
+
+
+def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs: dict | None, **own) -> PreTrainedModel:
+    """A pretrained tower, all of whose own weights were found; what is new in it and what it leaves out goes without saying."""
+    kwargs = {"dtype": torch.float32, **(kwargs or {})}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        tower, info = tower_class.from_pretrained(source, config=config, output_loading_info=True, **own, **kwargs)
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(("adaptive_embedding", "boundary_embedding")))
+    if missing:
+        raise ValueError(
+            f"{source} lacks {len(missing)} weights of {tower_class.__name__}, {missing[0]} first: "
+            "it is incomplete, or the checkpoint of another kind of model."
+        )
+    return tower
 
 
 def _adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | None) -> torch.Tensor:

@@ -48,9 +48,6 @@ class PromptedTextTower:
             embeddings of the adaptive tokens.
     """
 
-    # An LLM's own checkpoint has none; what is missing from one of ours is told by MPCLIPModel.
-    _keys_to_ignore_on_load_missing = ["adaptive_embedding", "boundary_embedding"]
-
     def __init__(
         self,
         config: PreTrainedConfig,

@@ -152,6 +152,15 @@ def test_a_vision_tower_from_inside_a_dual_encoder(tmp_path):
     torch.testing.assert_close(model.vision_tokens(pixels), clip.vision_model(pixels).last_hidden_state)
 
 
+def test_an_incomplete_tower_is_refused(tmp_path):
+    towers(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path / "text")
+    weights = {name: tensor for name, tensor in model.state_dict().items() if "layers.1.mlp" not in name}
+    model.save_pretrained(tmp_path / "text", state_dict=weights)
+    with pytest.raises(ValueError, match=r"lacks 3 weights of PromptedLlamaModel, layers\.1\.mlp"):
+        MPCLIPModel.from_pretrained_towers(tmp_path / "text", tmp_path / "vision")
+
+
 def test_adaptive_init_by_words(tmp_path):
     model, processor = towers(tmp_path, adaptive_init=["cat", "red mat"])
     ids = processor.tokenizer(" red mat", add_special_tokens=False)["input_ids"]
