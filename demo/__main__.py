@@ -26,8 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import train_hf
-from eval.query_grid import query_grid
-from eval.retrieval import describe_machine, measure
+from eval.retrieval import describe_machine, measure, write_grid
 from mpclip_data import openmoji_scenes
 from mpclip_data.backbones import prepare_backbone
 from mpclip_data.image_text import load_image_text
@@ -40,7 +39,6 @@ SYSTEMS = {
     "single_prompt": ["--num_prompts", "1", "--templates", "The [APT-1]:", "--adaptive_init", "picture"],
 }
 SCENES = {"train": 5000, "test": 600}
-QUERIES = 5  # in the picture
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -48,7 +46,6 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything (default: runs/demo)")
     parser.add_argument("--train", type=int, default=SCENES["train"], help="training scenes (default: %(default)s)")
     parser.add_argument("--test", type=int, default=SCENES["test"], help="held-out scenes (default: %(default)s)")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="options of train_hf.py for both systems, e.g. -- --seed 1")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -70,12 +67,12 @@ def main(arguments: list[str] | None = None) -> dict:
     for i, (system, difference) in enumerate(SYSTEMS.items()):
         _say(f"{i + 2}/4  {system.replace('_', ' ')}: training and held-out retrieval")
         argv = [RECIPE, "--dataset", str(scenes), "--cache_dir", str(options.out / "cache")]
-        argv += ["--output_dir", str(options.out / system), *difference, *options.overrides]
+        argv += ["--output_dir", str(options.out / system), *difference]
         embeds, was_trained = _embeddings(argv, rows)
         trained_now |= not was_trained
         results[system] = measure(embeds, rows)
         if system == "multi_prompt":
-            _write_queries(embeds, rows, options.out / "queries.png")
+            write_grid(rows, embeds, options.out / "queries.png")
     results |= {
         "about": f"{len(rows)} held-out OpenMoji scenes in families of near-twins, after {options.train} training scenes.",
         "scenes": len(rows),
@@ -121,13 +118,6 @@ def _embeddings(argv: list[str], rows) -> tuple[dict, bool]:
     }
     save_file(embeds, stored, metadata=identity)
     return embeds, False
-
-
-def _write_queries(embeds: dict, rows, path: Path) -> None:
-    chosen = np.linspace(0, len(embeds["text_embeds"]) - 1, QUERIES).astype(int)  # spread evenly: nobody picked them
-    captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
-    scores = embeds["text_embeds"][chosen] @ embeds["image_embeds"].T  # (Q, I)
-    query_grid([captions[t] for t in chosen], rows["image"], scores, embeds["caption_image"][chosen], path)
 
 
 def _table(results: dict) -> str:

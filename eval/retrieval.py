@@ -130,7 +130,7 @@ def evaluate_retrieval(
         "seconds": round(time.monotonic() - started, 1),
     }
     if grid_path:
-        _write_grid(rows, embeds, grid_path)
+        write_grid(rows, embeds, grid_path)
     if json_path:
         Path(json_path).parent.mkdir(parents=True, exist_ok=True)
         Path(json_path).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -230,8 +230,14 @@ def _in_batches(embed, count: int, batch_size: int, title: str) -> Tensor:
     return torch.cat(parts)
 
 
-def _write_grid(rows: datasets.Dataset, embeds: dict, path: str | Path) -> None:
-    """A few queries, evenly spread over the captions so that nobody picked them."""
+def write_grid(rows: datasets.Dataset, embeds: dict, path: str | Path) -> None:
+    """Draws a few queries with what they found, evenly spread over the captions so that nobody picked them.
+
+    Args:
+        rows: the images and captions.
+        embeds: their embeddings, as from `encode_dataset`.
+        path: of the PNG.
+    """
     count = len(embeds["text_embeds"])
     chosen = np.linspace(0, count - 1, min(GRID_QUERIES, count)).astype(int)  # (Q,)
     captions = [caption for row in rows["captions"][:] for caption in row]
