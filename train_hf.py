@@ -20,6 +20,7 @@ started again; `--resume_from_checkpoint false` starts it anew.
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -29,7 +30,6 @@ import datasets
 import torch
 import transformers
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from eval.metrics import retrieval_compute_metrics
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
@@ -48,11 +48,24 @@ CONFIG_OPTIONS = (
     *("image_pooling", "pooling_width", "pooling_heads"),
     *("loss", "diversity_weight", "negation_weight", "negation_form"),
 )
+RUN_FILE = "run.json"  # beside the checkpoints: what they were trained with
+SHAPING_ARGUMENTS = (
+    *("learning_rate", "text_learning_rate", "vision_learning_rate", "adaptive_learning_rate", "weight_decay"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "num_train_epochs", "max_steps"),
+    *("warmup_steps", "lr_scheduler_type", "seed", "bf16", "fp16"),
+)
 
 
 def build_model(arguments: ModelArguments, max_text_length: int) -> tuple[MPCLIPModel, MPCLIPProcessor]:
     """The model to start from and its processor."""
     if arguments.checkpoint:
+        default = ModelArguments()
+        given = [name for name in (*CONFIG_OPTIONS, "adaptive_init") if getattr(arguments, name) != getattr(default, name)]
+        if given:
+            raise ValueError(
+                f"--checkpoint {arguments.checkpoint} brings its own config; {', '.join(given)} would be ignored. "
+                "Leave them out, or build a new model from --text_model and --vision_model."
+            )
         model = MPCLIPModel.from_pretrained(arguments.checkpoint, dtype=torch.float32)
         return model, MPCLIPProcessor.from_pretrained(arguments.checkpoint)
     text, vision = resolve_backbone(arguments.text_model), resolve_backbone(arguments.vision_model)
@@ -76,6 +89,11 @@ def build_trainer(
     """The Trainer that `main` runs: data, model, what is trained, cached states."""
     if data_arguments.dataset is None:
         raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {arguments.n_gpu} GPUs, among which torch would split every batch. "
+            "Start a process for each: accelerate launch train_hf.py ..., or show it one: CUDA_VISIBLE_DEVICES=0."
+        )
     set_seed(arguments.seed)
     arguments.dataloader_pin_memory &= arguments.device.type != "cpu"
     rows = {"train": _open(data_arguments, data_arguments.train_split)}
@@ -91,7 +109,8 @@ def build_trainer(
 
     def collator(which: str) -> MPCLIPCollator:
         negated = which == "train" and base.config.negation_weight > 0  # evaluation has no use for negated prompts
-        states = cached_states(base, processor, rows[which], negated, model_arguments, data_arguments)
+        device = arguments.device
+        states = cached_states(base, processor, rows[which], negated, model_arguments, data_arguments, device)
         return MPCLIPCollator(processor, *states, all_captions=which != "train")
 
     cached_images = data_arguments.cache_states and model_arguments.vision_tuning == "frozen"
@@ -117,16 +136,17 @@ def cached_states(
     negated: bool,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
+    device: torch.device,
 ) -> tuple:
     """(text states, image states) of rows, each None where it is not cached: for `MPCLIPCollator`."""
     if not data_arguments.cache_states:
         return None, None
     captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
     folder = Path(data_arguments.cache_dir)
-    text = cache_text_states(model, processor.tokenizer, captions, folder, negated)
+    text = cache_text_states(model, processor.tokenizer, captions, folder, negated, device)
     if model_arguments.vision_tuning != "frozen":
         return text, None
-    return text, cache_image_states(model, processor.image_processor, rows, folder)
+    return text, cache_image_states(model, processor.image_processor, rows, folder, device)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -149,11 +169,15 @@ def train(trainer: MPCLIPTrainer, argv: list[str], described: tuple) -> dict[str
     arguments = trainer.args
     resume = arguments.resume_from_checkpoint
     if resume is None or str(resume).lower() == "true":
-        resume = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+        resume = last_complete_checkpoint(Path(arguments.output_dir))
         if resume:
             logger.info("Going on from %s; --resume_from_checkpoint false starts anew.", resume)
     elif str(resume).lower() == "false":
         resume = None
+    if resume is None and trainer.is_world_process_zero():
+        _write_json(Path(arguments.output_dir, RUN_FILE), _what_shapes_the_weights(*described, arguments))
+    elif resume is not None:
+        _refuse_other_run(Path(arguments.output_dir, RUN_FILE), _what_shapes_the_weights(*described, arguments))
     metrics = trainer.train(resume_from_checkpoint=resume).metrics
     trainer.save_metrics("train", metrics, combined=False)
     if trainer.eval_dataset is not None:
@@ -168,9 +192,44 @@ def train(trainer: MPCLIPTrainer, argv: list[str], described: tuple) -> dict[str
             **{type(part).__name__: asdict(part) for part in described},
             "MPCLIPTrainingArguments": arguments.to_dict(),
         }
-        Path(arguments.output_dir, "training.json").write_text(json.dumps(origin, indent=1, default=str))
+        _write_json(Path(arguments.output_dir, "training.json"), origin)
         logger.info("The model is in %s", arguments.output_dir)
     return metrics
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; Trainer writes `trainer_state.json` last."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for checkpoint in checkpoints:
+        if (checkpoint / "trainer_state.json").exists():
+            return str(checkpoint)
+        logger.warning("%s was not written to its end; the one before it is taken.", checkpoint)
+    return None
+
+
+def _what_shapes_the_weights(
+    model_arguments: ModelArguments, data_arguments: DataArguments, arguments: MPCLIPTrainingArguments
+) -> dict:
+    """The options that a resumed run must share with the one it goes on from."""
+    data = asdict(data_arguments)
+    del data["cache_dir"], data["cache_states"]
+    return {**asdict(model_arguments), **data, **{name: getattr(arguments, name) for name in SHAPING_ARGUMENTS}}
+
+
+def _refuse_other_run(file: Path, now: dict) -> None:
+    now = json.loads(json.dumps(now, default=str))
+    before = json.loads(file.read_text()) if file.exists() else {}
+    changed = [f"{name}: {before.get(name)!r} -> {value!r}" for name, value in now.items() if before.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"{file.parent} holds checkpoints of a run with other options ({'; '.join(changed)}). "
+            "Give another --output_dir, the old options, or --resume_from_checkpoint false to start anew."
+        )
+
+
+def _write_json(file: Path, content: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1, default=str))
 
 
 def save_final(trainer: MPCLIPTrainer) -> None:
@@ -201,6 +260,8 @@ def _groups(rows: datasets.Dataset, column: str | None) -> list | None:
 
 def _git_commit() -> str | None:
     """The commit of the code that trains, None outside a git checkout."""
+    if shutil.which("git") is None:
+        return None
     here = Path(__file__).parent
     git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return git.stdout.strip() or None

@@ -35,7 +35,7 @@ from mpclip_training.arguments import parse_arguments
 RECIPE = "configs/openmoji_smollm2.yaml"
 SYSTEMS = {
     "multi_prompt": [],
-    # The baseline differs in this alone: one prompt gives all dimensions.
+    # The baseline differs in this alone: one prompt, and with it one query of the image pooling, gives all dimensions.
     "single_prompt": ["--num_prompts", "1", "--templates", "The [APT-1]:", "--adaptive_init", "picture"],
 }
 SCENES = {"train": 5000, "test": 600}

@@ -10,6 +10,7 @@ import sys
 # Each command is a module with `main(arguments)`; the first line of its docstring is its line in the help.
 COMMANDS = {
     "retrieval": "eval.retrieval",
+    "report": "eval.report",
 }
 
 

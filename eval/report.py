@@ -16,6 +16,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of JSON files (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="page to write (%(default)s)")
     options = parser.parse_args(arguments)
+    if not options.results.is_dir() or not list(options.results.glob("*.json")):
+        raise SystemExit(f"No measurement in {options.results}: python -m eval retrieval --json writes one.")
     sections = [_section(file.stem, json.loads(file.read_text())) for file in sorted(options.results.glob("*.json"))]
     options.out.write_text("\n".join([HEAD, *sections]))
     print(f"written: {options.out}")

@@ -1,6 +1,6 @@
 """Recall of text-to-image and image-to-text retrieval on a data set of captioned images.
 
-    python -m eval retrieval --model runs/demo/model --data runs/demo/scenes --split test --json results/demo.json
+    python -m eval retrieval --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json results/demo.json
     python -m eval retrieval --model you/your-model --data jxie/flickr8k --split test --json out.json --grid out.png
 
 Every caption of the split searches all its images, and every image all its captions. Ties count against the model (see

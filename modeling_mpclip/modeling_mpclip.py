@@ -292,6 +292,7 @@ class MPCLIPModel(PreTrainedModel):
         if self.config.text_pooling == "mean":
             vectors = _masked_mean(last_hidden_state, attention_mask)[:, None]  # (B, 1, H)
 
+        vectors = vectors.to(self.text_projection.weight)  # a tower may be smaller in dtype, or elsewhere
         K = self.config.num_prompts
         prompt_embeds = self.text_projection(vectors[:, :K])  # (B, K, D/K)
         if aspect_weights is not None:
@@ -438,7 +439,7 @@ class MPCLIPModel(PreTrainedModel):
         return (N + nodes).expand(B, -1)
 
     def _pool_image(self, tokens: torch.Tensor, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
-        tokens = tokens.to(self.image_projection.weight.dtype)  # cached features may be in a smaller dtype
+        tokens = tokens.to(self.image_projection.weight)  # cached or from a tower of a smaller dtype
         attentions = None
         if self.image_pooling is not None:
             vectors, attentions = self.image_pooling(tokens, mask)  # (B, Q, W), (B, Q, heads, N)

@@ -106,7 +106,9 @@ class MPCLIPTrainingArguments(TrainingArguments):
     text_learning_rate: float = field(default=1e-4, metadata={"help": "Of the LLM's trained layers or adapters."})
     vision_learning_rate: float = field(default=1e-5, metadata={"help": "Of the vision encoder."})
     adaptive_learning_rate: float = field(default=1e-3, metadata={"help": "Of the adaptive tokens."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs per step; also the negatives."})
+    per_device_train_batch_size: int = field(
+        default=128, metadata={"help": "Pairs per step and process; also the negatives: a process sees its own alone."}
+    )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per evaluation step."})
     num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the images, a random caption each time."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Linear warm-up: steps, or a share of all steps if below 1."})

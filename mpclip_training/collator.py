@@ -38,7 +38,8 @@ class MPCLIPCollator:
         if self.all_captions:
             C = max(map(len, captions))
             # The first caption stands in for those that are missing; `caption_mask` leaves it out of the count.
-            batch["caption_mask"] = torch.tensor([[True] * len(row) + [False] * (C - len(row)) for row in captions])  # (B, C)
+            # Integers: Trainer pads shorter batches with -100, which as a boolean would read True.
+            batch["caption_mask"] = torch.tensor([[1] * len(row) + [0] * (C - len(row)) for row in captions])  # (B, C)
             captions = [[*row, *[row[0]] * (C - len(row))] for row in captions]
         texts = [caption for row in captions for caption in row]
         if self.text_states is not None:

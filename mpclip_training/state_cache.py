@@ -3,8 +3,8 @@
     texts  -> hidden states that enter the first trained layer of the LLM   `cache_text_states`
     images -> tokens of the vision encoder                                  `cache_image_states`
 
-Training on them is exact, not an approximation: everything below is frozen, and the model that meets them is the same. They
-are stored in bfloat16, in Arrow shards that are memory-mapped.
+They do not go stale: everything below is frozen. They are computed and stored in bfloat16, so training on them equals live
+training to bfloat16 rounding; in Arrow shards that are memory-mapped.
 
 A cache stands in a folder named by a hash of everything it depends on: weights, token ids or pixels, prompts, layer, dtype.
 What has changed therefore misses, and is never silently used. Shards are written aside and renamed, and listed in a manifest
@@ -31,6 +31,7 @@ from modeling_mpclip.image_tower import vision_tokens
 
 logger = logging.getLogger(__name__)
 SHARD_ROWS = 1024
+REVISION = 1  # of the code that computes states; raise it when that changes what it gives
 
 
 class StateStore:
@@ -74,11 +75,22 @@ def cached_store(
 
     With several processes the first computes and the others wait for it.
     """
-    key = {**key, "count": count, "torch": torch.__version__, "transformers": transformers.__version__}
+    key = _complete_key(key, count)
     target = Path(folder) / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     with PartialState().main_process_first():
         _complete(target, key, count, compute, title)
     return StateStore(target, width)
+
+
+def _complete_key(key: dict, count: int) -> dict:
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "revision": REVISION}
+    return {**key, **versions, "count": count, "dtype": "bfloat16"}
+
+
+def _damaged(folder: Path, manifest: dict) -> list[str]:
+    """Listed shards that are missing or not what was written."""
+    shards = manifest["shards"].items()
+    return [name for name, digest in shards if not (folder / name).exists() or _sha256_file(folder / name) != digest]
 
 
 def _complete(target: Path, key: dict, count: int, compute: Callable, title: str) -> None:
@@ -87,10 +99,9 @@ def _complete(target: Path, key: dict, count: int, compute: Callable, title: str
     manifest = {"key": key, "done": False, "shards": {}}
     if manifest_file.exists():
         manifest = json.loads(manifest_file.read_text())
-    for name, digest in list(manifest["shards"].items()):
-        if not (target / name).exists() or _sha256_file(target / name) != digest:
-            logger.warning("%s is damaged or missing; its states are computed again.", target / name)
-            del manifest["shards"][name]
+    for name in _damaged(target, manifest):
+        logger.warning("%s is damaged or missing; its states are computed again.", target / name)
+        del manifest["shards"][name]
 
     shards = {f"{start:09d}.arrow": range(start, min(start + SHARD_ROWS, count)) for start in range(0, count, SHARD_ROWS)}
     done = sum(len(rows) for name, rows in shards.items() if name in manifest["shards"])
@@ -143,6 +154,7 @@ def cache_text_states(
     texts: Iterable[str],
     folder: str | os.PathLike,
     negated: bool = False,
+    device: torch.device | str = "cpu",
     tokens_per_batch: int = 8192,
 ) -> TextStates:
     """Hidden states of every distinct text with the prompts, entering the model's boundary layer.
@@ -150,6 +162,7 @@ def cache_text_states(
     Args:
         model: an `MPCLIPModel` with adaptive_tokens="boundary" and frozen layers below the boundary.
         negated: with the negated prompts.
+        device: to compute on.
         tokens_per_batch: padded tokens computed at once.
 
     A cache that holds more prompts than the model has serves it too: a node's state depends on its ancestors alone. So a
@@ -185,8 +198,8 @@ def cache_text_states(
     }
     tree = model.prompt_tree(negated)
     identity = _identity(tree, tower)
-    stored, nodes = _cached_superset(Path(folder), key, identity)
-    twin = _bfloat16_twin(tower)
+    stored, nodes = _cached_superset(Path(folder), _complete_key(key, len(texts)), identity)
+    twin = _bfloat16_twin(tower, device)
     if twin.device.type == "cpu":
         twin.set_attn_implementation("eager")  # on short rows faster than sdpa there, and equal to rounding
 
@@ -216,13 +229,16 @@ def _identity(tree: PromptTree, tower) -> dict:
 
 
 def _cached_superset(folder: Path, key: dict, identity: dict) -> tuple[dict, list[int]]:
-    """A complete cache's tree that contains `identity`, and where; `identity` itself if there is none."""
+    """The tree of a whole and undamaged cache that contains `identity`, and where; `identity` itself if there is none."""
     for manifest_file in sorted(folder.glob("*/manifest.json")):
         manifest = json.loads(manifest_file.read_text())
         stored = manifest["key"].get("tree")
-        if stored and manifest["done"] and all(manifest["key"].get(name) == value for name, value in key.items()):
+        same = all(manifest["key"].get(name) == value for name, value in key.items())
+        if stored and same and manifest["done"]:
             with contextlib.suppress(ValueError):
-                return stored, PromptTree.from_dict(stored).locate(PromptTree.from_dict(identity))
+                nodes = PromptTree.from_dict(stored).locate(PromptTree.from_dict(identity))
+                if not _damaged(manifest_file.parent, manifest):
+                    return stored, nodes
     return identity, list(range(len(identity["parents"])))
 
 
@@ -238,7 +254,12 @@ class ImageStates:
 
 
 def cache_image_states(
-    model, image_processor, rows: datasets.Dataset, folder: str | os.PathLike, batch_size: int = 32
+    model,
+    image_processor,
+    rows: datasets.Dataset,
+    folder: str | os.PathLike,
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
 ) -> ImageStates:
     """Vision tokens of every image of `rows` (column `image`), which the vision encoder must not be trained on.
 
@@ -255,7 +276,7 @@ def cache_image_states(
         "processor": image_processor.to_json_string(),
         "images": _identity_of_images(rows),
     }
-    twin = _bfloat16_twin(model.vision_model).to(memory_format=torch.channels_last)
+    twin = _bfloat16_twin(model.vision_model, device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def compute(wanted: range) -> Iterable[torch.Tensor]:
@@ -279,9 +300,9 @@ def _identity_of_images(rows: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
-def _bfloat16_twin(module: torch.nn.Module) -> torch.nn.Module:
+def _bfloat16_twin(module: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
     """A frozen copy in bfloat16, in which CPUs and GPUs run a forward pass several times faster than in float32."""
-    return copy.deepcopy(module).to(torch.bfloat16).eval().requires_grad_(False)
+    return copy.deepcopy(module).to(device, torch.bfloat16).eval().requires_grad_(False)
 
 
 def _sha256(data: bytes) -> str:

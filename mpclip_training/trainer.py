@@ -1,9 +1,12 @@
 """MPCLIPTrainer: transformers' Trainer with the contrastive loss, its parts in the log, and retrieval as evaluation."""
 
 import contextlib
+import math
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+
+from modeling_mpclip.modeling_mpclip import LogitScale
 
 from .group_sampler import GroupSampler
 from .tuning import learning_rate_group
@@ -28,6 +31,7 @@ class MPCLIPTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.eval_collator = eval_collator
         self.train_groups, self.group_size = train_groups, group_size
+        self.add_callback(_BoundLogitScale())
         self._parts: dict[str, list[torch.Tensor]] = {}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -102,3 +106,13 @@ class MPCLIPTrainer(Trainer):
             outputs = model(**inputs)
         text_embeds = outputs.text_embeds.unflatten(0, tuple(caption_mask.shape))  # (B, C, D)
         return None, (outputs.image_embeds, text_embeds, caption_mask), caption_mask
+
+
+class _BoundLogitScale(TrainerCallback):
+    """Keeps the scale at most where the loss clamps it: beyond, it would have no gradient and never come back."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        for module in model.modules():
+            if isinstance(module, LogitScale):
+                with torch.no_grad():
+                    module.log_scale.clamp_(max=math.log(LogitScale.MAX_SCALE))

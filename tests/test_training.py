@@ -161,6 +161,21 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folder, tmp_path)
         torch.testing.assert_close(other[name], tensor, atol=0, rtol=0)
 
 
+def test_a_run_with_other_options_is_not_gone_on_from(folder, tmp_path):
+    train_hf.main(arguments(folder, tmp_path))
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.001 -> 0\.5.*--resume_from_checkpoint false"):
+        train_hf.main(arguments(folder, tmp_path, "--learning_rate", "0.5"))
+    train_hf.main(arguments(folder, tmp_path, "--learning_rate", "0.5", "--resume_from_checkpoint", "false"))
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    for step, file in ((9, "trainer_state.json"), (10, "model.safetensors")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / file).touch()
+    assert train_hf.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    assert train_hf.last_complete_checkpoint(tmp_path / "checkpoint-9") is None
+
+
 def test_merged_lora_equals_the_adapter_on_its_base(folder, tmp_path):
     train_hf.main(arguments(folder, tmp_path, "--text_tuning", "lora", "--adaptive_tokens", "input", "--learning_rate", "0.01"))
     from peft import PeftModel
@@ -177,8 +192,8 @@ def test_merged_lora_equals_the_adapter_on_its_base(folder, tmp_path):
 
 
 def test_evaluation_equals_the_plain_loop(folder, tmp_path):
-    """Images with different numbers of captions, padded in batches of three, against one text and one image at a time."""
-    extra = ("--per_device_eval_batch_size", "3")
+    """Images with different numbers of captions, against one text and one image at a time."""
+    extra = ("--per_device_eval_batch_size", "1")  # batches with two captions and with three
     trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path, *extra)))
     images, texts, mask = trainer.predict(trainer.eval_dataset).predictions
     model, processor = trainer.model.eval(), trainer.processing_class
@@ -278,6 +293,23 @@ def test_fewer_prompts_use_the_cache_of_more(folder, tmp_path, monkeypatch):
     assert similarity[mask.bool()].min() > 0.99
 
 
+def test_a_damaged_cache_of_more_prompts_is_left_alone(folder, tmp_path):
+    """Computing the few prompts' states into the many's cache would poison it with valid checksums."""
+    many, processor, rows = cached_and_live(folder, tmp_path, "--num_prompts", "3")
+    texts = ["a red square", "the color blue"]
+    whole = cache_text_states(many, processor.tokenizer, texts, tmp_path)
+    expected = whole.batch(texts)["text_hidden_states"]
+    (shard,) = tmp_path.glob("*/*.arrow")
+    shard.unlink()
+    one, _, _ = cached_and_live(folder, tmp_path, "--num_prompts", "1")
+    with torch.no_grad():
+        one.text_model.adaptive_embedding.weight.copy_(many.text_model.adaptive_embedding.weight[:1])
+    states = cache_text_states(one, processor.tokenizer, texts, tmp_path)
+    assert states.batch(texts)["text_hidden_states"].shape[1] < expected.shape[1]
+    again = cache_text_states(many, processor.tokenizer, texts, tmp_path)
+    torch.testing.assert_close(again.batch(texts)["text_hidden_states"], expected, atol=0, rtol=0)
+
+
 def test_what_is_trained_is_not_cached(folder, tmp_path):
     model, processor, rows = cached_and_live(folder, tmp_path, "--adaptive_tokens", "input")
     with pytest.raises(ValueError, match="adaptive_tokens='boundary'"):
@@ -317,6 +349,16 @@ def test_unknown_options_are_refused(tmp_path, recipe, argv, message):
     file.write_text(recipe)
     with pytest.raises(ValueError, match=message):
         parse_arguments([str(file), "--output_dir", str(tmp_path), *argv])
+
+
+def test_a_checkpoint_keeps_its_own_config(folder, tmp_path):
+    train_hf.main(arguments(folder, tmp_path / "first"))
+    options = ["--checkpoint", str(tmp_path / "first"), "--dataset", str(folder / "data"), "--use_cpu", "true"]
+    options += ["--output_dir", str(tmp_path / "second"), "--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
+    with pytest.raises(ValueError, match="brings its own config; num_prompts would be ignored"):
+        train_hf.main([*options, "--num_prompts", "2"])
+    train_hf.main(options)
+    assert MPCLIPModel.from_pretrained(tmp_path / "second").config.num_prompts == 3
 
 
 def test_refusals_of_a_run(folder, tmp_path):
