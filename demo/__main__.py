@@ -114,7 +114,7 @@ def _embeddings(argv: list[str], rows) -> tuple[dict, bool]:
     embeds = {
         "image_embeds": torch.from_numpy(image_embeds),
         "text_embeds": torch.from_numpy(text_embeds[real]),
-        "caption_image": torch.from_numpy(np.nonzero(real)[0]),
+        "caption_image": torch.from_numpy(np.nonzero(real)[0].copy()),
     }
     save_file(embeds, stored, metadata=identity)
     return embeds, False

@@ -42,6 +42,7 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 NAMES_SHOWN = 20  # bad rows named in a message; the rest is only counted
 
 # What datasets itself reads out of the name of a data file.
+PART_HINT = "A part of a split is one too: 'train[:90%]' to train on, 'train[90%:]' to evaluate on"
 SPLIT_OF_WORD = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"}
 SPLIT_OF_WORD |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
 
@@ -180,17 +181,17 @@ def _open_split(source: str, split: str, image_column: str | None, caption_colum
     """The rows of one split with their columns in canonical form, nothing in them checked."""
     parts = _parts(source, image_column)
     if len(parts) > 1 and split not in parts:
-        raise ValueError(f"{source} has no split {split!r}; splits found: {sorted(parts)}")
+        raise ValueError(f"{source} has no split {split!r}; splits found: {sorted(parts)}. {PART_HINT}")
     name = split if split in parts else next(iter(parts))
     rows = _canonical_columns(parts[name](), source, image_column, caption_column)
     if len(parts) == 1 and "split" in rows.column_names:
         split_of_row = np.array(rows["split"][:], dtype=str)  # (rows,)
         if split not in split_of_row:
             found = np.unique(split_of_row).tolist()
-            raise ValueError(f"{source} has no split {split!r}; splits found in its column `split`: {found}")
+            raise ValueError(f"{source} has no split {split!r}; splits found in its column `split`: {found}. {PART_HINT}")
         return rows.select(np.flatnonzero(split_of_row == split))
     if name != split:
-        raise ValueError(f"{source} has no split {split!r}; splits found: [{name!r}], and no column `split`")
+        raise ValueError(f"{source} has no split {split!r}; splits found: [{name!r}], and no column `split`. {PART_HINT}")
     return rows
 
 
