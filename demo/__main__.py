@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> dict:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("train_hf").setLevel(logging.INFO)
 
-    started = time.monotonic()
+    started, resumed = time.monotonic(), options.out.exists()
     _say("1/4  Pretrained towers and scenes")
     for name in ("smollm2-135m", "efficientnet-lite0"):
         print(f"     {name}: {prepare_backbone(name)}")
@@ -78,6 +78,7 @@ def main(arguments: list[str] | None = None) -> dict:
         "scenes": len(rows),
         "training_scenes": options.train,
         "seconds": round(time.monotonic() - started, 1),
+        "resumed": resumed,  # then `seconds` are those of the last part alone
         "recipe": RECIPE,
         "command": "make demo",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> dict:
         results = json.loads(file.read_text())  # nothing new was measured: date and duration stay those of the training
     file.write_text(json.dumps(results, indent=1) + "\n")
     print(_table(results))
-    _show_use(options.out)
+    _show_use(options.out, results)
     return results
 
 
@@ -134,19 +135,16 @@ def _table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def _show_use(out: Path) -> None:
+def _show_use(out: Path, results: dict) -> None:
+    duration = f"{results['seconds'] / 60:.1f} min{', the last part of a resumed run' if results['resumed'] else ''}"
     print(f"""
-What it finds: {out / "queries.png"}   all numbers: {out / "results.json"}   trained in {_minutes(out)} min
-Use it anywhere, without this repository:
+A few families of scenes: {out / "scenes.png"}, what queries find: {out / "queries.png"}, all numbers: {out / "results.json"}
+({duration}). Use it anywhere, without this repository:
 
     from transformers import AutoModel, AutoProcessor
     model = AutoModel.from_pretrained("{out / "multi_prompt"}", trust_remote_code=True)
     processor = AutoProcessor.from_pretrained("{out / "multi_prompt"}", trust_remote_code=True)
 """)
-
-
-def _minutes(out: Path) -> float:
-    return round(json.loads((out / "results.json").read_text())["seconds"] / 60, 1)
 
 
 def _say(title: str) -> None:

@@ -140,7 +140,8 @@ def test_learning_rates_and_decay_per_group(folder, tmp_path):
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folder, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_hf.main(arguments(folder, whole, "--load_best_model_at_end", "false"))
-    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, cut, "--load_best_model_at_end", "false")))
+    described = parse_arguments(arguments(folder, cut, "--load_best_model_at_end", "false"))
+    trainer = train_hf.build_trainer(*described)
 
     class Stop(Exception):
         pass
@@ -153,7 +154,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folder, tmp_path)
 
     trainer.add_callback(StopAfterFirstEpoch())
     with pytest.raises(Stop):
-        trainer.train()
+        train_hf.train(trainer, [], described[:2])
     assert get_checkpoint(cut).name == "checkpoint-2"
     train_hf.main(arguments(folder, cut, "--load_best_model_at_end", "false"))
     one, other = (MPCLIPModel.from_pretrained(out).state_dict() for out in (whole, cut))
