@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
 
 def _section(name: str, result: dict) -> str:
     """A demo result holds several systems, the result of `python -m eval retrieval` is one."""
-    systems = {key: value for key, value in result.items() if isinstance(value, dict) and "text_to_image" in value}
+    systems = {key: value for key, value in result.items() if isinstance(value, dict) and "mean_recall" in value}
     lines = [f"## {name}", "", result.get("about", ""), ""]
     lines += ["| system | T2I R@1 | R@5 | R@10 | I2T R@1 | R@5 | R@10 | mean |", "|---|---|---|---|---|---|---|---|"]
     for system, measured in (systems or {name: result}).items():
