@@ -21,7 +21,7 @@ def pooler_arguments(config: PreTrainedConfig) -> dict:
 
     SigLIP is told by its config (set here), ViT by an argument; the others' poolers have no weights of their own to train.
     """
-    if hasattr(config, "vision_use_head"):
+    if config.model_type == "siglip_vision_model":
         config.vision_use_head = False
     return {"add_pooling_layer": False} if config.model_type == "vit" else {}
 

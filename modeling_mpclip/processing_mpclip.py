@@ -1,7 +1,10 @@
 """MPCLIPProcessor: texts, images and video frames -> tensors. Needs no torchvision."""
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+
+# Not from the top level: there transformers 5.17 puts a stand-in that demands torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .prompt_tree import add_adaptive_tokens
 

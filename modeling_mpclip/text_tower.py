@@ -56,6 +56,9 @@ class PromptedTextTower:
     ):
         super().__init__(config)
         self._refuse_foreign_structure()
+        if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+            # sdpa cannot cap scores; transformers before 5.23 would silently leave Gemma 2's uncapped.
+            self.set_attn_implementation("eager")
         self.adaptive_token_ids = list(adaptive_token_ids)
         self.boundary_layer = boundary_layer
         # The adaptive tokens' embeddings stand beside the embedding matrix: they train alone while all of it stays frozen.

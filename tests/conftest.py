@@ -107,6 +107,11 @@ def make_model(text: str = "llama", vision: str = "vit", tokenizer=None, **kwarg
     return MPCLIPModel(config).eval()
 
 
+def enable_checkpointing(model: MPCLIPModel) -> None:
+    """By the name of transformers 5.23, or of 5.17."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+
+
 def make_processor(tokenizer) -> MPCLIPProcessor:
     """For the tiny ViT."""
     image_processor = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)

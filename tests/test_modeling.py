@@ -8,7 +8,7 @@ import textwrap
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TEXT_CONFIGS, VISION_CONFIGS, make_model, make_processor, make_tokenizer
+from conftest import TEXT_CONFIGS, VISION_CONFIGS, enable_checkpointing, make_model, make_processor, make_tokenizer
 from PIL import Image
 from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPTextConfig, ViTModel
 
@@ -253,7 +253,7 @@ def test_gradient_checkpointing_through_the_whole_model(tokenizer, batch):
     plain.backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     model(**batch, return_loss=True).loss.backward()
     for name, grad in expected.items():
         torch.testing.assert_close(model.get_parameter(name).grad, grad, atol=1e-5, rtol=1e-3)

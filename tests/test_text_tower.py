@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TEXT_CONFIGS, make_model, make_tokenizer
+from conftest import TEXT_CONFIGS, enable_checkpointing, make_model, make_tokenizer
 from transformers import AutoModel
 
 TEXTS = ["The cat sits on the red mat, and the dog too.", "A small boat", ""]
@@ -103,7 +103,7 @@ def test_gradient_checkpointing_changes_nothing(family):
     model = make_model(family, tokenizer=tokenizer).train()
     ids, mask = encode(tokenizer, "right")
     plain = gradients(model, model.get_text_features(ids, mask).last_hidden_state)
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     assert any(getattr(layer, "gradient_checkpointing", False) for layer in model.text_model.layers)
     assert_same_gradients(gradients(model, model.get_text_features(ids, mask).last_hidden_state), plain)
 
