@@ -176,9 +176,9 @@ def train(trainer: MPCLIPTrainer, argv: list[str], described: tuple) -> dict[str
     elif str(resume).lower() == "false":
         resume = None
     if resume is None and trainer.is_world_process_zero():
-        _write_json(Path(arguments.output_dir, RUN_FILE), _what_shapes_the_weights(*described, arguments))
+        _write_json(Path(arguments.output_dir, RUN_FILE), what_shapes_the_weights(*described, arguments))
     elif resume is not None:
-        _refuse_other_run(Path(arguments.output_dir, RUN_FILE), _what_shapes_the_weights(*described, arguments))
+        _refuse_other_run(Path(arguments.output_dir, RUN_FILE), what_shapes_the_weights(*described, arguments))
     metrics = trainer.train(resume_from_checkpoint=resume).metrics
     trainer.save_metrics("train", metrics, combined=False)
     if trainer.eval_dataset is not None:
@@ -208,7 +208,7 @@ def last_complete_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def _what_shapes_the_weights(
+def what_shapes_the_weights(
     model_arguments: ModelArguments, data_arguments: DataArguments, arguments: MPCLIPTrainingArguments
 ) -> dict:
     """The options that a resumed run must share with the one it goes on from."""

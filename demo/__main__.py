@@ -102,7 +102,8 @@ def _embeddings(argv: list[str], rows) -> tuple[dict, bool]:
     described = parse_arguments(argv)
     folder = Path(described[2].output_dir)
     stored = folder / "test_embeddings.safetensors"
-    identity = {"command": " ".join(argv), "recipe": Path(RECIPE).read_text(), "scenes": str(len(rows))}
+    options = train_hf.what_shapes_the_weights(*described)
+    identity = {"options": json.dumps(options, default=str, sort_keys=True), "scenes": str(len(rows))}
     if stored.exists():
         with safe_open(stored, "pt") as file:
             if file.metadata() == identity:

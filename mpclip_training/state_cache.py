@@ -192,7 +192,7 @@ def cache_text_states(
     key = {
         "kind": "text",
         "weights": _sha256_tensors(below),
-        "config": tower.config.to_json_string(use_diff=False),
+        "config": _config_without_path(tower.config),
         "ids": _sha256(json.dumps(ids).encode()),
         "layer": tower.split_layer,
     }
@@ -272,7 +272,7 @@ def cache_image_states(
     key = {
         "kind": "image",
         "weights": _sha256_tensors(model.vision_model.state_dict()),
-        "config": model.vision_model.config.to_json_string(use_diff=False),
+        "config": _config_without_path(model.vision_model.config),
         "processor": image_processor.to_json_string(),
         "images": _identity_of_images(rows),
     }
@@ -286,6 +286,11 @@ def cache_image_states(
             yield from vision_tokens(twin(pixel_values=pixels).last_hidden_state).cpu()  # (b, N, C)
 
     return ImageStates(cached_store(folder, key, len(rows), model.image_token_dim, compute, "image states"))
+
+
+def _config_without_path(config) -> dict:
+    """What a tower computes does not depend on the folder it was loaded from."""
+    return {name: value for name, value in json.loads(config.to_json_string(use_diff=False)).items() if name != "_name_or_path"}
 
 
 def _identity_of_images(rows: datasets.Dataset) -> str:
