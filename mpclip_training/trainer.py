@@ -109,10 +109,10 @@ class MPCLIPTrainer(Trainer):
 
 
 class _BoundLogitScale(TrainerCallback):
-    """Keeps the scale at most where the loss clamps it: beyond, it would have no gradient and never come back."""
+    """Keeps the scale just below where the loss clamps it: there and beyond it has no gradient and would never come back."""
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         for module in model.modules():
             if isinstance(module, LogitScale):
                 with torch.no_grad():
-                    module.log_scale.clamp_(max=math.log(LogitScale.MAX_SCALE))
+                    module.log_scale.clamp_(max=math.log(LogitScale.MAX_SCALE) - 1e-5)

@@ -391,3 +391,15 @@ def test_group_sampler_keeps_chunks_of_a_group_together():
     assert sum(a == b for a, b in itertools.pairwise(groups)) >= 3
     epoch[0] = 1
     assert list(sampler) != first
+
+
+def test_the_logit_scale_is_bounded_and_keeps_its_gradient(folder, tmp_path):
+    """At its bound the scale must still be able to fall: a clamp inside the loss alone would hold it there for good."""
+    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path)))
+    with torch.no_grad():
+        trainer.model.logit_scale.log_scale.fill_(9.0)
+    trainer.callback_handler.on_optimizer_step(trainer.args, trainer.state, trainer.control)
+    scale = trainer.model.logit_scale
+    assert scale.log_scale.exp().item() == pytest.approx(scale.MAX_SCALE, rel=1e-4)
+    scale(torch.tensor(0.5)).backward()
+    assert scale.log_scale.grad > 0
