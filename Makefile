@@ -22,14 +22,23 @@ $(VENV)/.installed: pyproject.toml requirements-backbones.txt
 demo: setup  ## train on OpenMoji scenes, compare with a single prompt, show what is found
 	$(BIN)/python -m demo
 
+# A process per core with one thread each: torch's threads would wait for one another.
 test: setup  ## the test suite, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+
+peers: setup  ## transformers' own common tests on our classes
+	$(BIN)/python tests/peers
 
 check: setup  ## ruff: style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+bench: setup  ## measure what docs/cost.md reports and write it anew; an hour on two cores
+	$(BIN)/python -m benchmarks.flops --json docs/cost/flops.json
+	$(BIN)/python -m benchmarks.speed --json docs/cost/speed.json --png docs/cost/speed.png
+	$(BIN)/python -m benchmarks.cost_page
+
 clean:  ## remove what runs have written (runs/); the environment and ~/.cache/mpclip stay
 	rm -rf runs
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test peers check bench clean

@@ -15,8 +15,14 @@ once and training works on their stored states. Every epoch draws a new caption 
 recall at 1, 5 and 10 both ways over the whole evaluation split.
 
 `--output_dir` receives checkpoint-*/ while it runs and in the end the best model, with its code, processor, metrics
-(`eval_results.json`) and origin (`training.json`). A run that was interrupted goes on from its last checkpoint when it is
-started again; `--resume_from_checkpoint false` starts it anew.
+(`eval_results.json`), origin (`training.json`) and model card (`README.md`; `python -m model_card` writes it again). With LoRA
+that is the merged model; a run that continued a `--checkpoint` also leaves adapter/, which goes onto that checkpoint. A run
+that was interrupted goes on from its last checkpoint when it is started again; `--resume_from_checkpoint false` starts it anew.
+
+`--push_to_hub true --hub_model_id you/model` pushes that model in the end; `--hub_strategy` every_save, checkpoint or
+all_checkpoints pushes in between as well. A repository that cannot be written to is refused at the start. A push that fails
+later ends no training: in between it is logged, in the end the model is saved, the command that repeats the push is shown
+and the exit status is 1.
 """
 
 import json
@@ -25,6 +31,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -33,11 +40,15 @@ import transformers
 from transformers import set_seed
 
 from eval.metrics import retrieval_compute_metrics
+from model_card.card import write_card
+from model_card.energy import measured_energy
+from model_card.origin import origin_facts
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
 from mpclip_data.backbones import resolve_backbone
 from mpclip_data.image_text import ImageTextDataset, load_image_text
 from mpclip_training.arguments import DataArguments, ModelArguments, MPCLIPTrainingArguments, parse_arguments
 from mpclip_training.collator import MPCLIPCollator
+from mpclip_training.hub_push import HubPusher, PushFailed
 from mpclip_training.state_cache import cache_image_states, cache_text_states
 from mpclip_training.trainer import MPCLIPTrainer
 from mpclip_training.tuning import boundary_layer, prepare_tuning
@@ -53,7 +64,7 @@ RUN_FILE = "run.json"  # beside the checkpoints: what they were trained with
 SHAPING_ARGUMENTS = (
     *("learning_rate", "text_learning_rate", "vision_learning_rate", "adaptive_learning_rate", "weight_decay"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "num_train_epochs", "max_steps"),
-    *("warmup_steps", "lr_scheduler_type", "seed", "bf16", "fp16"),
+    *("warmup_steps", "lr_scheduler_type", "seed", "bf16", "fp16", "train_sampling_strategy"),
 )
 
 
@@ -95,6 +106,10 @@ def build_trainer(
             f"One process sees {arguments.n_gpu} GPUs, among which torch would split every batch. "
             "Start a process for each: accelerate launch train_hf.py ..., or show it one: CUDA_VISIBLE_DEVICES=0."
         )
+    hub_pusher = None
+    if arguments.push_to_hub:
+        hub_pusher = HubPusher(arguments, data_arguments.cache_dir)  # refuses before hours are spent
+        arguments.push_to_hub = False  # or Trainer would push as well
     set_seed(arguments.seed)
     arguments.dataloader_pin_memory &= arguments.device.type != "cpu"
     rows = {"train": _open(data_arguments, data_arguments.train_split)}
@@ -124,6 +139,8 @@ def build_trainer(
         eval_collator=collator("eval") if "eval" in rows else None,
         train_groups=_groups(rows["train"], data_arguments.group_column),
         group_size=data_arguments.group_size,
+        hub_pusher=hub_pusher,
+        write_card=partial(write_card, rows=rows.get("eval", rows["train"])),
         compute_metrics=retrieval_compute_metrics,
         processing_class=processor,
     )
@@ -143,11 +160,11 @@ def cached_states(
     if not data_arguments.cache_states:
         return None, None
     captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
-    folder = Path(data_arguments.cache_dir)
-    text = cache_text_states(model, processor.tokenizer, captions, folder, negated, device)
+    folder, form = Path(data_arguments.cache_dir), data_arguments.cache_format
+    text = cache_text_states(model, processor.tokenizer, captions, folder, negated, form, device)
     if model_arguments.vision_tuning != "frozen":
         return text, None
-    return text, cache_image_states(model, processor.image_processor, rows, folder, device)
+    return text, cache_image_states(model, processor.image_processor, rows, folder, form, device)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -162,7 +179,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if arguments.should_log else logging.WARNING)
     trainer = build_trainer(model_arguments, data_arguments, arguments)
-    return train(trainer, argv, (model_arguments, data_arguments))
+    try:
+        return train(trainer, argv, (model_arguments, data_arguments))
+    except PushFailed as error:
+        raise SystemExit(f"train_hf.py: {error}") from error
 
 
 def train(trainer: MPCLIPTrainer, argv: list[str], described: tuple) -> dict[str, float]:
@@ -179,23 +199,39 @@ def train(trainer: MPCLIPTrainer, argv: list[str], described: tuple) -> dict[str
         _write_json(Path(arguments.output_dir, RUN_FILE), what_shapes_the_weights(*described, arguments))
     elif resume is not None:
         _refuse_other_run(Path(arguments.output_dir, RUN_FILE), what_shapes_the_weights(*described, arguments))
-    metrics = trainer.train(resume_from_checkpoint=resume).metrics
-    trainer.save_metrics("train", metrics, combined=False)
+    with measured_energy(trainer.is_world_process_zero()) as energy:
+        metrics = trainer.train(resume_from_checkpoint=resume).metrics
+    trainer.save_metrics("train", metrics | energy, combined=False)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics, combined=False)
-    save_final(trainer)
     if trainer.is_world_process_zero():
-        origin = {
-            "command": ["python", "train_hf.py", *argv],
-            "commit": _git_commit(),
-            "versions": {module.__name__: module.__version__ for module in (torch, transformers, datasets)},
-            **{type(part).__name__: asdict(part) for part in described},
-            "MPCLIPTrainingArguments": arguments.to_dict(),
-        }
+        origin = origin_of(trainer, argv, *described) | origin_facts(trainer, *described, resume)
         _write_json(Path(arguments.output_dir, "training.json"), origin)
+    save_final(trainer, with_adapter=described[0].checkpoint is not None)
+    trainer.create_model_card()
+    if trainer.is_world_process_zero():
         logger.info("The model is in %s", arguments.output_dir)
+        if trainer.hub_pusher is not None:
+            trainer.hub_pusher.push_final()
     return metrics
+
+
+def origin_of(trainer: MPCLIPTrainer, argv: list[str], model_arguments: ModelArguments, data_arguments: DataArguments) -> dict:
+    """How the model came to be: command, code, versions and options; the model's are those of its config."""
+    arguments, config = trainer.args, trainer.model.config
+    secret = arguments.hub_token
+    options = {**asdict(model_arguments), **{name: getattr(config, name) for name in CONFIG_OPTIONS}}
+    if model_arguments.checkpoint:
+        options |= {"text_model": None, "vision_model": None}  # the checkpoint has them; the defaults would be a lie
+    return {
+        "command": ["python", "train_hf.py", *(part.replace(secret, "<HUB_TOKEN>") if secret else part for part in argv)],
+        "commit": _git_commit(),
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, datasets)},
+        "ModelArguments": options,
+        "DataArguments": asdict(data_arguments),
+        "MPCLIPTrainingArguments": arguments.to_dict() | {"push_to_hub": trainer.hub_pusher is not None},
+    }
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:
@@ -233,11 +269,15 @@ def _write_json(file: Path, content: dict) -> None:
     file.write_text(json.dumps(content, indent=1, default=str))
 
 
-def save_final(trainer: MPCLIPTrainer) -> None:
-    """The whole model in `output_dir`; with LoRA the merged one, and the adapter beside it."""
+def save_final(trainer: MPCLIPTrainer, with_adapter: bool) -> None:
+    """The whole model in `output_dir`, with LoRA the merged one.
+
+    Beside it `with_adapter` the adapter. It goes onto the checkpoint that training continued; of two towers that were joined
+    here with new random parts there is none to put an adapter on.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
-        if trainer.is_world_process_zero():
+        if with_adapter and trainer.is_world_process_zero():
             model.save_pretrained(Path(trainer.args.output_dir, "adapter"))
         trainer.model = model.merge_and_unload()
     trainer.save_model()

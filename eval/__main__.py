@@ -11,6 +11,7 @@ import sys
 COMMANDS = {
     "retrieval": "eval.retrieval",
     "report": "eval.report",
+    "index": "eval.index.__main__",
 }
 
 

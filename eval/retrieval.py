@@ -32,6 +32,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from deploy.quantize_int8 import int8_config
 from eval.aspects import count_mistakes
 from eval.metrics import recall_intervals, recalls, retrieval_ranks
 from eval.query_grid import query_grid
@@ -89,6 +90,7 @@ def evaluate_retrieval(
     grid_path: str | Path | None = None,
     batch_size: int = 64,
     dtype: str = "float32",
+    quantize: str | None = None,
     device: str | None = None,
     limit: int | None = None,
     command: str | None = None,
@@ -100,18 +102,20 @@ def evaluate_retrieval(
         data, split, limit: as in `load_image_text`.
         json_path, grid_path: where to write the result, and a picture of a few queries with what they found.
         dtype: of the weights, "float32" or "bfloat16"; embeddings are normalised and compared in fp32 all the same.
+        quantize: "int8" for int8 weights of the LLM (deploy/quantize_int8.py), None for those of the checkpoint.
         device: by default the GPU if there is one.
         command: recorded in the result.
 
     Returns:
         `text_to_image`, `image_to_text`, `mean_recall` as in `retrieval_metrics`; `interval_95` as in
         `recall_intervals`; `images`, `captions` (their numbers), `model`, `data`, `split`, `limit`, `dtype`,
-        `batch_size`, `date`, `machine`, `command`, `seconds`; on OpenMoji scenes `mistakes` as in `count_mistakes`.
+        `quantize`, `batch_size`, `date`, `machine`, `command`, `seconds`; on OpenMoji scenes `mistakes` as in `count_mistakes`.
     """
     started = time.monotonic()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rows = load_image_text(data, split, limit=limit)
-    loaded = AutoModel.from_pretrained(model, trust_remote_code=True, dtype=getattr(torch, dtype)).to(device).eval()
+    weights = {"dtype": getattr(torch, dtype)} | ({"quantization_config": int8_config()} if quantize == "int8" else {})
+    loaded = AutoModel.from_pretrained(model, trust_remote_code=True, **weights).to(device).eval()
     processor = AutoProcessor.from_pretrained(model, trust_remote_code=True)
 
     embeds = encode_dataset(loaded, processor, rows, batch_size, device)
@@ -123,6 +127,7 @@ def evaluate_retrieval(
         "split": split,
         "limit": limit,
         "dtype": dtype,
+        "quantize": quantize,
         "batch_size": batch_size,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(device),
@@ -199,6 +204,9 @@ def main(arguments: list[str]) -> None:
         default="float32",
         help="of the weights; bfloat16 is faster, at slightly different embeddings (default float32)",
     )
+    parser.add_argument(
+        "--quantize", choices=("int8",), help="load the LLM's weights as int8, whatever the checkpoint holds (needs torchao)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     parser.add_argument("--limit", type=int, help="only the first LIMIT images, for a quick look")
     options = parser.parse_args(arguments)
@@ -211,6 +219,7 @@ def main(arguments: list[str]) -> None:
         grid_path=options.grid,
         batch_size=options.batch_size,
         dtype=options.dtype,
+        quantize=options.quantize,
         device=options.device,
         limit=options.limit,
         command=shlex.join(["python", "-m", "eval", "retrieval", *arguments]),

@@ -3,7 +3,7 @@
 The files of this folder travel with every checkpoint and need torch and transformers alone.
 """
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
 
 from .configuration_mpclip import MPCLIPConfig
 from .modeling_mpclip import MPCLIPImageOutput, MPCLIPModel, MPCLIPOutput, MPCLIPTextOutput
@@ -12,6 +12,7 @@ from .prompt_tree import PromptTree, add_adaptive_tokens, compile_prompt_tree, d
 
 AutoConfig.register("mpclip", MPCLIPConfig, exist_ok=True)
 AutoModel.register(MPCLIPConfig, MPCLIPModel, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(MPCLIPConfig, MPCLIPModel, exist_ok=True)
 AutoProcessor.register(MPCLIPConfig, MPCLIPProcessor, exist_ok=True)
 
 # `save_pretrained` then writes the code beside the weights.

@@ -1,7 +1,8 @@
 """MPCLIPConfig: the two towers, the prompts, the poolings and the loss, refused together where they do not fit."""
 
-from transformers import AutoConfig, PreTrainedConfig
+import transformers
 
+from .checkpoint_guard import refuse_old_versions
 from .prompt_tree import (
     PromptTree,
     adaptive_token_names,
@@ -9,6 +10,10 @@ from .prompt_tree import (
     compile_prompt_tree,
     default_templates,
 )
+from .sentence_files import save_sentence_files
+
+# Here every way to load a model passes first; older versions have no PreTrainedConfig to import.
+refuse_old_versions()
 
 CHOICES = {
     "adaptive_tokens": ("input", "boundary"),
@@ -19,12 +24,13 @@ CHOICES = {
 }
 
 
-class MPCLIPConfig(PreTrainedConfig):
+class MPCLIPConfig(transformers.PreTrainedConfig):
     r"""Configuration of an [`MPCLIPModel`].
 
     Args:
         text_config: a decoder LLM's config (Llama, Gemma, Gemma2, Gemma3 text, Qwen2, Qwen3, Mistral) or its dict.
         vision_config: a vision encoder's config (ViT, SigLIP, CLIP, DINOv2, EfficientNet) or its dict.
+        text_only: the model has no image side; `vision_config` is None.
         num_prompts: K, the prompts per text; each yields `projection_dim / num_prompts` dimensions.
         projection_dim: D, dimensions of the text and image embeddings; a multiple of K.
         templates: K prompt templates; by default "The [APT-i] of this image means:" (paper, section 1.1).
@@ -55,12 +61,13 @@ class MPCLIPConfig(PreTrainedConfig):
     """
 
     model_type = "mpclip"
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
+    sub_configs = {"text_config": transformers.AutoConfig, "vision_config": transformers.AutoConfig}
 
     def __init__(
         self,
-        text_config: PreTrainedConfig | dict | None = None,
-        vision_config: PreTrainedConfig | dict | None = None,
+        text_config: transformers.PreTrainedConfig | dict | None = None,
+        vision_config: transformers.PreTrainedConfig | dict | None = None,
+        text_only: bool = False,
         num_prompts: int = 6,
         projection_dim: int = 768,
         templates: list[str] | None = None,
@@ -85,7 +92,10 @@ class MPCLIPConfig(PreTrainedConfig):
         **kwargs,
     ):
         self.text_config = _sub_config(text_config, "llama", "text_config")
-        self.vision_config = _sub_config(vision_config, "vit", "vision_config")
+        if text_only and vision_config is not None:
+            raise ValueError("A model with text_only=True has no image side; leave vision_config out.")
+        self.vision_config = None if text_only else _sub_config(vision_config, "vit", "vision_config")
+        self.text_only = text_only
         self.num_prompts = num_prompts
         self.projection_dim = projection_dim
         prompted = text_pooling == "prompts"
@@ -169,18 +179,28 @@ class MPCLIPConfig(PreTrainedConfig):
         self.prompt_tree = tree.to_dict()
         return tree
 
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As any config's; beside it what tells sentence-transformers how to load the folder.
+
+        `MPCLIPModel.save_pretrained` comes by here before it uploads anything.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        save_sentence_files(save_directory)
+
     @property
     def num_adaptive_tokens(self) -> int:
         """M, the adaptive tokens that the templates name."""
         return len(adaptive_token_names([*self.templates, *self.negated_templates]))
 
 
-def _sub_config(config: PreTrainedConfig | dict | None, default_type: str, name: str) -> PreTrainedConfig:
+def _sub_config(
+    config: transformers.PreTrainedConfig | dict | None, default_type: str, name: str
+) -> transformers.PreTrainedConfig:
     if config is None:
         config = {}
     if isinstance(config, dict):
         config = dict(config)
-        config = AutoConfig.for_model(config.pop("model_type", default_type), **config)
-    if not isinstance(config, PreTrainedConfig):
+        config = transformers.AutoConfig.for_model(config.pop("model_type", default_type), **config)
+    if not isinstance(config, transformers.PreTrainedConfig):
         raise ValueError(f"{name} is a {type(config).__name__}; give a transformers config or its dictionary.")
     return config

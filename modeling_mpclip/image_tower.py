@@ -108,11 +108,14 @@ class AttentionPooling(nn.Module):
 
 
 class SegmentProjection(nn.Module):
-    """Q vectors -> one embedding of Q segments, each by a projection of its own: (B, Q, C) -> (B, Q, D / Q)."""
+    """Q vectors -> one embedding of Q segments, each by a projection of its own: (B, Q, C) -> (B, Q, D / Q).
+
+    Of fewer vectors, the first segments: (B, m, C) -> (B, m, D / Q).
+    """
 
     def __init__(self, num_segments: int, input_dim: int, projection_dim: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_segments, input_dim, projection_dim // num_segments))
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("bqc,qcd->bqd", vectors, self.weight)
+        return torch.einsum("bqc,qcd->bqd", vectors, self.weight[: vectors.shape[1]])

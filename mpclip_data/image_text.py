@@ -167,11 +167,19 @@ class ImageTextDataset(torch.utils.data.Dataset):
         row = self.rows[index]
         indices = list(range(len(row["captions"])))
         if self.captions == "random":
-            indices = [random.Random(f"{self.seed} {self.epoch} {index}").choice(indices)]
+            indices = [self._drawn(index, len(indices))]
         item = {"index": index, "captions": [row["captions"][i] for i in indices], "caption_indices": indices}
         if "image" in row:
             item["image"] = to_rgb(row["image"])
         return item
+
+    def caption_lengths(self) -> list[int]:
+        """Characters of the caption that each row gets in this epoch (of "random")."""
+        captions = self.rows.with_format(None)["captions"]
+        return [len(row[self._drawn(i, len(row))]) for i, row in enumerate(captions)]
+
+    def _drawn(self, index: int, count: int) -> int:
+        return random.Random(f"{self.seed} {self.epoch} {index}").choice(range(count))
 
 
 # Opening a source ------------------------------------------------------------------------------------------------

@@ -426,7 +426,12 @@ def _record(scene: Scene) -> dict:
 def _attribution(scenes: Sequence[Scene]) -> str:
     used = sorted({thing.name for scene in scenes for thing in scene.objects})
     drawings = "\n".join(f"- {OBJECTS[name]} {name}" for name in used)
-    return f"""# Attribution
+    return f"""---
+license: cc-by-sa-4.0
+language: en
+---
+
+# Attribution
 
 The pictures in `images/` are composed of drawings by OpenMoji, the open-source emoji and icon project
 (https://openmoji.org), licensed CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/). The drawings come from

@@ -88,6 +88,13 @@ class DataArguments:
         default=False,
         metadata={"help": "Run frozen towers once and train on their stored states; needs adaptive_tokens='boundary'."},
     )
+    cache_format: str = field(
+        default="bfloat16",
+        metadata={
+            "help": "'float32' (training equals live training to rounding), 'float16', 'bfloat16' or 'int8': precision of "
+            "the stored states."
+        },
+    )
     cache_dir: str = field(default="runs/cache", metadata={"help": "Where the stored states are kept for the next run."})
 
     def __post_init__(self):

@@ -1,129 +1,27 @@
-"""States of frozen towers, computed once and kept on disk.
+"""States of frozen towers, computed once and kept on disk (`state_store.py`).
 
     texts  -> hidden states that enter the first trained layer of the LLM   `cache_text_states`
     images -> tokens of the vision encoder                                  `cache_image_states`
 
-They do not go stale: everything below is frozen. They are computed and stored in bfloat16, so training on them equals live
-training to bfloat16 rounding; in Arrow shards that are memory-mapped.
-
-A cache stands in a folder named by a hash of everything it depends on: weights, token ids or pixels, prompts, layer, dtype.
-What has changed therefore misses, and is never silently used. Shards are written aside and renamed, and listed in a manifest
-with their SHA-256: a killed run goes on after its last whole shard, and a damaged shard is computed again.
+They do not go stale: everything below is frozen. Training on float32 states equals live training to rounding; bfloat16, the
+default, is computed several times faster and takes half the space, int8 a quarter (docs/cost.md has what that costs).
 """
 
 import contextlib
 import copy
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 import torch
-import transformers
-from accelerate import PartialState
-from tqdm.auto import tqdm
 
 from modeling_mpclip import PromptTree
 from modeling_mpclip.image_tower import vision_tokens
 
-logger = logging.getLogger(__name__)
-SHARD_ROWS = 1024
-REVISION = 1  # of the code that computes states; raise it when that changes what it gives
-
-
-class StateStore:
-    """Rows of bfloat16 states, (tokens, width) each with its own number of tokens.
-
-    Args:
-        folder: of a finished cache.
-        width: channels of a token.
-    """
-
-    def __init__(self, folder: Path, width: int):
-        shards = json.loads((folder / "manifest.json").read_text())["shards"]
-        rows = [datasets.Dataset.from_file(str(folder / name)) for name in shards]
-        self.rows = datasets.concatenate_datasets(rows).with_format("arrow")
-        self.width = width
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, indices: list[int]) -> list[torch.Tensor]:
-        """[(tokens, width) bfloat16] of some rows."""
-        cells = self.rows[indices]["states"]
-        return [torch.frombuffer(bytearray(cell.as_buffer()), dtype=torch.bfloat16).view(-1, self.width) for cell in cells]
-
-
-def cached_store(
-    folder: str | os.PathLike,
-    key: dict,
-    count: int,
-    width: int,
-    compute: Callable[[range], list[torch.Tensor]],
-    title: str,
-) -> StateStore:
-    """The store for `key` under `folder`, computed as far as it is not there yet.
-
-    Args:
-        key: everything the states depend on, as JSON values; its hash names the cache.
-        count: rows.
-        compute: a range of rows -> [(tokens, width)] of their states.
-        title: of the progress bar.
-
-    With several processes the first computes and the others wait for it.
-    """
-    key = _complete_key(key, count)
-    target = Path(folder) / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    with PartialState().main_process_first():
-        _complete(target, key, count, compute, title)
-    return StateStore(target, width)
-
-
-def _complete_key(key: dict, count: int) -> dict:
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "revision": REVISION}
-    return {**key, **versions, "count": count, "dtype": "bfloat16"}
-
-
-def _damaged(folder: Path, manifest: dict) -> list[str]:
-    """Listed shards that are missing or not what was written."""
-    shards = manifest["shards"].items()
-    return [name for name, digest in shards if not (folder / name).exists() or _sha256_file(folder / name) != digest]
-
-
-def _complete(target: Path, key: dict, count: int, compute: Callable, title: str) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    manifest_file = target / "manifest.json"
-    manifest = {"key": key, "done": False, "shards": {}}
-    if manifest_file.exists():
-        manifest = json.loads(manifest_file.read_text())
-    for name in _damaged(target, manifest):
-        logger.warning("%s is damaged or missing; its states are computed again.", target / name)
-        del manifest["shards"][name]
-
-    shards = {f"{start:09d}.arrow": range(start, min(start + SHARD_ROWS, count)) for start in range(0, count, SHARD_ROWS)}
-    done = sum(len(rows) for name, rows in shards.items() if name in manifest["shards"])
-    if done == count:
-        return
-    with tqdm(total=count, initial=done, desc=title, unit="row") as progress:
-        for name, rows in shards.items():
-            if name in manifest["shards"]:
-                continue
-            aside = target / f"{name}.part-{os.getpid()}"
-            with datasets.arrow_writer.ArrowWriter(path=str(aside), features=_FEATURES) as writer:
-                for states in compute(rows):
-                    writer.write({"states": states.to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()})
-                    progress.update()
-                writer.finalize()
-            os.replace(aside, target / name)
-            manifest["shards"] = dict(sorted({**manifest["shards"], name: _sha256_file(target / name)}.items()))
-            manifest["done"] = len(manifest["shards"]) == len(shards)
-            _write_aside(manifest_file, json.dumps(manifest, indent=1))
-
-
-_FEATURES = datasets.Features({"states": datasets.Value("large_binary")})
+from .state_store import FORMATS, StateStore, complete_key, is_whole, open_store, read_key, shards_of
 
 
 class TextStates:
@@ -136,7 +34,7 @@ class TextStates:
         self.store, self.row_of, self.stored_nodes, self.nodes = store, row_of, stored_nodes, nodes
 
     def batch(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """`text_hidden_states` (B, N + T, H) bfloat16 and `attention_mask` (B, N), padded on the left."""
+        """`text_hidden_states` (B, N + T, H) and `attention_mask` (B, N), padded on the left."""
         rows = self.store[[self.row_of[text] for text in texts]]
         lengths = [len(row) - self.stored_nodes for row in rows]
         N = max(lengths)
@@ -154,6 +52,7 @@ def cache_text_states(
     texts: Iterable[str],
     folder: str | os.PathLike,
     negated: bool = False,
+    format: str = "bfloat16",
     device: torch.device | str = "cpu",
     tokens_per_batch: int = 8192,
 ) -> TextStates:
@@ -162,6 +61,7 @@ def cache_text_states(
     Args:
         model: an `MPCLIPModel` with adaptive_tokens="boundary" and frozen layers below the boundary.
         negated: with the negated prompts.
+        format: "float32", "float16", "bfloat16" or "int8" (`state_store.FORMATS`).
         device: to compute on.
         tokens_per_batch: padded tokens computed at once.
 
@@ -198,8 +98,9 @@ def cache_text_states(
     }
     tree = model.prompt_tree(negated)
     identity = _identity(tree, tower)
-    stored, nodes = _cached_superset(Path(folder), _complete_key(key, len(texts)), identity)
-    twin = _bfloat16_twin(tower, device)
+    key = complete_key(key, len(texts), format)
+    stored, nodes = _cached_superset(Path(folder), key, identity)
+    twin = _frozen_twin(tower, device, FORMATS[format].compute)
     if twin.device.type == "cpu":
         twin.set_attn_implementation("eager")  # on short rows faster than sdpa there, and equal to rounding
 
@@ -217,7 +118,7 @@ def cache_text_states(
                 yield from (states[j, N - len(row) :] for j, row in enumerate(batch))
                 batch = []
 
-    store = cached_store(folder, {**key, "tree": stored}, len(texts), tower.config.hidden_size, compute, "text states")
+    store = open_store(folder, {**key, "tree": stored}, tower.config.hidden_size, compute, "text states")
     return TextStates(store, {text: i for i, text in enumerate(texts)}, len(stored["token_ids"]), nodes)
 
 
@@ -230,15 +131,13 @@ def _identity(tree: PromptTree, tower) -> dict:
 
 def _cached_superset(folder: Path, key: dict, identity: dict) -> tuple[dict, list[int]]:
     """The tree of a whole and undamaged cache that contains `identity`, and where; `identity` itself if there is none."""
-    for manifest_file in sorted(folder.glob("*/manifest.json")):
-        manifest = json.loads(manifest_file.read_text())
-        stored = manifest["key"].get("tree")
-        same = all(manifest["key"].get(name) == value for name, value in key.items())
-        if stored and same and manifest["done"]:
+    for key_file in sorted(folder.glob("*/key.json")):
+        found = read_key(key_file.parent)
+        if "tree" in found and all(found.get(name) == value for name, value in key.items()):
             with contextlib.suppress(ValueError):
-                nodes = PromptTree.from_dict(stored).locate(PromptTree.from_dict(identity))
-                if not _damaged(manifest_file.parent, manifest):
-                    return stored, nodes
+                nodes = PromptTree.from_dict(found["tree"]).locate(PromptTree.from_dict(identity))
+                if all(is_whole(key_file.parent / name) for name in shards_of(found)):
+                    return found["tree"], nodes
     return identity, list(range(len(identity["parents"])))
 
 
@@ -249,7 +148,7 @@ class ImageStates:
         self.store = store
 
     def batch(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """`vision_hidden_states` (B, N, C) bfloat16."""
+        """`vision_hidden_states` (B, N, C)."""
         return {"vision_hidden_states": torch.stack(self.store[indices])}
 
 
@@ -258,6 +157,7 @@ def cache_image_states(
     image_processor,
     rows: datasets.Dataset,
     folder: str | os.PathLike,
+    format: str = "bfloat16",
     device: torch.device | str = "cpu",
     batch_size: int = 32,
 ) -> ImageStates:
@@ -276,16 +176,18 @@ def cache_image_states(
         "processor": image_processor.to_json_string(),
         "images": _identity_of_images(rows),
     }
-    twin = _bfloat16_twin(model.vision_model, device).to(memory_format=torch.channels_last)
+    key = complete_key(key, len(rows), format)
+    dtype = FORMATS[format].compute
+    twin = _frozen_twin(model.vision_model, device, dtype).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def compute(wanted: range) -> Iterable[torch.Tensor]:
         for start in range(wanted.start, wanted.stop, batch_size):
             images = rows[start : min(start + batch_size, wanted.stop)]["image"]
-            pixels = image_processor(images, return_tensors="pt")["pixel_values"].to(twin.device, torch.bfloat16)
+            pixels = image_processor(images, return_tensors="pt")["pixel_values"].to(twin.device, dtype)
             yield from vision_tokens(twin(pixel_values=pixels).last_hidden_state).cpu()  # (b, N, C)
 
-    return ImageStates(cached_store(folder, key, len(rows), model.image_token_dim, compute, "image states"))
+    return ImageStates(open_store(folder, key, model.image_token_dim, compute, "image states"))
 
 
 def _config_without_path(config) -> dict:
@@ -305,9 +207,8 @@ def _identity_of_images(rows: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
-def _bfloat16_twin(module: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
-    """A frozen copy in bfloat16, in which CPUs and GPUs run a forward pass several times faster than in float32."""
-    return copy.deepcopy(module).to(device, torch.bfloat16).eval().requires_grad_(False)
+def _frozen_twin(module: torch.nn.Module, device: torch.device | str, dtype: torch.dtype) -> torch.nn.Module:
+    return copy.deepcopy(module).to(device, dtype).eval().requires_grad_(False)
 
 
 def _sha256(data: bytes) -> str:
@@ -320,14 +221,3 @@ def _sha256_tensors(tensors: dict[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.part-{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, path)

@@ -2,13 +2,15 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 
 import torch
 from transformers import Trainer, TrainerCallback
 
-from modeling_mpclip.modeling_mpclip import LogitScale
+from modeling_mpclip.modeling_mpclip import LogitScale, MPCLIPModel
 
-from .group_sampler import GroupSampler
+from .hub_push import HubPusher
+from .samplers import GroupSampler, LengthSampler
 from .tuning import learning_rate_group
 
 LOSS_PARTS = ("contrastive_loss", "diversity_loss", "negation_loss")
@@ -21,17 +23,32 @@ class MPCLIPTrainer(Trainer):
         eval_collator: an `MPCLIPCollator(all_captions=True)`; evaluation computes recall over the whole evaluation set, by
             `compute_metrics` on (image_embeds (I, D), text_embeds (I, C, D), caption_mask (I, C)).
         train_groups: a group for each training row; `group_size` rows of a group share a batch (`GroupSampler`).
+        hub_pusher: what pushes to the Hub in Trainer's stead.
+        write_card: called as `write_card(folder, repo_id=, model=, processor=)` where Trainer would write its own model card.
         others: as for `Trainer`.
     """
 
     # The loss is a mean over the batch of this step; Trainer divides it for gradient accumulation.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args, eval_collator=None, train_groups: list | None = None, group_size: int = 2, **kwargs):
+    def __init__(
+        self,
+        *args,
+        eval_collator=None,
+        train_groups: list | None = None,
+        group_size: int = 2,
+        hub_pusher: HubPusher | None = None,
+        write_card: Callable | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.write_card = write_card
         self.eval_collator = eval_collator
         self.train_groups, self.group_size = train_groups, group_size
         self.add_callback(_BoundLogitScale())
+        self.hub_pusher = hub_pusher
+        if hub_pusher is not None:
+            self.add_callback(hub_pusher)
         self._parts: dict[str, list[torch.Tensor]] = {}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -76,9 +93,15 @@ class MPCLIPTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, *args, **kwargs):
-        if self.train_groups is None:
-            return super()._get_train_sampler(*args, **kwargs)
-        return GroupSampler(self.train_groups, self.group_size, self.args.seed, lambda: self.train_dataset.epoch)
+        drawn = {"seed": self.args.seed, "epoch": lambda: self.train_dataset.epoch}
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        if self.train_groups is not None:
+            if by_length:
+                raise ValueError("A batch is put together by group_column or by length; give one of the two.")
+            return GroupSampler(self.train_groups, self.group_size, **drawn)
+        if by_length:
+            return LengthSampler(self.train_dataset.caption_lengths, self.args.train_batch_size, **drawn)
+        return super()._get_train_sampler(*args, **kwargs)
 
     def get_eval_dataloader(self, *args, **kwargs):
         with self._collating_for_evaluation():
@@ -90,13 +113,39 @@ class MPCLIPTrainer(Trainer):
 
     @contextlib.contextmanager
     def _collating_for_evaluation(self):
-        # Trainer gives evaluation the training's collator and drop_last, which would leave out the last pictures.
-        training = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
+        # Trainer gives evaluation the training's collator, drop_last, which would leave out the last pictures, and sampler.
+        args = self.args
+        training = self.data_collator, args.dataloader_drop_last, args.train_sampling_strategy
+        self.data_collator, args.dataloader_drop_last, args.train_sampling_strategy = self.eval_collator, False, "sequential"
         try:
             yield
         finally:
-            self.data_collator, self.args.dataloader_drop_last = training
+            self.data_collator, args.dataloader_drop_last, args.train_sampling_strategy = training
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_as_saved(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_as_saved(self.state.best_model_checkpoint)
+
+    def _load_as_saved(self, checkpoint: str) -> None:
+        """Trainer reads a checkpoint's weights by their names in the file, and transformers saves ViT, CLIP and others by names
+        that only `from_pretrained` knows: those of a trained vision tower would be passed over with a warning.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, MPCLIPModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            model.load_state_dict(MPCLIPModel.from_pretrained(checkpoint, dtype=model.dtype).state_dict())
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The card of this project in place of Trainer's, which knows neither prompts nor towers."""
+        if self.write_card is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            model = self.accelerator.unwrap_model(self.model)
+            repo_id = None if self.hub_pusher is None else self.hub_pusher.repo_id
+            self.write_card(self.args.output_dir, repo_id=repo_id, model=model, processor=self.processing_class)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Embeddings of a batch of images and of all their captions; the labels are the mask of real captions."""

@@ -1,9 +1,13 @@
-"""Tiny random towers and tokenizers: every unit test is offline and takes seconds."""
+"""Tiny random towers, tokenizers and pictures: every unit test is offline and takes seconds."""
+
+import json
 
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModel,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     Dinov2Config,
@@ -121,3 +125,48 @@ def make_processor(tokenizer) -> MPCLIPProcessor:
 @pytest.fixture
 def tokenizer():
     return make_tokenizer()
+
+
+# What train_hf.py trains on in tests.
+COLORS = ["red", "green", "blue", "yellow", "black", "white", "pink", "brown", "gray", "orange", "purple", "cyan"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Two tower checkpoints and a data set of coloured squares with two or three captions each."""
+    root = tmp_path_factory.mktemp("training")
+    torch.manual_seed(1)
+    AutoModel.from_config(TEXT_CONFIGS["llama"]()).save_pretrained(root / "text")
+    make_tokenizer().save_pretrained(root / "text")
+    AutoModel.from_config(VISION_CONFIGS["vit"]()).save_pretrained(root / "vision")
+    make_processor(make_tokenizer()).image_processor.save_pretrained(root / "vision")
+    (root / "data").mkdir()
+    with open(root / "data" / "metadata.jsonl", "w") as file:
+        for i, color in enumerate(COLORS):
+            Image.new("RGB", (40, 40), color).save(root / "data" / f"{i}.png")
+            captions = [f"a {color} square", f"{color} all over", f"the color {color}"][: 2 + i % 2]
+            split = "validation" if i >= 8 else "train"
+            row = {"file_name": f"{i}.png", "split": split, "captions": captions, "half": i % 4}
+            file.write(json.dumps(row) + "\n")
+    return root
+
+
+def arguments(folder, out, *extra: str) -> list[str]:
+    """The command line of a run on `folder`, written to `out`."""
+    options = {
+        "text_model": folder / "text",
+        "vision_model": folder / "vision",
+        "dataset": folder / "data",
+        "output_dir": out,
+        "cache_dir": out / "cache",
+        "num_prompts": 3,
+        "projection_dim": 12,
+        "pooling_width": 16,
+        "pooling_heads": 2,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "use_cpu": "true",
+        "disable_tqdm": "true",
+    }
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))] + list(extra)

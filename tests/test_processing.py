@@ -40,6 +40,8 @@ def test_videos_of_different_length_are_padded(processor):
     torch.testing.assert_close(batch["pixel_values_videos"][1, :1], single)
     array = np.stack([np.asarray(frame) for frame in frames])
     torch.testing.assert_close(processor(videos=[array])["pixel_values_videos"][0], batch["pixel_values_videos"][0])
+    for one in (frames, array):
+        torch.testing.assert_close(processor(videos=one)["pixel_values_videos"], batch["pixel_values_videos"][:1])
     with pytest.raises(ValueError, match=r"videos \[1\] have no frame"):
         processor(videos=[frames, []])
 
@@ -47,6 +49,32 @@ def test_videos_of_different_length_are_padded(processor):
 def test_long_texts_are_cut_when_asked(processor):
     processor.tokenizer.model_max_length = 8
     assert processor(text="cat " * 50, truncation=True)["input_ids"].shape[1] == 8
+
+
+def test_what_was_called_before_saving_does_not_stay(processor, tmp_path):
+    processor.tokenizer.model_max_length = 8
+    processor(text="cat " * 50, truncation=True, padding="max_length")
+    processor.save_pretrained(tmp_path)
+    loaded = MPCLIPProcessor.from_pretrained(tmp_path)
+    loaded.tokenizer.model_max_length = 12
+    assert loaded(text="cat " * 50, truncation=True)["input_ids"].shape[1] == 12
+    assert loaded(text="cat")["input_ids"].shape[1] < 8
+
+
+def test_arguments_of_each_part(processor):
+    image = Image.new("RGB", (64, 20), "red")
+    plain = processor(text="cat", images=image)
+    nested = {"text_kwargs": {"padding": "max_length", "max_length": 9}, "images_kwargs": {"do_normalize": False}}
+    for batch in (processor(text="cat", images=image, **nested), processor(text="cat", images=image, **_flat(nested))):
+        assert batch["input_ids"].shape == (1, 9)
+        assert batch["pixel_values"].min() >= 0 and (batch["pixel_values"] - plain["pixel_values"]).abs().max() > 0.1
+    assert isinstance(processor(text="cat", return_tensors="np")["input_ids"], np.ndarray)
+    with pytest.raises(ValueError, match="passed two times"):
+        processor(text="cat", text_kwargs={"padding": True}, padding=False)
+
+
+def _flat(kwargs: dict[str, dict]) -> dict:
+    return {name: value for part in kwargs.values() for name, value in part.items()}
 
 
 def test_save_and_load(processor, tmp_path):

@@ -1,65 +1,20 @@
-"""`train_hf.py` end to end on tiny towers and a dozen pictures: every tuning, resume, caches, logs, saved model."""
+"""`train_hf.py` end to end on tiny towers and a dozen pictures: every tuning, resume, logs, saved model."""
 
 import itertools
 import json
 
 import pytest
 import torch
-from conftest import TEXT_CONFIGS, VISION_CONFIGS, make_processor, make_tokenizer
-from PIL import Image
+from conftest import VISION_CONFIGS, arguments, make_processor, make_tokenizer
 from transformers import AutoModel
 from transformers.trainer_utils import get_last_checkpoint
 
 import train_hf
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
-from mpclip_data.image_text import ImageTextDataset, load_image_text
+from mpclip_data.image_text import load_image_text
 from mpclip_training.arguments import parse_arguments
-from mpclip_training.collator import MPCLIPCollator
-from mpclip_training.group_sampler import GroupSampler
-from mpclip_training.state_cache import cache_image_states, cache_text_states
-from mpclip_training.tuning import learning_rate_group, prepare_tuning
-
-COLORS = ["red", "green", "blue", "yellow", "black", "white", "pink", "brown", "gray", "orange", "purple", "cyan"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two tower checkpoints and a data set of coloured squares with two or three captions each."""
-    root = tmp_path_factory.mktemp("training")
-    torch.manual_seed(1)
-    AutoModel.from_config(TEXT_CONFIGS["llama"]()).save_pretrained(root / "text")
-    make_tokenizer().save_pretrained(root / "text")
-    AutoModel.from_config(VISION_CONFIGS["vit"]()).save_pretrained(root / "vision")
-    make_processor(make_tokenizer()).image_processor.save_pretrained(root / "vision")
-    (root / "data").mkdir()
-    with open(root / "data" / "metadata.jsonl", "w") as file:
-        for i, color in enumerate(COLORS):
-            Image.new("RGB", (40, 40), color).save(root / "data" / f"{i}.png")
-            captions = [f"a {color} square", f"{color} all over", f"the color {color}"][: 2 + i % 2]
-            split = "validation" if i >= 8 else "train"
-            row = {"file_name": f"{i}.png", "split": split, "captions": captions, "half": i % 4}
-            file.write(json.dumps(row) + "\n")
-    return root
-
-
-def arguments(folder, out, *extra: str) -> list[str]:
-    options = {
-        "text_model": folder / "text",
-        "vision_model": folder / "vision",
-        "dataset": folder / "data",
-        "output_dir": out,
-        "cache_dir": out / "cache",
-        "num_prompts": 3,
-        "projection_dim": 12,
-        "pooling_width": 16,
-        "pooling_heads": 2,
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 1,
-        "use_cpu": "true",
-        "disable_tqdm": "true",
-    }
-    return [part for name, value in options.items() for part in (f"--{name}", str(value))] + list(extra)
+from mpclip_training.samplers import GroupSampler, LengthSampler
+from mpclip_training.tuning import learning_rate_group
 
 
 def log_of(out) -> list[dict]:
@@ -92,7 +47,6 @@ def test_every_tuning_trains_evaluates_and_saves(folder, tmp_path, extra):
     assert model(**processor(text=["a red square"])).text_embeds.isfinite().all()
     origin = json.loads((tmp_path / "training.json").read_text())
     assert origin["ModelArguments"]["num_prompts"] == model.config.num_prompts
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists() == ("lora" in extra)
 
 
 def get_checkpoint(out):
@@ -137,10 +91,34 @@ def test_learning_rates_and_decay_per_group(folder, tmp_path):
     assert len(of) == sum(p.requires_grad for p in model.parameters())
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folder, tmp_path):
+@pytest.mark.parametrize("vision", ["vit", "clip", "siglip", "dinov2", "efficientnet"])
+def test_a_checkpoint_brings_every_trained_weight_back(folder, tmp_path, vision):
+    """transformers saves some vision towers under other names than their modules have."""
+    torch.manual_seed(2)
+    AutoModel.from_config(VISION_CONFIGS[vision]()).save_pretrained(tmp_path / "vision")
+    make_processor(make_tokenizer()).image_processor.save_pretrained(tmp_path / "vision")
+    extra = ("--vision_model", str(tmp_path / "vision"), "--vision_tuning", "full", "--text_tuning", "full")
+    extra += ("--vision_learning_rate", "0.01", "--num_train_epochs", "1")
+    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path / "run", *extra)))
+    trainer.train()
+    trained = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    checkpoint = str(get_checkpoint(tmp_path / "run"))
+    trainer.state.best_model_checkpoint = checkpoint
+    for load in (lambda: trainer._load_from_checkpoint(checkpoint), trainer._load_best_model):
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.fill_(0.5)
+        load()
+        for name, tensor in trainer.model.state_dict().items():
+            torch.testing.assert_close(tensor, trained[name], atol=0, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("vision_tuning", ["frozen", "full"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folder, tmp_path, vision_tuning):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train_hf.main(arguments(folder, whole, "--load_best_model_at_end", "false"))
-    described = parse_arguments(arguments(folder, cut, "--load_best_model_at_end", "false"))
+    extra = ("--load_best_model_at_end", "false", "--vision_tuning", vision_tuning, "--vision_learning_rate", "0.01")
+    train_hf.main(arguments(folder, whole, *extra))
+    described = parse_arguments(arguments(folder, cut, *extra))
     trainer = train_hf.build_trainer(*described)
 
     class Stop(Exception):
@@ -156,7 +134,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folder, tmp_path)
     with pytest.raises(Stop):
         train_hf.train(trainer, [], described[:2])
     assert get_checkpoint(cut).name == "checkpoint-2"
-    train_hf.main(arguments(folder, cut, "--load_best_model_at_end", "false"))
+    train_hf.main(arguments(folder, cut, *extra))
     one, other = (MPCLIPModel.from_pretrained(out).state_dict() for out in (whole, cut))
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, atol=0, rtol=0)
@@ -177,21 +155,6 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     assert train_hf.last_complete_checkpoint(tmp_path / "checkpoint-9") is None
 
 
-def test_merged_lora_equals_the_adapter_on_its_base(folder, tmp_path):
-    train_hf.main(arguments(folder, tmp_path, "--text_tuning", "lora", "--adaptive_tokens", "input", "--learning_rate", "0.01"))
-    from peft import PeftModel
-
-    torch.manual_seed(42)  # the base's new parts are drawn as in training
-    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path, "--adaptive_tokens", "input")))
-    adapted = PeftModel.from_pretrained(trainer.model, tmp_path / "adapter").eval()
-    names = [name for name, _ in adapted.named_modules() if name.endswith("lora_A")]
-    assert names and all("text_model.layers" in name for name in names)
-    merged = MPCLIPModel.from_pretrained(tmp_path).eval()
-    batch = trainer.processing_class(text=COLORS, images=[Image.new("RGB", (40, 40), color) for color in COLORS])
-    with torch.no_grad():
-        torch.testing.assert_close(adapted(**batch).logits_per_image, merged(**batch).logits_per_image, atol=1e-3, rtol=1e-4)
-
-
 def test_evaluation_equals_the_plain_loop(folder, tmp_path):
     """Images with different numbers of captions, against one text and one image at a time."""
     extra = ("--per_device_eval_batch_size", "1")  # batches with two captions and with three
@@ -207,120 +170,6 @@ def test_evaluation_equals_the_plain_loop(folder, tmp_path):
             for c, caption in enumerate(row["captions"]):
                 text = model(**processor(text=[caption])).text_embeds[0]
                 torch.testing.assert_close(torch.from_numpy(texts[i, c]), text, atol=1e-5, rtol=1e-4)
-
-
-# Caches -----------------------------------------------------------------------------------------------------------
-
-
-def cached_and_live(folder, tmp_path, *extra):
-    model_arguments, data_arguments, _ = parse_arguments(arguments(folder, tmp_path, *extra))
-    model, processor = train_hf.build_model(model_arguments, data_arguments.max_text_length)
-    prepare_tuning(model, model_arguments)
-    rows = load_image_text(str(folder / "data"), "train")
-    return model.eval(), processor, rows
-
-
-def test_cached_states_equal_live_ones_to_bfloat16(folder, tmp_path):
-    model, processor, rows = cached_and_live(folder, tmp_path, "--negation_weight", "1.0")
-    captions = [caption for row in rows["captions"] for caption in row]
-    text = cache_text_states(model, processor.tokenizer, captions, tmp_path, negated=True, tokens_per_batch=200)
-    images = cache_image_states(model, processor.image_processor, rows, tmp_path, batch_size=3)
-    dataset = ImageTextDataset(rows, "random", seed=0)
-    batch = [dataset[i] for i in range(4)]
-    live = model(**MPCLIPCollator(processor)(batch), return_loss=True)
-    cached = model(**MPCLIPCollator(processor, text, images)(batch), return_loss=True)
-    for name in ("text_embeds", "image_embeds", "negated_text_embeds"):
-        cosine = torch.nn.functional.cosine_similarity(cached[name], live[name])
-        assert cosine.min() > 0.99, name
-    assert len(text.store) == len(set(captions))
-
-
-def test_a_cache_is_found_again_and_misses_when_anything_changes(folder, tmp_path, monkeypatch):
-    model, processor, rows = cached_and_live(folder, tmp_path)
-    make = lambda m: cache_text_states(m, processor.tokenizer, ["a red square", "blue"], tmp_path)  # noqa: E731
-    first = make(model).batch(["blue"])["text_hidden_states"]
-    caches = lambda: {path.name for path in tmp_path.iterdir()}  # noqa: E731
-    found = caches()
-    with monkeypatch.context() as patch:
-        patch.setattr(type(model.text_model), "lower", None)  # computing anything would fail
-        torch.testing.assert_close(make(model).batch(["blue"])["text_hidden_states"], first, atol=0, rtol=0)
-    assert caches() == found
-    with torch.no_grad():
-        model.text_model.layers[0].mlp.up_proj.weight[0, 0] += 1
-    make(model)
-    assert len(caches()) == len(found) + 1
-    with torch.no_grad():
-        model.text_model.adaptive_embedding.weight[0, 0] += 1
-    make(model)
-    assert len(caches()) == len(found) + 2
-
-
-def test_a_damaged_shard_is_computed_again_and_a_cut_run_goes_on(folder, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("mpclip_training.state_cache.SHARD_ROWS", 3)
-    model, processor, rows = cached_and_live(folder, tmp_path)
-    texts = [f"a {color} square" for color in COLORS]
-    make = lambda: cache_text_states(model, processor.tokenizer, texts, tmp_path)  # noqa: E731
-    states = make()
-    expected = states.batch(texts)["text_hidden_states"]
-    shards = sorted(tmp_path.glob("*/*.arrow"))
-    assert len(shards) == 4
-    data = bytearray(shards[1].read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    shards[1].write_bytes(data)
-    shards[3].unlink()
-    computed = []
-    lower = type(model.text_model).lower
-    monkeypatch.setattr(
-        type(model.text_model), "lower", lambda self, ids, *a: computed.append(len(ids)) or lower(self, ids, *a)
-    )
-    torch.testing.assert_close(make().batch(texts)["text_hidden_states"], expected, atol=0, rtol=0)
-    assert sum(computed) == 6  # the two bad shards of three rows alone
-    assert "is damaged or missing" in caplog.text
-
-
-def test_fewer_prompts_use_the_cache_of_more(folder, tmp_path, monkeypatch):
-    many, processor, rows = cached_and_live(folder, tmp_path, "--num_prompts", "3", "--negation_weight", "1")
-    texts = ["a red square", "the color blue", ""]
-    cache_text_states(many, processor.tokenizer, texts, tmp_path, negated=True)
-    one, _, _ = cached_and_live(folder, tmp_path, "--num_prompts", "1")
-    with torch.no_grad():
-        one.text_model.adaptive_embedding.weight.copy_(many.text_model.adaptive_embedding.weight[:1])
-    expected = one.lower_text(**processor(text=texts, padding_side="left"))
-    with monkeypatch.context() as patch:
-        patch.setattr(type(one.text_model), "lower", None)
-        states = cache_text_states(one, processor.tokenizer, texts, tmp_path).batch(texts)["text_hidden_states"]
-    similarity = torch.nn.functional.cosine_similarity(states.float(), expected, dim=-1)
-    mask = torch.cat([processor(text=texts, padding_side="left")["attention_mask"], torch.ones(3, len(one.prompt_tree()))], 1)
-    assert similarity[mask.bool()].min() > 0.99
-
-
-def test_a_damaged_cache_of_more_prompts_is_left_alone(folder, tmp_path):
-    """Computing the few prompts' states into the many's cache would poison it with valid checksums."""
-    many, processor, rows = cached_and_live(folder, tmp_path, "--num_prompts", "3")
-    texts = ["a red square", "the color blue"]
-    whole = cache_text_states(many, processor.tokenizer, texts, tmp_path)
-    expected = whole.batch(texts)["text_hidden_states"]
-    (shard,) = tmp_path.glob("*/*.arrow")
-    shard.unlink()
-    one, _, _ = cached_and_live(folder, tmp_path, "--num_prompts", "1")
-    with torch.no_grad():
-        one.text_model.adaptive_embedding.weight.copy_(many.text_model.adaptive_embedding.weight[:1])
-    states = cache_text_states(one, processor.tokenizer, texts, tmp_path)
-    assert states.batch(texts)["text_hidden_states"].shape[1] < expected.shape[1]
-    again = cache_text_states(many, processor.tokenizer, texts, tmp_path)
-    torch.testing.assert_close(again.batch(texts)["text_hidden_states"], expected, atol=0, rtol=0)
-
-
-def test_what_is_trained_is_not_cached(folder, tmp_path):
-    model, processor, rows = cached_and_live(folder, tmp_path, "--adaptive_tokens", "input")
-    with pytest.raises(ValueError, match="adaptive_tokens='boundary'"):
-        cache_text_states(model, processor.tokenizer, ["a"], tmp_path)
-    model, processor, rows = cached_and_live(folder, tmp_path, "--vision_tuning", "full")
-    with pytest.raises(ValueError, match="vision encoder is trained"):
-        cache_image_states(model, processor.image_processor, rows, tmp_path)
-    model.text_model.layers[0].requires_grad_(True)
-    with pytest.raises(ValueError, match="parameters below layer 2 are trained"):
-        cache_text_states(model, processor.tokenizer, ["a"], tmp_path)
 
 
 # Options ----------------------------------------------------------------------------------------------------------
@@ -360,6 +209,9 @@ def test_a_checkpoint_keeps_its_own_config(folder, tmp_path):
         train_hf.main([*options, "--num_prompts", "2"])
     train_hf.main(options)
     assert MPCLIPModel.from_pretrained(tmp_path / "second").config.num_prompts == 3
+    origin = json.loads((tmp_path / "second" / "training.json").read_text())["ModelArguments"]
+    assert (origin["num_prompts"], origin["projection_dim"], origin["text_model"]) == (3, 12, None)
+    assert origin["templates"][0] == "The [APT-1] of this image means:"
 
 
 def test_refusals_of_a_run(folder, tmp_path):
@@ -391,6 +243,31 @@ def test_group_sampler_keeps_chunks_of_a_group_together():
     assert sum(a == b for a, b in itertools.pairwise(groups)) >= 3
     epoch[0] = 1
     assert list(sampler) != first
+
+
+def test_length_sampler_batches_texts_of_a_length():
+    epoch, lengths = [0], [(7 * i) % 101 for i in range(403)]
+    sampler = LengthSampler(lambda: lengths, 4, seed=0, epoch=lambda: epoch[0])
+    first, again = list(sampler), list(sampler)
+    assert first == again and sorted(first) == list(range(403)) and len(sampler) == 403
+    batches = [[lengths[row] for row in first[i : i + 4]] for i in range(0, 400, 4)]
+    assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 10  # of 80 in random batches
+    assert [min(batch) for batch in batches] != sorted(min(batch) for batch in batches)
+    epoch[0] = 1
+    assert list(sampler) != first
+
+
+def test_group_by_length_follows_the_captions_of_the_epoch(folder, tmp_path):
+    extra = ("--train_sampling_strategy", "group_by_length")
+    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path, *extra)))
+    dataset = trainer.train_dataset
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        assert dataset.caption_lengths() == [len(dataset[i]["captions"][0]) for i in range(len(dataset))]
+    assert trainer._get_train_sampler().lengths() == dataset.caption_lengths()
+    both = arguments(folder, tmp_path, *extra, "--group_column", "half")
+    with pytest.raises(ValueError, match="by group_column or by length"):
+        train_hf.build_trainer(*parse_arguments(both)).get_train_dataloader()
 
 
 def test_the_logit_scale_is_bounded_and_keeps_its_gradient(folder, tmp_path):

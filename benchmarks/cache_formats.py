@@ -1,0 +1,129 @@
+"""What the precision of cached states costs in recall and saves in space.
+
+    python -m benchmarks.cache_formats --data path/to/flickr8k --json docs/cost/cache_formats.json
+
+For each format the states of both frozen towers are computed and stored, then a recipe is trained on them with several
+seeds and evaluated, on states in the same format. Formats with the same seed see the same batches, so their difference is
+paired. Every cell (format, seed) is written to the JSON as it is done, and a command that was killed goes on after the last.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from scipy import stats
+
+import train_hf
+from benchmarks.record import markdown_table, provenance, write_json
+from mpclip_training.arguments import parse_arguments
+from mpclip_training.state_store import FORMATS
+
+
+def train_cell(options: argparse.Namespace, format: str, seed: int) -> dict:
+    """Bytes of the caches, recalls in percent."""
+    with tempfile.TemporaryDirectory() as out:
+        values = {
+            "dataset": options.data,
+            "train_split": options.train_split,
+            "eval_split": options.eval_split,
+            "cache_format": format,
+            "cache_dir": options.cache_dir,
+            "seed": seed,
+            "num_train_epochs": options.num_train_epochs,
+            "output_dir": out,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "load_best_model_at_end": "false",
+            "logging_strategy": "no",
+            "disable_tqdm": "true",
+        }
+        trainer = train_hf.build_trainer(
+            *parse_arguments([options.recipe, *(part for name, value in values.items() for part in (f"--{name}", str(value)))])
+        )
+        trainer.train()
+        stores = [trainer.data_collator.text_states.store, trainer.data_collator.image_states.store]
+        return {
+            "format": format,
+            "seed": seed,
+            "text_bytes": stores[0].nbytes,
+            "image_bytes": stores[1].nbytes,
+            "metrics": trainer.evaluate(),
+        }
+
+
+def summary(cells: list[dict]) -> list[dict]:
+    """Per format: size against float32, mean recall, its paired difference to float32 with a 95% interval (t, over seeds)."""
+    of = {(cell["format"], cell["seed"]): cell for cell in cells}
+    seeds = sorted({seed for form, seed in of if form == "float32"})
+    rows = []
+    for form in [form for form in FORMATS if all((form, seed) in of for seed in seeds)]:
+        recall = [of[form, seed]["metrics"]["eval_mean_recall"] for seed in seeds]
+        change = [a - of["float32", seed]["metrics"]["eval_mean_recall"] for a, seed in zip(recall, seeds, strict=True)]
+        margin = stats.t.ppf(0.975, len(seeds) - 1) * statistics.stdev(change) / len(seeds) ** 0.5 if len(seeds) > 1 else None
+        rows.append(
+            {
+                "format": form,
+                "bytes": size(of[form, seeds[0]]),
+                "size": size(of[form, seeds[0]]) / size(of["float32", seeds[0]]),
+                "mean_recall": statistics.mean(recall),
+                "difference": statistics.mean(change),
+                "margin_95": margin,
+                "seeds": len(seeds),
+            }
+        )
+    return rows
+
+
+def size(cell: dict) -> int:
+    return cell["text_bytes"] + cell["image_bytes"]
+
+
+def table(result: dict) -> str:
+    head = ["stored as", "size", "mean recall", "against float32", "95% interval", "seeds"]
+    rows = []
+    for row in result["summary"]:
+        low, high = (row["difference"] + sign * (row["margin_95"] or 0) for sign in (-1, 1))
+        interval = None if row["format"] == "float32" or row["margin_95"] is None else f"{low:+.2f} to {high:+.2f}"
+        rows.append([row["format"], row["size"], row["mean_recall"], f"{row['difference']:+.2f}", interval, row["seeds"]])
+    return markdown_table(head, rows)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cache_formats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="data set, as for train_hf.py")
+    parser.add_argument("--recipe", default="configs/flickr8k_smollm2.yaml", help="what to train (%(default)s)")
+    parser.add_argument("--train_split", default="train[:800]", help="(%(default)s)")
+    parser.add_argument("--eval_split", default="validation[50%:]", help="(%(default)s)")
+    parser.add_argument("--num_train_epochs", type=int, default=24, help="as many as few pictures need (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs per format (%(default)s)")
+    parser.add_argument("--cache_dir", default="runs/cache_formats", help="(%(default)s)")
+    parser.add_argument("--json", default="docs/cost/cache_formats.json", help="result, and where to go on from (%(default)s)")
+    options = parser.parse_args(argv)
+
+    described = {name: getattr(options, name) for name in ("data", "recipe", "train_split", "eval_split", "num_train_epochs")}
+    file = Path(options.json)
+    result = json.loads(file.read_text()) if file.exists() else {}
+    if any(result.get(name, value) != value for name, value in described.items()):
+        raise SystemExit(f"{file} holds results of other options; remove it or give another --json.")
+    result = {**described, "cells": result.get("cells", [])}
+    done = {(cell["format"], cell["seed"]) for cell in result["cells"]}
+    given = [part for name, value in described.items() for part in (f"--{name}", str(value))]
+    for seed in range(options.seeds):
+        for form in FORMATS:
+            if (form, seed) in done:
+                continue
+            cell = train_cell(options, form, seed)
+            print(f"{form}, seed {seed}: mean recall {cell['metrics']['eval_mean_recall']:.2f}", flush=True)
+            result["cells"].append(cell)
+            result |= {"summary": summary(result["cells"]), **provenance("benchmarks.cache_formats", given)}
+            write_json(file, result)
+    print(table(result))
+    return result
+
+
+if __name__ == "__main__":
+    main()

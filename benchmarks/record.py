@@ -1,0 +1,32 @@
+"""What every benchmark writes beside its numbers, and how it prints them."""
+
+import datetime
+import json
+import shlex
+from pathlib import Path
+
+from eval.retrieval import describe_machine
+
+
+def provenance(module: str, argv: list[str], device: str = "cpu") -> dict:
+    """`command`, `date` and `machine` of a measurement."""
+    return {
+        "command": shlex.join(["python", "-m", module, *argv]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(device),
+    }
+
+
+def write_json(path: str | Path, result: dict) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def markdown_table(head: list[str], rows: list[list]) -> str:
+    """Floats with two decimals, None as a dash."""
+    cell = lambda x: "-" if x is None else f"{x:,.2f}" if isinstance(x, float) else str(x)  # noqa: E731
+    lines = [head, ["---"] * len(head), *([cell(x) for x in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

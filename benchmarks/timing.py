@@ -1,0 +1,72 @@
+"""Ratios of running times: slow and fast take turns, so that what else the machine does meets both."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+PRODUCT_SIZES = {"cpu": (1024, 2048, 3072), "gpu": (2048, 4096, 8192)}
+
+
+class Clock:
+    """Times calls in turn.
+
+    Args:
+        device: its pending work is waited for.
+        seconds: for one measurement; at least two rounds are taken however long they last.
+    """
+
+    def __init__(self, device: str, seconds: float):
+        self.device, self.seconds = device, seconds
+
+    def time(self, call: Callable) -> float:
+        self._synchronize()
+        started = time.perf_counter()
+        call()
+        self._synchronize()
+        return time.perf_counter() - started
+
+    def ratio(self, slow: Callable, fast: Callable) -> dict:
+        """Median and quartiles of time(slow) / time(fast), and the median milliseconds of both; after one round unmeasured."""
+        slow(), fast()
+        end, slows, fasts = time.monotonic() + self.seconds, [], []
+        while len(slows) < 2 or time.monotonic() < end:
+            slows.append(self.time(slow))
+            fasts.append(self.time(fast))
+        ratios = sorted(a / b for a, b in zip(slows, fasts, strict=True))
+        quartiles = statistics.quantiles(ratios, n=4)
+        return {
+            "ratio": statistics.median(ratios),
+            "quartiles": [quartiles[0], quartiles[2]],
+            "rounds": len(ratios),
+            "slow_ms": 1e3 * statistics.median(slows),
+            "fast_ms": 1e3 * statistics.median(fasts),
+        }
+
+    def best_implementation(self, model, call: Callable, names: tuple[str, ...]) -> str:
+        """Sets the attention implementation in which `call` is fastest, and names it."""
+        times = {}
+        for name in names:
+            model.set_attn_implementation(name)
+            call()
+            times[name] = min(self.time(call), self.time(call))
+        best = min(times, key=times.get)
+        model.set_attn_implementation(best)
+        return best
+
+    def matmul_peak(self, dtype: torch.dtype) -> float:
+        """Floating-point operations per second of the fastest of several square matrix products."""
+        best = 0.0
+        for n in PRODUCT_SIZES["cpu" if self.device == "cpu" else "gpu"]:
+            a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
+            product = lambda a=a, b=b: a @ b  # noqa: E731
+            product()
+            end, rounds = time.monotonic() + self.seconds / 6, 0
+            while rounds < 2 or time.monotonic() < end:
+                best, rounds = max(best, 2 * n**3 / self.time(product)), rounds + 1
+        return best
+
+    def _synchronize(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()

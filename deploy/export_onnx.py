@@ -1,0 +1,186 @@
+"""Writes one tower of a checkpoint as an ONNX graph that onnxruntime runs without torch.
+
+    python -m deploy.export_onnx runs/demo/multi_prompt text.onnx
+    python -m deploy.export_onnx runs/demo/multi_prompt image.onnx --tower image
+
+text     input_ids, attention_mask (B, N) int64  ->  text_embeds (B, D) float32, L2-normalised
+image    pixel_values (B, C, H, W) float32       ->  image_embeds (B, D) float32, L2-normalised
+
+B and N are free; texts are padded on either side and may be empty; H and W are what the checkpoint's processor makes. Prompts,
+tree, masks and positions are inside the graph, so all that a text needs is a tokenizer:
+
+    texts = Tokenizer.from_file("runs/demo/multi_prompt/tokenizer.json")  # from tokenizers; special tokens as they come
+    texts.enable_padding()
+    batch = texts.encode_batch(["a small cat left of a big dog", "a red car"])
+    inputs = {"input_ids": [text.ids for text in batch], "attention_mask": [text.attention_mask for text in batch]}
+    session = onnxruntime.InferenceSession("text.onnx")
+    (embeds,) = session.run(None, {name: numpy.array(rows, dtype=numpy.int64) for name, rows in inputs.items()})
+
+A graph of more than a gigabyte keeps its weights in a second file beside it, text.onnx.data. The metadata of the model
+(`session.get_modelmeta().custom_metadata_map`) names the checkpoint, its number of prompts, dimensions and templates. Before
+anything is put in place onnxruntime runs the graph and the result is compared with torch's; where they differ, what stood there
+stays as it was.
+
+Weights of int8, by onnxruntime's own tool (what it gives is in docs/cost.md; its `quantize_dynamic`, which rounds the inputs of
+a layer too, is faster and far less exact):
+
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    graph = MatMulNBitsQuantizer("text.onnx", bits=8, block_size=64, is_symmetric=True, accuracy_level=4)
+    graph.process()
+    graph.model.save_model_to_file("text_int8.onnx", use_external_data_format=False)
+"""
+
+import argparse
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModel, AutoProcessor, PreTrainedModel
+
+TOLERANCE = 1e-4  # between embeddings of norm 1
+ONE_FILE_BYTES = 2**30  # protobuf ends at 2 GiB
+
+
+class TextTower(nn.Module):
+    """(B, N) ids and mask -> (B, D)."""
+
+    axes = {"input_ids": {0: "batch", 1: "length"}, "attention_mask": {0: "batch", 1: "length"}}
+    output = "text_embeds"
+
+    def __init__(self, model: PreTrainedModel, checkpoint: str):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).text_embeds
+
+    def examples(self) -> list[tuple[torch.Tensor, ...]]:
+        """Batches of three sizes, padded on the right and on the left, one text empty."""
+        rng = torch.Generator().manual_seed(0)
+        batches = []
+        for lengths in ([9, 6], [1], [17, 5, 0]):
+            ids = torch.randint(self.model.config.text_config.vocab_size, (len(lengths), max(lengths)), generator=rng)  # (B, N)
+            mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()  # (B, N)
+            batches += [(ids, mask), (ids, mask.flip(1))]
+        return batches
+
+
+class ImageTower(nn.Module):
+    """(B, C, H, W) pixels -> (B, D)."""
+
+    axes = {"pixel_values": {0: "batch"}}
+    output = "image_embeds"
+
+    def __init__(self, model: PreTrainedModel, checkpoint: str):
+        super().__init__()
+        self.model = model
+        processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+        self.size = processor(images=Image.new("RGB", (64, 64)))["pixel_values"].shape[1:]  # (C, H, W)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values).image_embeds
+
+    def examples(self) -> list[tuple[torch.Tensor, ...]]:
+        rng = torch.Generator().manual_seed(0)
+        return [(torch.randn(B, *self.size, generator=rng),) for B in (2, 1, 3)]
+
+
+TOWERS = {"text": TextTower, "image": ImageTower}
+
+
+def export(checkpoint: str, out: str | Path, tower: str = "text") -> float:
+    """Write one tower of a checkpoint to an ONNX file.
+
+    Args:
+        checkpoint: folder or Hub id; its Python files are run.
+        out: the file; replaced if it is there.
+        tower: one of `TOWERS`.
+
+    Returns:
+        The largest difference between an embedding's component by onnxruntime and by torch.
+
+    Raises:
+        ValueError: the checkpoint is quantised.
+        RuntimeError: onnxruntime's embeddings are not torch's; `out` is as it was, and the message says where the graph lies.
+    """
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, dtype=torch.float32).eval()
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{checkpoint} holds quantised weights. Export the checkpoint it was made from, and quantise the graph: "
+            "python -m deploy.export_onnx --help says how."
+        )
+    module, out = TOWERS[tower](model, checkpoint).eval(), Path(out)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            module.examples()[0],
+            dynamo=True,
+            input_names=list(module.axes),
+            output_names=[module.output],
+            dynamic_shapes=module.axes,
+            verbose=False,
+        )
+    program.model.metadata_props.update(metadata(model, checkpoint))
+    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+
+    aside = out.with_name(out.name + ".part")
+    aside.mkdir(parents=True, exist_ok=True)
+    program.save(aside / out.name, external_data=weights > ONE_FILE_BYTES)
+    worst = difference(aside / out.name, module)
+    if not worst <= TOLERANCE:  # NaN too
+        raise RuntimeError(
+            f"onnxruntime and torch differ by {worst:.1e} in an embedding of norm 1, where {TOLERANCE:.0e} is the limit. The "
+            f"graph was left in {aside} and {out} was not written. Try other versions of torch, onnxscript or onnxruntime."
+        )
+    for file in sorted(aside.iterdir(), reverse=True):  # the weights before the graph that names them
+        file.replace(out.with_name(file.name))
+    aside.rmdir()
+    return worst
+
+
+def metadata(model: PreTrainedModel, checkpoint: str) -> dict[str, str]:
+    """What the graph says of itself; of a folder its last name alone, since paths are nobody's business."""
+    config = model.config
+    return {
+        "checkpoint": Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint,
+        "num_prompts": str(config.num_prompts),
+        "projection_dim": str(config.projection_dim),
+        "templates": json.dumps(config.templates, ensure_ascii=False),
+    }
+
+
+@torch.no_grad()
+def difference(file: Path, module: nn.Module) -> float:
+    """The largest difference between the graph in a file and the module, over the module's examples."""
+    import onnxruntime  # here, so that --help and the towers do not need it
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    worst = []
+    for batch in module.examples():
+        inputs = {name: tensor.numpy() for name, tensor in zip(module.axes, batch, strict=True)}
+        worst.append((torch.from_numpy(session.run(None, inputs)[0]) - module(*batch)).abs().max())
+    return float(torch.stack(worst).max())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.export_onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="a folder or a Hub id; its Python files are run")
+    parser.add_argument("out", metavar="OUT.onnx", type=Path, help="the graph")
+    parser.add_argument("--tower", choices=TOWERS, default="text", help="which one (default: text)")
+    options = parser.parse_args(arguments)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter tells much of itself, and nothing for the user
+    warnings.filterwarnings("ignore", module=r"torch\.onnx|copyreg")
+    worst = export(options.checkpoint, options.out, options.tower)
+    files = [file for file in (options.out, options.out.with_name(options.out.name + ".data")) if file.exists()]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    print(f"written: {options.out}, {size:,.0f} MB; largest difference to torch {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""Search in collections of pictures: embed them once, keep the vectors in a store, find them by text or by picture.
+
+    encoder = Encoder("you/your-model")                 encoder.py    a checkpoint: pictures, texts -> vectors
+    pictures = open_pictures("photos")                  pictures.py   a folder or a data set: what there is to embed
+    build_index("you/your-model", "photos", "idx")      build.py      pictures -> chunks -> store
+    index = PictureIndex("idx", encoder)                search.py     queries -> hits
+    write_page([...], "results.html")                   page.py       hits -> one HTML file
+
+An index is a folder:
+
+    index.json                  what it was built from and with; it names the store in use and is replaced last
+    chunks/NUMBER-SHA256.arrow  embeddings, file names, captions and thumbnails of some pictures, as they were done (chunks.py)
+    store-SHA256/               the vectors in the form that is searched, FAISS or LanceDB (stores.py), and ids.npy, theirs
+
+The chunks are what costs time and is kept; a store is made from them in seconds and made anew when pictures come or go.
+Arrow, FAISS's and Lance's own formats, JSON, plain npy: nothing here is read by pickle.
+"""

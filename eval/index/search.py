@@ -1,0 +1,126 @@
+"""Queries -> the pictures of highest inner product."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from eval.index.chunks import Chunks
+from eval.index.encoder import Encoder
+from eval.index.pictures import read_picture, thumbnail
+from eval.index.stores import STORES
+
+MORE = 10  # candidates per wanted picture from a store that only comes near; their exact scores then decide
+
+
+@dataclasses.dataclass
+class Hit:
+    """A picture found: its name, its caption, the inner product with the query, and what each of the K aspects gives of it."""
+
+    picture: str
+    caption: str
+    score: float
+    aspects: list[float]
+    thumbnail: bytes = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass
+class Answer:
+    """A query and what it found, best first. `text` is None where pictures alone were asked for."""
+
+    text: str | None
+    pictures: list[str]
+    exclude: list[str]
+    weights: list[float] | None
+    hits: list[Hit]
+    thumbnails: list[bytes] = dataclasses.field(repr=False)
+
+    def to_json(self) -> dict:
+        """Everything but thumbnails."""
+        answer = dataclasses.asdict(self)
+        del answer["thumbnails"]
+        for hit in answer["hits"]:
+            del hit["thumbnail"]
+        return answer
+
+
+class PictureIndex:
+    """A finished index, opened with the model that built it.
+
+    Raises:
+        FileNotFoundError: no index there.
+        ValueError: its build has not finished, or the model is another.
+    """
+
+    def __init__(self, folder: str | Path, encoder: Encoder):
+        self.settings, self.encoder = read_settings(folder), encoder
+        if (given := encoder.fingerprint()) != self.settings["fingerprint"]:
+            raise ValueError(
+                f"{folder} was built with {self.settings['model']} in {self.settings['dtype']} (fingerprint "
+                f"{self.settings['fingerprint'][:12]}), and {encoder.name} in {encoder.dtype} is another model ({given[:12]}): "
+                "their embeddings do not compare. Query with that model, or build an index with this one"
+            )
+        self._chunks = Chunks(Path(folder, "chunks"))
+        self._store = STORES[self.settings["store"]](Path(folder, self.settings["vectors"]))
+
+    def search(self, queries: Tensor, top: int = 10) -> list[list[Hit]]:
+        """
+        Args:
+            queries: (Q, D), as from `Encoder.embed_queries`; with aspect weights in them or not.
+            top: pictures per query, or all there are.
+
+        Returns:
+            for each query its hits, best first. Scores are exact whatever the store, and pictures of the same score stand in
+            the order in which they were embedded.
+        """
+        if top < 1:
+            raise ValueError(f"top={top}: expected at least 1")
+        vectors = np.ascontiguousarray(queries.numpy(), dtype=np.float32)  # (Q, D)
+        candidates = top if self.settings["kind"] == "flat" else MORE * top
+        found = self._store.search(vectors, min(candidates, self.settings["pictures"]))  # (Q, candidates)
+        return [self._hits(query, np.sort(ids[ids >= 0]), top) for query, ids in zip(vectors, found, strict=True)]
+
+    def _hits(self, query: np.ndarray, ids: np.ndarray, top: int) -> list[Hit]:
+        aspects = (self._chunks.embeddings(ids) * query).reshape(len(ids), self.settings["aspects"], -1).sum(axis=2)  # (n, K)
+        scores = aspects.sum(axis=1)
+        order = np.argsort(-scores, kind="stable")[:top]
+        rows = self._chunks.rows(ids[order])
+        return [
+            Hit(row["key"], row["caption"], float(scores[i]), aspects[i].tolist(), row["thumbnail"])
+            for i, row in zip(order, rows, strict=True)
+        ]
+
+
+def read_settings(folder: str | Path) -> dict:
+    """What index.json says of a finished index: `model`, `fingerprint`, `dtype`, `data`, `kind`, `pictures`, ..."""
+    file = Path(folder, "index.json")
+    if not file.is_file():
+        raise FileNotFoundError(f"no index at {folder}: make one with python -m eval.index build")
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if settings["vectors"] is None:
+        raise ValueError(f"the build of {folder} has not finished: run it again, and it goes on where it was")
+    return settings
+
+
+def query_index(
+    index: PictureIndex,
+    texts: Sequence[str] = (),
+    pictures: Sequence[str | Path] = (),
+    *,
+    exclude: Sequence[str] = (),
+    weights: Sequence[float] | None = None,
+    top: int = 10,
+) -> list[Answer]:
+    """Answers to queries; the arguments are those of `Encoder.embed_queries`, with pictures as files."""
+    opened = [read_picture(file) for file in pictures]
+    queries = index.encoder.embed_queries(texts, opened, exclude, weights)  # (Q, D)
+    names, small = [str(file) for file in pictures], [thumbnail(picture, 128) for picture in opened]
+    asked = [(text, names, small) for text in texts] or [(None, [n], [s]) for n, s in zip(names, small, strict=True)]
+    given = list(exclude), None if weights is None else list(weights)
+    return [
+        Answer(text, names, *given, hits, small)
+        for (text, names, small), hits in zip(asked, index.search(queries, top), strict=True)
+    ]

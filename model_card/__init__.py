@@ -1,0 +1,1 @@
+"""`python -m model_card`: the card of a checkpoint, filled from its config, its origin and what was measured."""

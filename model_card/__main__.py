@@ -1,0 +1,43 @@
+"""The model card of a checkpoint: README.md, and beside it a picture of what each prompt looks at.
+
+    python -m model_card runs/mine
+    python -m eval retrieval --model runs/mine --data my_pictures --split test --json test.json
+    python -m model_card runs/mine --eval test.json --repo_id you/mine
+
+train_hf.py writes the card at the end of every run. Write it again to show what was measured since, or under another name.
+Everything in it is read from the folder: config.json (prompts, embedding, loss), training.json (base models, data, options,
+commit, command, machine), train_results.json (time, energy), eval_results.json, and the --eval files, which must
+measure this model. What is not recorded is said to be unknown.
+
+Energy is recorded where `codecarbon` is installed while training. assets/attention.png is kept if it exists; delete it to have
+it drawn again.
+"""
+
+import argparse
+
+from .card import write_card
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command. Exits with code 2 and a message where the folder or a file is not what it should be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m model_card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="RUN_FOLDER", help="a checkpoint: the --output_dir of train_hf.py")
+    parser.add_argument(
+        "--eval", nargs="+", action="extend", default=[], metavar="result.json", help="of `python -m eval retrieval --json`"
+    )
+    parser.add_argument("--out", metavar="README.md", help="the card's file (default: README.md in RUN_FOLDER)")
+    parser.add_argument(
+        "--repo_id", metavar="you/name", help="what the snippets load (default: hub_model_id, or the folder's name)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        card = write_card(options.folder, evaluations=options.eval, out=options.out, repo_id=options.repo_id)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    print(f"written: {card}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""write_card: README.md and the picture beside it, from what a run left in its folder."""
+
+import json
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+from huggingface_hub import ModelCard, ModelCardData
+
+from benchmarks.record import markdown_table
+from mpclip_data.image_text import load_image_text
+
+from .attention_grid import attention_grid, pooling_maps
+from .evaluation import all_measured
+from .facts import (
+    TOWERS,
+    changed_options,
+    code,
+    duration,
+    fenced,
+    image_pooling_in_words,
+    large,
+    licence_of_weights,
+    loss_in_words,
+    parameters_in,
+    plain,
+    prompt_rows,
+    read_json,
+    trained_in_words,
+)
+
+logger = logging.getLogger("train_hf")
+
+TEMPLATE = Path(__file__).parent / "template.md"
+PICTURE = "assets/attention.png"  # beside the card
+PICTURES = 3
+OLDEST_TRANSFORMERS = "5.17"
+TAGS = ["mp-clip", "image-text-retrieval", "video-text-retrieval", "multi-prompt", "custom_code"]
+PAPER = {
+    "title": "Context-Adaptive Multi-Prompt Embedding with Large Language Models for Vision-Language Alignment",
+    "arxiv": "2508.02762",
+}
+PAPER["bibtex"] = f"""@inproceedings{{multiprompt2025,
+  title = {{{PAPER["title"]}}},
+  booktitle = {{Conference on Language Modeling (COLM)}},
+  year = {{2025}},
+  eprint = {{{PAPER["arxiv"]}}},
+  archivePrefix = {{arXiv}}
+}}"""
+
+
+def write_card(
+    folder: str | Path,
+    *,
+    evaluations: Sequence[str | Path] = (),
+    out: str | Path | None = None,
+    repo_id: str | None = None,
+    model=None,
+    processor=None,
+    rows: datasets.Dataset | None = None,
+) -> Path:
+    """Write the card of a checkpoint.
+
+    Args:
+        folder: with config.json; training.json, train_results.json, eval_results.json and the weights as far as there are.
+        evaluations: JSON files of `python -m eval retrieval`.
+        out: the card's file; README.md in `folder` by default.
+        repo_id: what the snippets load; by default the recorded `hub_model_id`, or the folder's name.
+        model, processor: of this checkpoint, to draw what the prompts look at. Without them the picture that lies beside the
+            card is shown, and drawn from the saved model where there is none.
+        rows: with `image`, to draw on; by default those of the recorded evaluation split.
+
+    Returns:
+        The card's file.
+
+    Raises:
+        FileNotFoundError: no config.json in `folder`.
+        ValueError: it is no MP-CLIP checkpoint with both sides, or an evaluation does not belong to it.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    if not config:
+        raise FileNotFoundError(f"{folder} holds no config.json: give the folder of a checkpoint, such as an --output_dir.")
+    if config.get("model_type") != "mpclip":
+        raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}; cards are written for 'mpclip'.")
+    if config.get("text_only"):
+        raise ValueError(f"{folder} is a text-only export; the card is that of the checkpoint it was exported from.")
+    training = read_json(folder / "training.json")
+    repo_id = repo_id or training.get("MPCLIPTrainingArguments", {}).get("hub_model_id") or folder.absolute().name
+    results = all_measured(folder, training, list(evaluations), {folder.absolute().name, repo_id})
+    out = Path(out) if out is not None else folder / "README.md"
+    picture = out.parent / PICTURE
+    if model is not None or not picture.exists():
+        _draw(picture, folder, config, training, model, processor, rows)
+
+    base_models = training.get("base_models", [])
+    licence, licence_sentence = licence_of_weights(base_models)
+    facts = card_facts(folder, config, training) | {
+        "title": repo_id.split("/")[-1],
+        "repo": json.dumps(repo_id, ensure_ascii=False),
+        "results": results,
+        "result_table": markdown_table(
+            ["data", "split", "T2I R@1", "R@5", "R@10", "I2T R@1", "R@5", "R@10", "mean"],
+            [[code(row.data, True), code(row.split, True), *row.cells()] for row in results],
+        ),
+        "shows_intervals": any(row.intervals for row in results),
+        "licence": licence_sentence,
+        "picture": PICTURE if picture.exists() else None,
+    }
+    hub_ids = list(dict.fromkeys(model["hub_id"] for model in base_models if model["hub_id"]))
+    source = training.get("data", {})
+    metadata = ModelCardData(
+        **licence,
+        base_model=hub_ids or None,
+        datasets=[source["hub_id"]] if source.get("hub_id") else None,
+        language=source.get("language"),
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        tags=[*TAGS, *(["sentence-transformers"] if facts["has_sentence_transformers"] else [])],
+        model_name=facts["title"],
+        eval_results=[result for row in results for result in row.for_index()] or None,
+    )
+    if not results:
+        metadata.pop("model_name")  # it belongs to the model-index
+    ModelCard.from_template(metadata, template_path=str(TEMPLATE), **facts).save(out)
+    # PEFT leaves a form to fill in beside an adapter; the adapter is told of here.
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)
+    return out
+
+
+def card_facts(folder: Path, config: dict, training: dict) -> dict:
+    """What the template shows of the checkpoint and its training."""
+    arguments = {}
+    if "ModelArguments" in training:
+        arguments = {"model": training["ModelArguments"], "data": training["DataArguments"]}
+    prompts = prompt_rows(config, arguments.get("model", {}).get("adaptive_init"))
+    base_models = training.get("base_models", [])
+    language = training.get("data", {}).get("language")
+    facts = {
+        "config": config,
+        "paper": PAPER,
+        "code": code,
+        "plain": plain,
+        "towers": TOWERS,
+        "oldest_transformers": OLDEST_TRANSFORMERS,
+        "arguments": arguments,
+        "prompts": prompts,
+        "prompt_table": _prompt_table(prompts),
+        "segment": config["projection_dim"] // config["num_prompts"],
+        "weights": [1.5] + [1] * (config["num_prompts"] - 1),
+        "image_pooling": image_pooling_in_words(config),
+        "queries_per_prompt": config["image_pooling"] == "attention_per_prompt",
+        "loss": loss_in_words(config),
+        "parameters": large(parameters_in(folder)),
+        "trained_parameters": large(training["trained_parameters"]) if "trained_parameters" in training else None,
+        "base_models": base_models,
+        "gemma": any(model["license"] == "gemma" for model in base_models),
+        "language": ", ".join(language) if isinstance(language, list) else language,
+        "has_pipeline": "AutoModelForZeroShotImageClassification" in config.get("auto_map", {}),
+        "has_sentence_transformers": (folder / "modules.json").exists(),
+        "pictures_alt": "Pictures with the attention of each prompt laid over them.",
+        "pictures_from": _pictures_from(training),
+    }
+    if arguments:
+        facts |= {
+            "data": _data_in_words(training),
+            "checkpoint": Path(arguments["model"]["checkpoint"] or "").name,
+            "trained": trained_in_words(config, arguments["model"]),
+            "option_table": markdown_table(
+                ["option", "value"], [[code(name), code(value, True)] for name, value in changed_options(training)]
+            ),
+            "cost": _cost_in_words(read_json(folder / "train_results.json"), training),
+            "commit": training.get("commit"),
+            "versions": ", ".join(f"{name} {version}" for name, version in training["versions"].items()),
+            "command": fenced(shlex.join(training["command"])),
+        }
+    return facts
+
+
+def _prompt_table(prompts: list[dict]) -> str:
+    head, rows = ["", "prompt, after the text"], [[i, code(prompt["template"], True)] for i, prompt in enumerate(prompts, 1)]
+    if any(prompt["init"] for prompt in prompts):
+        head.append("[APT] started from")
+        rows = [[*row, code(prompt["init"] or "a random vector", True)] for row, prompt in zip(rows, prompts, strict=True)]
+    if any(prompt["negated"] for prompt in prompts):
+        head.append("negated twin, in training")
+        rows = [[*row, code(prompt["negated"], True)] for row, prompt in zip(rows, prompts, strict=True)]
+    return markdown_table(head, rows)
+
+
+def _data_in_words(training: dict) -> dict:
+    arguments, source = training["DataArguments"], training.get("data", {})
+    name = source.get("name") or Path(arguments["dataset"]).name
+    where = {"Hub": f"[{name}](https://huggingface.co/datasets/{name})", "local": f"{code(name)} (a local data set)"}
+    line = where.get(source.get("where"), code(name)) + f", split {code(arguments['train_split'])}"
+    if "train" in source:
+        line += f": {source['train']['images']:,} images with {source['train']['captions']:,} captions"
+    if arguments["group_column"]:
+        line += f"; rows of equal {code(arguments['group_column'])} met in batches, {arguments['group_size']} at a time"
+    return {"line": line, "licence": source.get("license"), "attribution": source.get("attribution")}
+
+
+def _cost_in_words(metrics: dict, training: dict) -> str | None:
+    if not metrics:
+        return None
+    parts = [duration(metrics["train_runtime"])]
+    if training.get("resumed_from"):  # Trainer's rate would count the samples of the whole run
+        parts[0] += f" for the last part of a run that was resumed from {code(training['resumed_from'])}"
+    else:
+        parts.append(f"{metrics['train_samples_per_second']:.1f} samples/s")
+    if "energy_kwh" in metrics:
+        parts.append(f"{metrics['energy_kwh'] * 1000:.3g} Wh (estimated by codecarbon)")
+    machine = training.get("machine", {})
+    where = [str(machine[key]) for key in ("gpu", "cpu") if key in machine]
+    where += [f"{machine['cores']} cores"] if "cores" in machine else []
+    where += [f"{training['processes']} processes"] if training.get("processes", 1) > 1 else []
+    return ", ".join(parts) + (f"; on {', '.join(where)}" if where else "")
+
+
+def _pictures_from(training: dict) -> str | None:
+    """The data set and the split that the picture shows, as Markdown."""
+    if "DataArguments" not in training:
+        return None
+    arguments = training["DataArguments"]
+    name = training.get("data", {}).get("name") or Path(arguments["dataset"]).name
+    return f"{code(name)}, split {code(arguments['eval_split'] or arguments['train_split'])}"
+
+
+def _draw(picture: Path, folder: Path, config: dict, training: dict, model, processor, rows) -> None:
+    """What the prompts look at, if there is an attention pooling and something to look at; a card without it is a card too."""
+    picture.unlink(missing_ok=True)
+    if not config["image_pooling"].startswith("attention") or "DataArguments" not in training:
+        return
+    try:
+        if rows is None:
+            arguments = training["DataArguments"]
+            split = arguments["eval_split"] or arguments["train_split"]
+            columns = {name: arguments[name] for name in ("image_column", "caption_column")}
+            rows = load_image_text(arguments["dataset"], split, **columns)
+        if model is None:
+            from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
+
+            model, processor = MPCLIPModel.from_pretrained(folder), MPCLIPProcessor.from_pretrained(folder)
+        chosen = np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int)
+        images = [rows[int(i)]["image"] for i in chosen]
+        titles = ["all prompts"]
+        if config["image_pooling"] == "attention_per_prompt":
+            prompts = prompt_rows(config, training["ModelArguments"]["adaptive_init"])
+            titles = [p["template"] + (f" ({p['init']})" if p["init"] else "") for p in prompts] or ["the picture"]
+        attention_grid(*pooling_maps(model, processor, images), titles, picture)
+    except Exception as error:  # the data set may be gone, the picture too large: no reason to have no card
+        logger.warning("What the prompts look at could not be drawn: %s", error)

@@ -1,0 +1,141 @@
+"""Measured retrieval, from the JSON of training and of `python -m eval retrieval`, for the card's table and its metadata."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import EvalResult
+
+from .facts import read_json
+
+WAYS = {"text_to_image": "t2i", "image_to_text": "i2t"}  # as `python -m eval` and as Trainer call them
+RECALLS = ("R@1", "R@5", "R@10")
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Recalls of one split in percent.
+
+    recalls: way -> "R@1", ... -> value; intervals: the same with (low, high), empty where the JSON has none.
+    notes: what else the JSON tells, in words.
+    """
+
+    data: str
+    split: str
+    recalls: dict[str, dict[str, float]]
+    mean_recall: float
+    intervals: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    images: int | None = None
+    captions: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def cells(self) -> list[str]:
+        """The six recalls, with half of their interval where it is known, and the mean."""
+        cells = []
+        for way in WAYS:
+            for recall in RECALLS:
+                low, high = self.intervals.get(way, {}).get(recall, (None, None))
+                cells.append(f"{self.recalls[way][recall]:.1f}" + ("" if low is None else f" ± {(high - low) / 2:.1f}"))
+        return [*cells, f"{self.mean_recall:.1f}"]
+
+    def for_index(self) -> list[EvalResult]:
+        """The rows of the Hub's model-index."""
+        return [
+            EvalResult(
+                task_type=f"{way.replace('_', '-')}-retrieval",
+                task_name=f"{way.replace('_', '-').capitalize()} retrieval",
+                dataset_type=self.data,
+                dataset_name=self.data,
+                dataset_split=self.split,
+                metric_type=f"recall_at_{recall.removeprefix('R@')}",
+                metric_name=f"{recall}, percent",
+                metric_value=round(self.recalls[way][recall], 2),
+            )
+            for way in WAYS
+            for recall in RECALLS
+        ]
+
+
+def measured_in_training(folder: Path, training: dict) -> list[Retrieval]:
+    """The evaluation at the end of training, none where there was none."""
+    metrics = read_json(folder / "eval_results.json")
+    if not metrics or not training.get("DataArguments", {}).get("eval_split"):
+        return []
+    data, arguments = training.get("data", {}), training["MPCLIPTrainingArguments"]
+    notes = ["at the end of training"]
+    if arguments["load_best_model_at_end"]:
+        notes.append(f"the checkpoint was chosen on this split, by {arguments['metric_for_best_model']}: not held-out numbers")
+    return [
+        Retrieval(
+            data=data.get("name") or Path(training["DataArguments"]["dataset"]).name,
+            split=training["DataArguments"]["eval_split"],
+            recalls={way: {recall: metrics[f"eval_{short}_{recall}"] for recall in RECALLS} for way, short in WAYS.items()},
+            mean_recall=metrics["eval_mean_recall"],
+            notes=tuple(notes),
+            **data.get("eval", {}),
+        )
+    ]
+
+
+def measured_by_eval(file: str | Path, training: dict, names: set[str]) -> Retrieval:
+    """A result of `python -m eval retrieval --json`.
+
+    Args:
+        training: of the model, by which its own data set is recognised.
+        names: what the model may be called in it: the name of its folder, its Hub id.
+
+    Raises:
+        ValueError: the file is something else, or measures another model.
+    """
+    try:
+        result = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON ({error}); `python -m eval retrieval --json` writes one.") from error
+    needed = {*WAYS, "mean_recall", "interval_95", "images", "captions", "model", "data", "split"}
+    missing = sorted(needed - result.keys()) if isinstance(result, dict) else sorted(needed)
+    if missing:
+        raise ValueError(f"{file} is no result of `python -m eval retrieval --json`: it has no {', '.join(missing)}.")
+    if result["model"] not in names and Path(result["model"]).absolute().name not in names:
+        raise ValueError(
+            f"{file} measures {result['model']}, and this is the card of {' or '.join(sorted(names))}: evaluate this model, "
+            "or give --repo_id if that is its name on the Hub."
+        )
+    notes = [f"{result[key]}" for key in ("dtype", "date") if result.get(key)]
+    notes += [f"the first {result['limit']} images only"] if result.get("limit") else []
+    mistakes = [f"{kind.replace('_', ' ')} {n}" for kind, n in result.get("mistakes", {}).items() if kind != "queries"]
+    notes += ["wrong first pictures by what differs: " + ", ".join(mistakes)] if mistakes else []
+    return Retrieval(
+        data=_data_name(result["data"], training),
+        split=result["split"],
+        recalls={way: result[way] for way in WAYS},
+        mean_recall=result["mean_recall"],
+        intervals=result["interval_95"],
+        images=result["images"],
+        captions=result["captions"],
+        notes=tuple(notes),
+    )
+
+
+def all_measured(folder: Path, training: dict, files: list, names: set[str]) -> list[Retrieval]:
+    """What was measured, a row per split; a file outdoes the evaluation of training, which has no intervals.
+
+    Raises:
+        ValueError: two files measure the same split.
+    """
+    rows = {(row.data, row.split): row for row in measured_in_training(folder, training)}
+    source: dict[tuple[str, str], object] = {}
+    for file in files:
+        row = measured_by_eval(file, training, names)
+        key = row.data, row.split
+        if key in source:
+            raise ValueError(f"{source[key]} and {file} both measure {row.data}, {row.split}: give one of them.")
+        rows[key], source[key] = row, file
+    return list(rows.values())
+
+
+def _data_name(data: str, training: dict) -> str:
+    """Of the training's data set the name it has there; of a folder or file its last part; a Hub id as it is."""
+    if data == training.get("DataArguments", {}).get("dataset") and "data" in training:
+        return training["data"]["name"]
+    path = Path(data)
+    return path.absolute().name if path.exists() or path.is_absolute() or data.startswith(".") else data

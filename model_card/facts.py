@@ -1,0 +1,161 @@
+"""What the card says, taken from config.json, training.json and train_results.json; words for what is not recorded there."""
+
+import json
+import re
+from dataclasses import MISSING, fields
+from math import prod
+from pathlib import Path
+
+from safetensors import safe_open
+
+from mpclip_training.arguments import ARGUMENT_CLASSES
+
+# Licences that ask for no more than their notice to be kept; of the Hub's identifiers.
+PERMISSIVE = {"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "unlicense", "zlib"}
+TOWERS = {"text": "text tower", "vision": "vision tower", "both": "MP-CLIP checkpoint"}
+# Told elsewhere in the card, or of no influence on the model.
+NOT_LISTED = {"text_model", "vision_model", "checkpoint", "templates", "negated_templates", "adaptive_init", "dataset"}
+NOT_LISTED |= {"output_dir", "cache_dir", "disable_tqdm", "logging_dir", "report_to", "run_name", "resume_from_checkpoint"}
+NOT_LISTED |= {"push_to_hub", "dataloader_pin_memory", "accelerator_config", "do_eval"}
+
+
+def read_json(file: Path) -> dict:
+    """Its content, {} where there is no such file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def licence_of_weights(base_models: list[dict]) -> tuple[dict, str]:
+    """The metadata's licence entries and the sentence that explains them.
+
+    The weights carry the terms of every tower: of permissive ones and one that asks for more, the latter's; where several
+    do, or one is unknown, no single name is right, and it is "other".
+    """
+    licences = {model["license"] for model in base_models}
+    if not base_models or None in licences:
+        unknown = [f"{TOWERS[model['tower']]} {code(model['name'])}" for model in base_models if model["license"] is None]
+        what = f"that of the {' and of the '.join(unknown)} is not recorded" if unknown else "those are not recorded"
+        return {"license": "other", "license_name": "unknown"}, (
+            f"The licence of the weights follows that of the pretrained models they come from, and {what}: "
+            "it counts as unknown until you have looked it up."
+        )
+    demanding = licences - PERMISSIVE
+    if len(demanding) > 1 or "other" in demanding:
+        return {"license": "other", "license_name": "those-of-the-base-models"}, (
+            "The weights are subject to the licences of all pretrained models they come from."
+        )
+    one = demanding.pop() if demanding else licences.pop() if len(licences) == 1 else "apache-2.0"
+    return {"license": one}, "The licence of the weights follows that of the pretrained models they come from."
+
+
+def prompt_rows(config: dict, adaptive_init: list[str] | None) -> list[dict]:
+    """For each prompt its `template`, its `negated` twin or None, and the words its adaptive tokens started from or None."""
+    negated = config["negated_templates"] if config["negation_weight"] else []
+    rows = []
+    for i, template in enumerate(config["templates"]):
+        words = [word for n, word in enumerate(adaptive_init or [], 1) if f"[APT-{n}]" in template]
+        rows.append({"template": template, "negated": negated[i] if negated else None, "init": ", ".join(words) or None})
+    return rows
+
+
+def loss_in_words(config: dict) -> str:
+    parts = [{"softmax": "softmax contrastive (CLIP)", "sigmoid": "sigmoid contrastive (SigLIP)"}[config["loss"]]]
+    if config["diversity_weight"]:
+        parts.append(f"{config['diversity_weight']:g} x diversity of the prompts")
+    if config["negation_weight"]:
+        parts.append(f"{config['negation_weight']:g} x negation ({config['negation_form']})")
+    return " + ".join(parts)
+
+
+def image_pooling_in_words(config: dict) -> str:
+    return {
+        "attention_per_prompt": f"attention with {config['num_prompts']} learned queries, one per prompt, "
+        f"{config['pooling_heads']} heads",
+        "attention": f"attention with one learned query, {config['pooling_heads']} heads",
+        "mean": "mean of the vision tokens",
+        "cls": "the class token",
+    }[config["image_pooling"]]
+
+
+def trained_in_words(config: dict, arguments: dict) -> list[str]:
+    """Which parts of the towers a run trained, a sentence each."""
+    layers = config["text_config"]["num_hidden_layers"]
+    last = arguments["trained_layers"]
+    text = {
+        "frozen": f"none of its {layers} layers",
+        "last": f"the last {'layer' if last == 1 else f'{last} layers'} of {layers} and the final norm",
+        "lora": f"LoRA adapters (rank {arguments['lora_rank']}, alpha {arguments['lora_alpha']}) on all projections of its "
+        f"{layers} layers, merged into the weights",
+        "full": f"all of its {layers} layers",
+    }[arguments["text_tuning"]]
+    vision = {"frozen": "nothing, it stayed frozen", "full": "all of it"}[arguments["vision_tuning"]]
+    sentences = [f"Of the text tower: {text}.", f"Of the vision tower: {vision}."]
+    new = "the projections and the logit scale"
+    if config["image_pooling"].startswith("attention"):
+        new = "the attention pooling, " + new
+    if config["text_pooling"] == "prompts":
+        where = "at the input" if config["adaptive_tokens"] == "input" else f"added at layer {config['boundary_layer']}"
+        new += f", and the adaptive tokens ({where})"
+    return [*sentences, f"New and trained in full: {new}."]
+
+
+def changed_options(training: dict) -> list[tuple[str, str]]:
+    """(name, value) of the options of train_hf.py that differ from their defaults.
+
+    The defaults are those of the class, not of an instance: making one sets up devices anew.
+    """
+    changed = []
+    for cls in ARGUMENT_CLASSES:
+        for option in fields(cls):
+            name = option.name
+            if name in NOT_LISTED or name.startswith("hub_") or name not in training[cls.__name__]:
+                continue
+            value = training[cls.__name__][name]
+            default = option.default if option.default is not MISSING else None
+            if option.default_factory is not MISSING:
+                default = option.default_factory()
+            default = json.loads(json.dumps(default, default=str))
+            if value != default and (value or default):  # None, False and [] all mean that it is off
+                changed.append((name, json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)))
+    return changed
+
+
+def parameters_in(folder: Path) -> int | None:
+    """All parameters of the saved weights, from the heads of their files; None where there are none."""
+    files = sorted(folder.glob("model*.safetensors"))
+    total = 0
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            total += sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 (no dict)
+    return total if files else None
+
+
+def code(text: object, table: bool = False) -> str:
+    """Any text as a Markdown code span; in a table its bars are escaped."""
+    text = " ".join(str(text).split())
+    fence = "`"
+    while fence in text:
+        fence += "`"
+    text = text.replace("|", r"\|") if table else text
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def plain(text: object) -> str:
+    """Any text as Markdown prose that shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(str(text).split()))
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Any text as a Markdown code block."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def large(number: float | None) -> str:
+    return "unknown" if number is None else f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number:,}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

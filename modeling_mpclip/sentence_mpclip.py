@@ -1,0 +1,230 @@
+"""The checkpoint as a sentence-transformers model.
+
+    model = SentenceTransformer(folder_or_hub_id, trust_remote_code=True)
+    queries = model.encode_query(["a street"], exclude="cars", aspect_weights=[1, 1, 1.5, 1, 1, 1])
+    pictures = model.encode_document([pil_image, "picture.jpg"])
+    model.similarity(queries, pictures)
+
+Texts and images give L2-normalised float32 embeddings of D dimensions, K segments of D / K, as `MPCLIPModel` does.
+"""
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers.image_utils import load_image
+
+try:
+    from sentence_transformers.base.modality import infer_batch_modality
+    from sentence_transformers.base.modules import InputModule
+except ImportError as error:
+    raise ImportError("This needs sentence-transformers 6.0 or later: pip install 'sentence-transformers>=6.0'.") from error
+
+
+class MPCLIPSentenceModule(InputModule):
+    """The whole model as the one module of a `SentenceTransformer`.
+
+    Args:
+        model: [`MPCLIPModel`].
+        processor: its [`MPCLIPProcessor`]; of a text-only model, the tokenizer.
+
+    `encode` takes, beside its own arguments:
+        num_prompts: m; texts are read through the first m prompts alone, which is cheaper, and the embeddings (of images too)
+            have D * m / K dimensions: those that `truncate_dim` gives.
+        aspect_weights: K factors for the segments, applied after normalisation as in `MPCLIPModel.forward`. They belong on
+            the side of the queries. The embedding's norm is no longer 1.
+        exclude: a text, or several, that the query shall not be about; see `SegmentedFeatures.assemble`. They hold for every
+            input of the call: `encode` sorts its inputs, and only the inputs.
+    """
+
+    forward_kwargs = {"num_prompts", "aspect_weights", "exclude"}
+
+    def __init__(self, model: PreTrainedModel, processor):
+        super().__init__()
+        self.model = model
+        self.processor = processor
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        trust_remote_code: bool = False,
+        model_kwargs: dict | None = None,
+        processor_kwargs: dict | None = None,
+        config_kwargs: dict | None = None,
+        backend: str = "torch",
+        **kwargs,
+    ) -> "MPCLIPSentenceModule":
+        """What `SentenceTransformer(...)` calls; `model_kwargs` and `config_kwargs` go to `AutoModel.from_pretrained`."""
+        if backend != "torch":
+            raise ValueError(f"backend={backend!r} is not supported; MP-CLIP runs with backend='torch'.")
+        source = {
+            "token": token,
+            "cache_dir": cache_folder,
+            "revision": revision,
+            "local_files_only": local_files_only,
+            "trust_remote_code": trust_remote_code,
+        }
+        model = AutoModel.from_pretrained(model_name_or_path, **source, **(config_kwargs or {}), **(model_kwargs or {}))
+        auto_class = AutoTokenizer if model.config.text_only else AutoProcessor
+        return cls(model, auto_class.from_pretrained(model_name_or_path, **source, **(processor_kwargs or {})))
+
+    def save(self, output_path: str, *args, **kwargs) -> None:
+        """Everything the checkpoint holds: weights of both sides, processor, code."""
+        if not type(self).__module__.startswith("transformers_modules."):
+            raise ValueError(
+                "sentence-transformers would record this module as a part of an installed package, and the checkpoint would "
+                "not load without it. Load the model with SentenceTransformer(folder, trust_remote_code=True), or save "
+                "MPCLIPModel and its processor with their own save_pretrained."
+            )
+        self.model.save_pretrained(output_path)
+        self.processor.save_pretrained(output_path)
+
+    @property
+    def modalities(self) -> list[str]:
+        return ["text"] if self.model.config.text_only else ["text", "image"]
+
+    @property
+    def tokenizer(self):
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens a text is cut to; its prompts are not counted."""
+        return self.tokenizer.model_max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self.tokenizer.model_max_length = value
+
+    def get_embedding_dimension(self) -> int:
+        return self.model.config.projection_dim
+
+    def preprocess(
+        self,
+        inputs: list,
+        prompt: str | None = None,
+        exclude: str | list[str] | None = None,
+        max_length: int | None = None,
+        processing_kwargs: dict | None = None,
+        **kwargs,
+    ) -> dict[str, torch.Tensor]:
+        """Texts or images -> tensors for `forward`.
+
+        Args:
+            inputs: texts, or images: PIL, arrays, paths of image files; all of one kind.
+            prompt: written before every text, the excluded ones included.
+            max_length: tokens to cut texts to, instead of `max_seq_length`.
+            processing_kwargs: {"text": {...}, "image": {...}} for the tokenizer and the image processor.
+        """
+        inputs = [next(iter(x.values())) if isinstance(x, dict) and len(x) == 1 else x for x in inputs]  # {"image": picture}
+        options = processing_kwargs or {}
+        text_options = {"max_length": max_length, **options.get("text", {})}
+        if infer_batch_modality(inputs, supported_modalities=self.modalities) == "image":
+            images = [_open_image(image) for image in inputs]
+            features = dict(self.processor(images=images, return_tensors="pt", **options.get("image", {})))
+        else:
+            features = self._tokenize(inputs, prompt, **text_options)
+        if exclude is not None:
+            if len(exclude) == 0:
+                raise ValueError(f"exclude={exclude!r} names nothing; leave it out.")
+            excluded = self._tokenize([exclude] if isinstance(exclude, str) else list(exclude), prompt, **text_options)
+            features |= {f"excluded_{name}": value for name, value in excluded.items()}
+        return features
+
+    def _tokenize(self, texts: list[str], prompt: str | None, **options) -> dict[str, torch.Tensor]:
+        foreign = [text for text in texts if not isinstance(text, str)]
+        if foreign:
+            raise ValueError(f"Expected texts, and one of them is {foreign[0]!r}.")
+        options = {"padding": True, "truncation": True, **options}
+        return dict(self.processor(text=[(prompt or "") + text for text in texts], return_tensors="pt", **options))
+
+    def forward(
+        self,
+        features: dict[str, torch.Tensor],
+        num_prompts: int | None = None,
+        aspect_weights: list[float] | None = None,
+        exclude: str | list[str] | None = None,  # `preprocess` has turned it into features
+    ) -> "SegmentedFeatures":
+        """Adds `prompt_embeds` (B, m, D / K) and `sentence_embedding` (B, D * m / K) to the features of `preprocess`."""
+        m = self.model.count_prompts(num_prompts)
+
+        def embed_texts(prefix: str) -> torch.Tensor:
+            ids, mask = features[f"{prefix}input_ids"], features[f"{prefix}attention_mask"]
+            return self.model.get_text_features(ids, mask, num_prompts=m).prompt_embeds
+
+        if "pixel_values" in features:
+            segments = self.model.get_image_features(features["pixel_values"]).prompt_embeds[:, :m]
+        else:
+            segments = embed_texts("")
+        segments = segments.float()  # (B, m, D/K)
+        excluded = embed_texts("excluded_").float() if "excluded_input_ids" in features else None
+        weights = None if aspect_weights is None else self.model._aspect_weights(aspect_weights, segments)
+        return SegmentedFeatures(features, segments, excluded, weights)
+
+
+class SegmentedFeatures(dict):
+    """Features of a batch, whose `sentence_embedding` can only be cut between two prompts.
+
+    sentence-transformers cuts an embedding after `forward` (`truncate_dim`, MatryoshkaLoss) by writing its first d dimensions
+    back. Here they become the embedding of the first d / (D / K) prompts: normalised again, and then weighted.
+
+    Args:
+        features: of `preprocess`.
+        segments: (B, m, D / K) float32.
+        excluded: (E, m, D / K) of the excluded texts, or None.
+        weights: (K, 1) aspect weights, or None.
+    """
+
+    def __init__(
+        self,
+        features: dict[str, torch.Tensor],
+        segments: torch.Tensor,
+        excluded: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ):
+        super().__init__(features, prompt_embeds=segments)
+        self.excluded, self.weights = excluded, weights
+        super().__setitem__("sentence_embedding", self.assemble(segments.shape[1]))
+
+    def __setitem__(self, name: str, value: torch.Tensor) -> None:
+        if name == "sentence_embedding" and value.shape[-1] < self[name].shape[-1]:
+            m, size = self["prompt_embeds"].shape[1:]
+            if value.shape[-1] % size or value.shape[-1] == 0:
+                allowed = ", ".join(str(size * i) for i in range(1, m + 1))
+                raise ValueError(
+                    f"An embedding of {value.shape[-1]} dimensions would end inside a prompt's segment of {size}. "
+                    f"Set truncate_dim to one of {allowed}."
+                )
+            value = self.assemble(value.shape[-1] // size)
+        super().__setitem__(name, value)
+
+    def assemble(self, m: int) -> torch.Tensor:
+        """(B, m * D / K): the embedding by the first m prompts.
+
+        With excluded texts x it is normalise(t - sum_x x), of normalised t and x: a picture loses as much for showing x as it
+        gains for showing t, so one with both falls back among those with neither (ours). The negated prompts are no use
+        here: their loss asks only that a picture of x matches x better than "not x", which a "not x" that says little about
+        x fulfils too.
+        """
+        embedding = _unit(self["prompt_embeds"][:, :m])
+        if self.excluded is not None:
+            embedding = F.normalize(embedding - _unit(self.excluded[:, :m]).sum(dim=0), dim=-1)
+        if self.weights is not None:
+            embedding = (embedding.unflatten(1, (m, -1)) * self.weights[:m]).flatten(1)
+        return embedding
+
+
+def _unit(segments: torch.Tensor) -> torch.Tensor:
+    """(B, m, d) -> (B, m * d) of norm 1."""
+    return F.normalize(segments.flatten(1), dim=-1)
+
+
+def _open_image(image):
+    """A PIL image upright and in RGB, from itself or from a file; arrays as they are."""
+    if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
+        raise ValueError(f"Images are not fetched from URLs, and {image[:80]!r} is one. Download it and pass the file's path.")
+    return load_image(image) if isinstance(image, str) or hasattr(image, "convert") else image

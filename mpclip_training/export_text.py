@@ -1,0 +1,65 @@
+"""Export the text side of a checkpoint, for tasks without pictures (semantic similarity, text retrieval).
+
+    python -m mpclip_training.export_text runs/mine runs/mine_text
+
+The result is a checkpoint of its own, without vision weights and image processor: `AutoModel` gives `get_text_features`, and
+`SentenceTransformer` encodes, trains and saves it. Its embeddings are those of the checkpoint.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+from modeling_mpclip import MPCLIPConfig, MPCLIPModel
+
+PROMPTS_FILE = "config_sentence_transformers.json"
+
+
+def export_text(checkpoint: str, out: str | Path) -> None:
+    """Write the text-only checkpoint.
+
+    Args:
+        checkpoint: folder or Hub id of an `MPCLIPModel`.
+        out: a folder that is new or empty.
+
+    Raises:
+        ValueError: `out` holds something, or the checkpoint is text-only already.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; name a new folder.")
+    whole = MPCLIPModel.from_pretrained(checkpoint)
+    if whole.config.text_only:
+        raise ValueError(f"{checkpoint} is a text-only checkpoint already; copy it.")
+    config = MPCLIPConfig.from_dict({**whole.config.to_dict(), "text_only": True, "vision_config": None})
+    model = MPCLIPModel(config, text_model=whole.text_model)
+    model.text_projection, model.logit_scale = whole.text_projection, whole.logit_scale
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.init_kwargs.pop("auto_map", None)  # it names the processor, which needs an image processor
+    out.mkdir(parents=True, exist_ok=True)
+    if prompts := cached_file(checkpoint, PROMPTS_FILE, _raise_exceptions_for_missing_entries=False):
+        shutil.copyfile(prompts, out / PROMPTS_FILE)  # `save_pretrained` keeps what stands there
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mpclip_training.export_text", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="folder or Hub id of the checkpoint")
+    parser.add_argument("out", type=Path, help="folder for the text-only checkpoint, new or empty")
+    options = parser.parse_args(arguments)
+    try:
+        export_text(options.checkpoint, options.out)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"Text-only checkpoint: {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The counts against the formula on paper, the slow paths of the speed benchmark against the fast one."""
+
+import json
+
+import pytest
+import torch
+from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer
+from transformers import AutoTokenizer
+
+from benchmarks import cache_formats, contenders, cost_page, flops, serving, speed, timing
+from modeling_mpclip import compile_prompt_tree, default_templates
+from modeling_mpclip.prompt_tree import add_adaptive_tokens
+from mpclip_data.backbones import BACKBONES, prepare_backbone
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    return flops.meta_model(flops.TEXT_CONFIGS["Gemma-2B"]())
+
+
+def layer(columns: int, queries: int, attended: int) -> float:
+    """Multiply-adds of a Gemma-2B layer: keys and values of all columns, the rest for the queries alone."""
+    keys_values, rest = 2 * 2048 * 256, 2 * 2048 * 2048 + 3 * 2048 * 16384
+    if queries < columns:
+        columns += queries  # the layer that runs on the readouts makes their keys and values a second time
+    return columns * keys_values + queries * (rest + 2 * attended * 2048)
+
+
+@pytest.mark.parametrize("negated, prompts", [(False, 6), (True, 12)])
+def test_counts_are_those_on_paper(gemma, negated, prompts):
+    tokens = 22 + (61 if negated else 37)
+    readout = layer(tokens, prompts, tokens) + prompts * 2048 * 128  # and its projection
+    for mode, expected in {
+        "tree": 18 * layer(tokens, tokens, tokens) + prompts * 2048 * 128,
+        "tree+readout": 17 * layer(tokens, tokens, tokens) + readout,
+        "cached": readout,
+    }.items():
+        gmacs, counted = flops.count_text(gemma, mode, negated, 22)
+        assert counted == tokens
+        assert gmacs == pytest.approx(expected / 1e9, rel=1e-3)  # rotary angles are small products too
+
+
+def test_modes_count_their_tokens(gemma):
+    assert flops.count_text(gemma, "masked", True, 22)[1] == 22 + 42 + 54
+    assert flops.count_text(gemma, "separate", True, 22)[1] == 6 * (22 + 7) + 6 * (22 + 9)
+
+
+def test_the_papers_setting_costs_less_than_vanilla_clip(gemma):
+    image = sum(flops.count_image(gemma).values())
+    assert flops.count_text(gemma, "tree+readout", False, 22)[0] + image <= 129
+    cached = flops.count_text(gemma, "cached", False, 22)[0] + image
+    assert cached <= 18.8 and cached < 17.5 + flops.count_clip_text()
+
+
+def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(flops, "TEXT_CONFIGS", {"Gemma-2B": flops.TEXT_CONFIGS["Gemma-2B"]})
+    result = flops.main(["--json", str(tmp_path / "flops.json")])
+    assert json.loads((tmp_path / "flops.json").read_text()) == result
+    assert {row["mode"] for row in result["rows"]} == {"vanilla", *flops.MODES}
+    assert f"uncached {result['source_setting']['uncached']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, backbone in BACKBONES.items() if backbone.kind == "text"])
+def test_word_tokenizer_cuts_the_templates_as_real_ones_do(name):
+    try:
+        real = AutoTokenizer.from_pretrained(prepare_backbone(name))
+    except ImportError as error:
+        pytest.skip(str(error))
+    templates, negated = default_templates(6), default_templates(6, negated=True)
+    words = flops.word_tokenizer([*templates, *negated])
+    for tokenizer in (real, words):
+        add_adaptive_tokens(tokenizer, templates)
+    ours, theirs = (compile_prompt_tree(tokenizer, templates, negated) for tokenizer in (words, real))
+    assert (ours.parents, ours.readouts, ours.negated_readouts) == (theirs.parents, theirs.readouts, theirs.negated_readouts)
+
+
+def test_meta_model_has_no_weights(gemma):
+    assert all(parameter.device == torch.device("meta") for parameter in gemma.parameters())
+
+
+# Speed ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_shape(monkeypatch):
+    """A tower of random weights small enough to time nothing, under the real tokenizer."""
+    config = TEXT_CONFIGS["llama"]().to_dict() | {"vocab_size": 49152, "max_position_embeddings": 512}
+    shape = lambda: type(TEXT_CONFIGS["llama"]())(**config)  # noqa: E731
+    monkeypatch.setitem(contenders.SHAPES, "tiny", shape)
+    try:
+        contenders.prepare_backbone(contenders.REAL)
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+@torch.no_grad()
+def test_contenders_give_the_same_states(tiny_shape):
+    bench = contenders.Contenders("tiny", "cpu", torch.float32)
+    ids, mask = bench.batch(["A dog runs.", "Two boats on a lake in the evening, one of them red", "x"])
+    tree, both = bench.tree(), bench.tree(negated=True)
+    separate = bench.separate(ids, mask, both)
+    assert (separate[:, :1] - separate[:, 1:]).abs().amax(dim=(0, 2)).min() > 1e-2
+    torch.testing.assert_close(bench.masked(ids, mask, both), separate, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(bench.prefix_cached(ids, mask, tree), separate[:, :6], atol=1e-4, rtol=1e-3)
+
+
+def test_the_speed_benchmark_runs_and_draws(tiny_shape, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "FLICKR8K", tmp_path / "absent")
+    monkeypatch.setitem(timing.PRODUCT_SIZES, "cpu", (64,))
+    options = ["--tower", "tiny", "--device", "cpu", "--dtype", "float32", "--batch_size", "2", "--seconds", "0"]
+    result = speed.main([*options, "--json", str(tmp_path / "speed.json"), "--png", str(tmp_path / "speed.png")])
+    assert json.loads((tmp_path / "speed.json").read_text())["sweeps"] == result["sweeps"]
+    assert {"masked_vs_separate", "masked_vs_separate_negation", "masked_vs_prefix_cache", "peak_share"} <= result.keys()
+    assert 0 <= result["padding"]["by_length"] < result["padding"]["random"] < 1
+    assert result["data"] == "OpenMoji scenes" and all(result[name] > 0 for name in speed.RATIOS)
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+def test_format_summary_pairs_seeds():
+    cell = lambda form, seed, size, recall: {  # noqa: E731
+        "format": form,
+        "seed": seed,
+        "text_bytes": size,
+        "image_bytes": size,
+        "metrics": {"eval_mean_recall": recall},
+    }
+    cells = [cell("float32", 0, 8, 50.0), cell("float32", 1, 8, 52.0), cell("int8", 0, 2, 49.0), cell("int8", 1, 2, 50.0)]
+    plain, int8 = cache_formats.summary([*cells, cell("bfloat16", 0, 4, 50.0)])
+    assert plain["difference"] == 0 and plain["margin_95"] == 0 and plain["size"] == 1
+    assert int8["size"] == 0.25 and int8["difference"] == -1.5
+    assert int8["margin_95"] == pytest.approx(12.706 * 0.5, rel=1e-3)  # t of one degree of freedom, standard error 0.5
+
+
+def test_the_serving_benchmark_compares_every_engine(tmp_path, monkeypatch):
+    for package in ("onnxruntime", "onnxscript", "torchao"):
+        pytest.importorskip(package, reason=f"an engine needs it: pip install {package}")
+    tokenizer = make_tokenizer()
+    make_model(tokenizer=tokenizer).save_pretrained(tmp_path / "model")
+    make_processor(tokenizer).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(serving, "captions", lambda data: (["a cat", "the red mat of a boat", "a dog"], "three captions"))
+    monkeypatch.setattr(serving, "BATCH_SIZES", (1, 3))
+    options = ["--quick", "--model", str(tmp_path / "model"), "--json", str(tmp_path / "serving.json")]
+    result = serving.main(options)
+    assert json.loads((tmp_path / "serving.json").read_text()) == result
+    single = {row["engine"]: row for row in result["rows"] if row["batch_size"] == 1}
+    assert len(result["rows"]) == 2 * len(single) and all(row["speedup"] > 0 for row in result["rows"])
+    assert single["torch float32"]["cosine"] == pytest.approx(1) and single["onnxruntime float32"]["cosine"] == pytest.approx(1)
+    for engine in ("torch int8 weights", "onnxruntime int8 weights", "onnxruntime int8"):
+        assert 0.5 < single[engine]["cosine"] < 0.99999
+    sizes = {name: row["megabytes"] for name, row in single.items()}
+    assert sizes["torch bfloat16"] == pytest.approx(sizes["torch float32"] / 2)
+    assert sizes["torch int8 weights"] < sizes["torch float32"] < sizes["onnxruntime float32"]  # the graph itself
+
+
+def test_the_cost_page_is_what_the_measurements_give():
+    assert cost_page.PAGE.read_text() == cost_page.filled(cost_page.PAGE.read_text())

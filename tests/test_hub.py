@@ -1,0 +1,360 @@
+"""One checkpoint is one repository: pushed from Python and by `train_hf.py`, loaded elsewhere, on a Hub of our own."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import huggingface_hub
+import pytest
+import torch
+from conftest import arguments, make_model, make_processor, make_tokenizer
+from hub_standin import HubStandIn
+
+import train_hf
+from modeling_mpclip import MPCLIPModel
+from mpclip_training.arguments import parse_arguments
+
+TEXTS = ["The cat sits on the mat", "a dog", ""]
+CODE = {"modeling_mpclip.py", "configuration_mpclip.py", "processing_mpclip.py", "text_tower.py", "checkpoint_guard.py"}
+MODEL = CODE | {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The stand-in as this process's Hub, with my token."""
+    with HubStandIn({"token-of-mine": "me", "token-of-hers": "her"}) as hub:
+        for name, value in (hub.environment("token-of-mine") | {"HF_HOME": str(tmp_path / "home")}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the suite runs offline, but for this server
+        # Read from the environment when huggingface_hub was imported.
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+        yield hub
+
+
+def embed(model) -> torch.Tensor:
+    batch = make_processor(make_tokenizer())(text=TEXTS)
+    with torch.no_grad():
+        return model.eval()(**batch).text_embeds
+
+
+def elsewhere(hub, home, code: str, token: str | None = None, **environment) -> subprocess.CompletedProcess:
+    """Run code in a fresh process that knows transformers and torch, but nothing of this project, with HF_HOME at `home`."""
+    home.mkdir(exist_ok=True)
+    script = textwrap.dedent("""
+        import json, sys
+
+        class NoProject:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("modeling_mpclip", "mpclip_training", "mpclip_data", "train_hf", "eval", "demo"):
+                    raise ModuleNotFoundError(f"{name} is not to be found here")
+
+        sys.meta_path.insert(0, NoProject())
+        try:
+            import modeling_mpclip
+        except ModuleNotFoundError:
+            pass
+        else:
+            raise AssertionError("the project can be imported")
+
+        import torch
+        from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
+
+        def embeds(model, texts, **where):
+            processor = AutoProcessor.from_pretrained("me/model", trust_remote_code=True, **where)
+            with torch.no_grad():
+                return model.eval()(**processor(text=texts)).text_embeds.float().tolist()
+    """)
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+    variables |= hub.environment(token) | {"HF_HOME": str(home)} | environment
+    command = [sys.executable, "-I", "-c", script + textwrap.dedent(code)]
+    return subprocess.run(command, cwd=home, env=variables, capture_output=True, text=True, check=False)
+
+
+def numbers(run: subprocess.CompletedProcess) -> list[torch.Tensor]:
+    """What it printed as JSON, line by line."""
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [torch.tensor(json.loads(line)) for line in run.stdout.splitlines() if line.startswith("[[")]
+
+
+def push(model, repo: str = "me/model", **kwargs) -> str:
+    """Model and processor; the commit they end in."""
+    model.push_to_hub(repo, **kwargs)
+    return make_processor(make_tokenizer()).push_to_hub(repo, private=kwargs.get("private")).oid
+
+
+# From Python ------------------------------------------------------------------------------------------------------
+
+
+def test_one_repository_loads_elsewhere_in_every_way_and_then_offline(hub, tmp_path):
+    model = make_model()
+    push(model)
+    assert set(hub.repos) == {"me/model"} and hub.repos["me/model"].files().keys() >= MODEL
+    assert not [name for name in hub.repos["me/model"].files() if name.endswith((".bin", ".pt"))]
+    code = f"""
+        config = AutoConfig.from_pretrained("me/model", trust_remote_code=True)
+        assert config.model_type == "mpclip"
+        plain = AutoModel.from_pretrained("me/model", trust_remote_code=True)
+        print(json.dumps(embeds(plain, {TEXTS})))
+        print(json.dumps(embeds(AutoModel.from_pretrained("me/model", trust_remote_code=True, device_map="auto"), {TEXTS})))
+        print(json.dumps(embeds(torch.compile(plain, backend="eager"), {TEXTS})))
+        half = AutoModel.from_pretrained("me/model", trust_remote_code=True, dtype=torch.bfloat16)
+        assert half.text_model.dtype == torch.bfloat16
+        print(json.dumps(embeds(half, {TEXTS})))
+        AutoTokenizer.from_pretrained("me/model", trust_remote_code=True)
+        model = sys.modules[type(plain).__module__]
+        assert model.__name__.startswith("transformers_modules.me.model") and {str(tmp_path)!r} in model.__file__
+    """
+    run = elsewhere(hub, tmp_path / "other", code)
+    *equal, half = numbers(run)
+    for embeds in equal:
+        torch.testing.assert_close(embeds, embed(model), atol=1e-5, rtol=1e-4)
+    assert torch.nn.functional.cosine_similarity(half, embed(model)).min() > 0.98
+    repositories = {path.split("/resolve/")[0].split("/api/models/")[-1] for path in hub.requests if "resolve" in path}
+    assert {name.split(" ")[-1].strip("/") for name in repositories} == {"me/model"}
+
+    asked = len(hub.requests)
+    hub.failing["/"] = 503
+    offline = numbers(elsewhere(hub, tmp_path / "other", code, HF_HUB_OFFLINE="1"))
+    assert len(hub.requests) == asked
+    for one, other in zip(offline, [*equal, half], strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def test_sentence_transformers_loads_it_elsewhere(hub, tmp_path):
+    model = make_model()
+    # Uploads from within save_pretrained: what sentence-transformers needs has to be written before that.
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/model")
+    make_processor(make_tokenizer()).push_to_hub("me/model")
+    assert {"modules.json", "config_sentence_transformers.json", "sentence_mpclip.py"} <= hub.repos["me/model"].files().keys()
+    code = f"""
+        from sentence_transformers import SentenceTransformer
+        model = SentenceTransformer("me/model", trust_remote_code=True, device="cpu")
+        print(json.dumps(model.encode({TEXTS}).tolist()))
+        model.save_pretrained("again")
+        again = SentenceTransformer("again", trust_remote_code=True, device="cpu")
+        print(json.dumps(again.encode({TEXTS}).tolist()))
+    """
+    for embeds in numbers(elsewhere(hub, tmp_path / "other", code)):
+        torch.testing.assert_close(embeds, embed(model), atol=1e-5, rtol=1e-4)
+
+
+def test_sharded(hub, tmp_path):
+    model = make_model()
+    push(model, max_shard_size="20KB")
+    names = hub.repos["me/model"].files()
+    assert "model.safetensors.index.json" in names and "model-00002-of-00012.safetensors" in names
+    code = f"""print(json.dumps(embeds(AutoModel.from_pretrained("me/model", trust_remote_code=True), {TEXTS})))"""
+    (embeds,) = numbers(elsewhere(hub, tmp_path / "other", code))
+    torch.testing.assert_close(embeds, embed(model), atol=1e-5, rtol=1e-4)
+
+
+def test_a_pinned_revision_keeps_its_weights_and_its_code(hub, tmp_path):
+    first = make_model()
+    pinned = push(first)
+    second = make_model()
+    with torch.no_grad():
+        second.text_projection.weight.mul_(-1)
+    push(second)
+    api = huggingface_hub.HfApi()
+    code = hub.repos["me/model"].files()["modeling_mpclip.py"] + b"\n\nMPCLIPModel.is_changed = True\n"
+    changed = api.upload_file(path_or_fileobj=code, path_in_repo="modeling_mpclip.py", repo_id="me/model").oid
+    run = elsewhere(
+        hub,
+        tmp_path / "other",
+        f"""
+        for where in ({{"revision": {pinned!r}}}, {{"revision": {pinned!r}, "code_revision": {pinned!r}}}, {{}},
+                      {{"code_revision": {pinned!r}}}, {{"revision": {pinned!r}, "code_revision": {changed!r}}}):
+            model = AutoModel.from_pretrained("me/model", trust_remote_code=True, **where)
+            print(json.dumps(embeds(model, {TEXTS})))
+            print("changed code" if hasattr(model, "is_changed") else "pinned code")
+        """,
+    )
+    now, then = embed(second), embed(first)
+    for embeds, expected in zip(numbers(run), (then, then, now, now, then), strict=True):
+        torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=1e-4)
+    code = [line for line in run.stdout.splitlines() if line.endswith("code")]
+    assert code == ["pinned code", "pinned code", "changed code", "pinned code", "changed code"]
+
+
+def test_a_private_repository_opens_to_its_owner_alone(hub, tmp_path):
+    push(make_model(), private=True)
+    code = """AutoModel.from_pretrained("me/model", trust_remote_code=True)"""
+    for token in (None, "token-of-hers", "no-token"):
+        run = elsewhere(hub, tmp_path / f"home of {token}", code, token)
+        assert run.returncode == 1 and "OSError" in run.stderr and "me/model" in run.stderr
+        assert ("Invalid credentials" if token == "no-token" else "private repository, make sure to pass a token") in run.stderr
+    assert elsewhere(hub, tmp_path / "mine", code, "token-of-mine").returncode == 0
+
+
+def test_without_trust_nothing_of_the_repository_runs(hub, tmp_path):
+    push(make_model())
+    run = elsewhere(hub, tmp_path / "other", """AutoModel.from_pretrained("me/model")""")
+    assert run.returncode == 1 and "trust_remote_code=True" in run.stderr
+
+
+def test_a_push_with_a_bad_token_or_to_anothers_repository_is_refused(hub):
+    with pytest.raises(huggingface_hub.errors.HfHubHTTPError, match="401"):
+        make_model().push_to_hub("me/model", token="no-token")
+    with pytest.raises(huggingface_hub.errors.HfHubHTTPError, match="403"):
+        make_model().push_to_hub("her/model")
+    assert not hub.repos
+
+
+def test_concurrent_pushes_leave_one_whole_model(hub, tmp_path):
+    models = [make_model(), make_model()]
+    with torch.no_grad():
+        models[1].text_projection.weight.mul_(-1)
+    with ThreadPoolExecutor(4) as pool:
+        for job in [pool.submit(push, model) for model in models]:
+            job.result()
+    assert hub.repos["me/model"].messages.count("Upload model") == 2
+    loaded = MPCLIPModel.from_pretrained("me/model")
+    assert any(torch.equal(loaded.text_projection.weight, model.text_projection.weight) for model in models)
+
+
+# By train_hf.py ---------------------------------------------------------------------------------------------------
+
+
+def train_and_push(folder, out, *extra: str):
+    return train_hf.main(arguments(folder, out, "--push_to_hub", "true", "--hub_model_id", "me/model", *extra))
+
+
+def assert_loads_as(out) -> None:
+    """The repository's main is the model of the folder."""
+    pushed, local = MPCLIPModel.from_pretrained("me/model", force_download=True), MPCLIPModel.from_pretrained(out)
+    for name, tensor in local.state_dict().items():
+        torch.testing.assert_close(pushed.state_dict()[name], tensor, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "strategy, messages, folders",
+    [
+        ("end", ["End of training"], set()),
+        ("every_save", ["Training in progress: checkpoint-2", "End of training"], set()),
+        ("checkpoint", ["Training in progress: checkpoint-2", "End of training"], {"last-checkpoint"}),
+        ("all_checkpoints", ["Training in progress: checkpoint-4", "End of training"], {"checkpoint-2", "checkpoint-4"}),
+    ],
+)
+def test_every_strategy_ends_in_one_model(hub, folder, tmp_path, strategy, messages, folders):
+    train_and_push(folder, tmp_path, "--hub_strategy", strategy, "--hub_always_push", "true")
+    repo = hub.repos["me/model"]
+    assert set(messages) <= set(repo.messages) and repo.messages[-1] == "End of training"
+    files = set(repo.files())
+    assert files >= MODEL | {"training.json", "eval_results.json", "README.md", "assets/attention.png"}
+    # Neither the cache nor checkpoints unasked.
+    assert {name.split("/")[0] for name in files if "/" in name} == folders | {"assets"}
+    assert not [name for name in files if name.endswith("training_args.bin") or name == "run.json"]
+    if folders:
+        assert any(name.endswith("optimizer.pt") for name in files)
+    assert_loads_as(tmp_path)
+
+
+def test_what_is_pushed_in_between_is_a_whole_model(hub, folder, tmp_path):
+    train_and_push(folder, tmp_path, "--hub_strategy", "every_save", "--hub_always_push", "true", "--save_total_limit", "9")
+    repo = hub.repos["me/model"]
+    between = repo.messages.index("Training in progress: checkpoint-2")
+    commit = list(repo.commits)[between]
+    assert set(repo.commits[commit]) >= MODEL
+    run = elsewhere(
+        hub,
+        tmp_path / "other",
+        f"""
+        model = AutoModel.from_pretrained("me/model", trust_remote_code=True, revision={commit!r})
+        print(json.dumps(embeds(model, {TEXTS}, revision={commit!r})))
+        """,
+    )
+    (embeds,) = numbers(run)
+    torch.testing.assert_close(embeds, embed(MPCLIPModel.from_pretrained(tmp_path / "checkpoint-2")), atol=1e-5, rtol=1e-4)
+
+
+def test_lora_is_pushed_merged(hub, folder, tmp_path):
+    extra = ("--text_tuning", "lora", "--adaptive_tokens", "input", "--hub_strategy", "all_checkpoints")
+    train_and_push(folder, tmp_path, *extra)
+    files = set(hub.repos["me/model"].files())
+    assert "checkpoint-2/adapter_model.safetensors" in files and files >= MODEL
+    assert not any(name.startswith("adapter") for name in files)
+    assert_loads_as(tmp_path)
+
+
+def test_a_failed_push_in_between_is_told_and_ends_nothing(hub, folder, tmp_path, caplog):
+    described = parse_arguments(arguments(folder, tmp_path, "--push_to_hub", "true", "--hub_model_id", "me/model"))
+    trainer = train_hf.build_trainer(*described)
+    hub.failing["/commit/"] = 500
+    real_push = trainer.hub_pusher.push_final
+
+    def push_final():
+        wait(trainer.hub_pusher.jobs)
+        hub.failing.clear()
+        real_push()
+
+    trainer.hub_pusher.push_final = push_final
+    finished = train_hf.train(trainer, [], described[:2])
+    assert "eval_mean_recall" in finished
+    assert "checkpoint-2 could not be pushed to me/model (" in caplog.text and "500" in caplog.text
+    assert hub.repos["me/model"].messages == ["initial commit", "End of training"]
+    assert_loads_as(tmp_path)
+
+
+def test_a_failed_last_push_leaves_the_model_and_the_command_that_repeats_it(hub, folder, tmp_path, monkeypatch):
+    hub.failing["/commit/"] = 500
+    with pytest.raises(SystemExit) as ended:
+        train_and_push(folder, tmp_path / "out", "--hub_strategy", "end")
+    assert "The model is saved in" in ended.value.code and "500" in ended.value.code  # a message: the exit status is 1
+    assert (tmp_path / "out" / "training.json").exists() and (tmp_path / "out" / "eval_results.json").exists()
+    command = shlex.split(ended.value.code.splitlines()[-1].removeprefix("To push it later: "))
+    hub.failing.clear()
+    # Something of a run before, which the repeated push must clear away.
+    huggingface_hub.HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="adapter_config.json", repo_id="me/model")
+    assert command[:2] == ["hf", "upload"]
+    run = subprocess.run(
+        [sys.executable, "-m", "huggingface_hub.cli.hf", *command[1:]], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    files = set(hub.repos["me/model"].files())
+    assert files >= MODEL and "adapter_config.json" not in files
+    assert not [name for name in files if name.startswith(("checkpoint-", "cache/", "run.json")) or name.endswith(".bin")]
+    assert_loads_as(tmp_path / "out")
+
+
+def test_a_repository_that_cannot_be_written_to_is_refused_before_training(hub, folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"(?s)does not let you write to her/model: 403.*hf auth login"):
+        train_hf.main(arguments(folder, tmp_path, "--push_to_hub", "true", "--hub_model_id", "her/model"))
+    monkeypatch.setenv("HF_TOKEN", "no-token")
+    with pytest.raises(ValueError, match="401"):
+        train_and_push(folder, tmp_path)
+    assert not tmp_path.joinpath("run.json").exists()
+
+
+def test_a_token_a_branch_and_a_private_repository(hub, folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    options = ("--hub_token", "token-of-mine", "--hub_private_repo", "true", "--hub_revision", "trial")
+    train_and_push(folder, tmp_path, *options, "--hub_strategy", "all_checkpoints", "--num_train_epochs", "1")
+    repo = hub.repos["me/model"]
+    assert repo.private and set(repo.files()) == {".gitattributes"} and set(repo.files("trial")) >= MODEL
+    assert not [name for name, data in repo.files("trial").items() if b"token-of-mine" in data]
+    origin = json.loads(repo.files("trial")["training.json"])
+    assert "<HUB_TOKEN>" in origin["command"] and origin["MPCLIPTrainingArguments"]["push_to_hub"] is True
+
+
+def test_a_slow_push_makes_the_next_one_be_left_out(hub, folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    described = parse_arguments(arguments(folder, tmp_path, "--push_to_hub", "true", "--hub_model_id", "me/model"))
+    trainer = train_hf.build_trainer(*described)
+    with hub.lock:  # no commit gets through
+        trainer.train()
+        assert "checkpoint-4 is not pushed: the push before it is still running." in caplog.text
+    trainer.save_model()
+    trainer.hub_pusher.push_final()
+    assert hub.repos["me/model"].messages[1:] == ["Training in progress: checkpoint-2", "End of training"]

