@@ -102,8 +102,9 @@ class LogitScale(nn.Module):
 
     def __init__(self, has_bias: bool):
         super().__init__()
-        self.log_scale = nn.Parameter(torch.empty(()))
-        self.bias = nn.Parameter(torch.empty(())) if has_bias else None
+        # float32 whatever dtype the model is built in: bfloat16 would swallow the small steps of the scale.
+        self.log_scale = nn.Parameter(torch.empty((), dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty((), dtype=torch.float32)) if has_bias else None
 
     def forward(self, similarity: torch.Tensor) -> torch.Tensor:
         logits = similarity.float() * self.log_scale.float().exp().clamp(max=self.MAX_SCALE)
@@ -128,7 +129,6 @@ class MPCLIPModel(PreTrainedModel):
     _supports_attention_backend = True
     # The second is how the pipeline "zero-shot-image-classification" loads.
     AUTO_CLASSES = ("AutoModel", "AutoModelForZeroShotImageClassification")
-    # bfloat16 would swallow the small steps of the scale.
     _keep_in_fp32_modules_strict = ["logit_scale"]
 
     def __init__(
