@@ -2,12 +2,14 @@
 
     python train_hf.py configs/openmoji_smollm2.yaml
     python train_hf.py configs/flickr8k_smollm2.yaml --dataset path/to/flickr8k --num_train_epochs 5
+    python train_hf.py configs/flickr8k_smollm2.yaml configs/systems/mean_pooling.yaml --dataset path/to/flickr8k
     python train_hf.py --text_model Qwen/Qwen3-0.6B --vision_model google/siglip-base-patch16-224 \\
         --dataset my_pictures --train_split "train[:90%]" --eval_split "train[90%:]" \\
         --adaptive_tokens input --text_tuning lora --vision_tuning full --output_dir runs/mine
     accelerate launch train_hf.py configs/flickr8k_smollm2.yaml
 
-A recipe is a YAML mapping of the options below; options on the command line override it; unknown ones are refused.
+A recipe is a YAML mapping of the options below. Several are laid over one another, a setting and then a system of
+configs/systems; options on the command line override them; unknown ones are refused.
 
 What happens: the data set is opened and its images checked; the two towers are joined (or `--checkpoint` is loaded); what
 `--text_tuning` and `--vision_tuning` name is trained and the rest frozen; with `--cache_states true` the frozen towers run
@@ -17,7 +19,8 @@ recall at 1, 5 and 10 both ways over the whole evaluation split.
 `--output_dir` receives checkpoint-*/ while it runs and in the end the best model, with its code, processor, metrics
 (`eval_results.json`), origin (`training.json`) and model card (`README.md`; `python -m model_card` writes it again). With LoRA
 that is the merged model; a run that continued a `--checkpoint` also leaves adapter/, which goes onto that checkpoint. A run
-that was interrupted goes on from its last checkpoint when it is started again; `--resume_from_checkpoint false` starts it anew.
+that was interrupted goes on from its last checkpoint when it is started again; `--resume_from_checkpoint false` starts it anew
+and moves the checkpoints that are there to `--output_dir`/_earlier-1/, where they could still be gone on from.
 
 `--push_to_hub true --hub_model_id you/model` pushes that model in the end; `--hub_strategy` every_save, checkpoint or
 all_checkpoints pushes in between as well. A repository that cannot be written to is refused at the start. A push that fails
@@ -25,11 +28,14 @@ later ends no training: in between it is logged, in the end the model is saved, 
 and the exit status is 1.
 """
 
+import itertools
 import json
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -58,7 +64,7 @@ logger = logging.getLogger("train_hf")
 CONFIG_OPTIONS = (
     *("num_prompts", "projection_dim", "templates", "negated_templates", "adaptive_tokens", "text_pooling"),
     *("image_pooling", "pooling_width", "pooling_heads"),
-    *("loss", "diversity_weight", "negation_weight", "negation_form"),
+    *("loss", "diversity_weight", "negation_weight", "negation_form", "elastic_prompts"),
 )
 RUN_FILE = "run.json"  # beside the checkpoints: what they were trained with
 SHAPING_ARGUMENTS = (
@@ -82,7 +88,8 @@ def build_model(arguments: ModelArguments, max_text_length: int) -> tuple[MPCLIP
         return model, MPCLIPProcessor.from_pretrained(arguments.checkpoint)
     text, vision = resolve_backbone(arguments.text_model), resolve_backbone(arguments.vision_model)
     options = {name: getattr(arguments, name) for name in CONFIG_OPTIONS}
-    text_config = transformers.AutoConfig.from_pretrained(text).get_text_config()
+    scratch = arguments.text_from_scratch
+    text_config = transformers.AutoConfig.from_pretrained(scratch or text).get_text_config()
     if arguments.adaptive_tokens == "boundary":
         options["boundary_layer"] = boundary_layer(text_config.num_hidden_layers, arguments)
     config = MPCLIPConfig(text_config, **options)  # refuses what does not fit before anything is loaded
@@ -90,15 +97,27 @@ def build_model(arguments: ModelArguments, max_text_length: int) -> tuple[MPCLIP
         text, vision, [*config.templates, *config.negated_templates], max_text_length
     )
     model = MPCLIPModel.from_pretrained_towers(
-        text, vision, tokenizer=processor.tokenizer, adaptive_init=arguments.adaptive_init, **options
+        text,
+        vision,
+        tokenizer=processor.tokenizer,
+        adaptive_init=arguments.adaptive_init,
+        text_config=text_config if scratch else None,
+        **options,
     )
     return model, processor
 
 
 def build_trainer(
-    model_arguments: ModelArguments, data_arguments: DataArguments, arguments: MPCLIPTrainingArguments
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: MPCLIPTrainingArguments,
+    open_split: Callable[[DataArguments, str], datasets.Dataset] | None = None,
 ) -> MPCLIPTrainer:
-    """The Trainer that `main` runs: data, model, what is trained, cached states."""
+    """The Trainer that `main` runs: data, model, what is trained, cached states.
+
+    `open_split` opens a split of the data; whoever trains on the same data many times need not look at every image anew.
+    """
+    open_split = open_split or open_rows
     if data_arguments.dataset is None:
         raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
     if arguments.n_gpu > 1:
@@ -112,9 +131,9 @@ def build_trainer(
         arguments.push_to_hub = False  # or Trainer would push as well
     set_seed(arguments.seed)
     arguments.dataloader_pin_memory &= arguments.device.type != "cpu"
-    rows = {"train": _open(data_arguments, data_arguments.train_split)}
+    rows = {"train": open_split(data_arguments, data_arguments.train_split)}
     if data_arguments.eval_split:
-        rows["eval"] = _open(data_arguments, data_arguments.eval_split)
+        rows["eval"] = open_split(data_arguments, data_arguments.eval_split)
     else:
         arguments.eval_strategy, arguments.load_best_model_at_end = "no", False
 
@@ -159,12 +178,14 @@ def cached_states(
     """(text states, image states) of rows, each None where it is not cached: for `MPCLIPCollator`."""
     if not data_arguments.cache_states:
         return None, None
-    captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
     folder, form = Path(data_arguments.cache_dir), data_arguments.cache_format
-    text = cache_text_states(model, processor.tokenizer, captions, folder, negated, form, device)
-    if model_arguments.vision_tuning != "frozen":
-        return text, None
-    return text, cache_image_states(model, processor.image_processor, rows, folder, form, device)
+    text = images = None
+    if data_arguments.cache_text_states:
+        captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
+        text = cache_text_states(model, processor.tokenizer, captions, folder, negated, form, device)
+    if model_arguments.vision_tuning == "frozen":
+        images = cache_image_states(model, processor.image_processor, rows, folder, form, device)
+    return text, images
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -174,14 +195,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         print(__doc__)
     try:
         model_arguments, data_arguments, arguments = parse_arguments(argv)
-    except ValueError as error:
+        logging.basicConfig(format="%(message)s")
+        logger.setLevel(logging.INFO if arguments.should_log else logging.WARNING)
+        trainer = build_trainer(model_arguments, data_arguments, arguments)
+    except (ValueError, OSError) as error:  # an option, a file or a repository that is not what it should be
         raise SystemExit(f"train_hf.py: {error}") from error
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO if arguments.should_log else logging.WARNING)
-    trainer = build_trainer(model_arguments, data_arguments, arguments)
     try:
         return train(trainer, argv, (model_arguments, data_arguments))
-    except PushFailed as error:
+    except (OtherRun, PushFailed) as error:
         raise SystemExit(f"train_hf.py: {error}") from error
 
 
@@ -196,6 +217,7 @@ def train(trainer: MPCLIPTrainer, argv: list[str], described: tuple) -> dict[str
     elif str(resume).lower() == "false":
         resume = None
     if resume is None and trainer.is_world_process_zero():
+        set_aside_checkpoints(Path(arguments.output_dir))
         _write_json(Path(arguments.output_dir, RUN_FILE), what_shapes_the_weights(*described, arguments))
     elif resume is not None:
         _refuse_other_run(Path(arguments.output_dir, RUN_FILE), what_shapes_the_weights(*described, arguments))
@@ -209,7 +231,7 @@ def train(trainer: MPCLIPTrainer, argv: list[str], described: tuple) -> dict[str
         origin = origin_of(trainer, argv, *described) | origin_facts(trainer, *described, resume)
         _write_json(Path(arguments.output_dir, "training.json"), origin)
     save_final(trainer, with_adapter=described[0].checkpoint is not None)
-    trainer.create_model_card()
+    _write_card(trainer)
     if trainer.is_world_process_zero():
         logger.info("The model is in %s", arguments.output_dir)
         if trainer.hub_pusher is not None:
@@ -244,6 +266,21 @@ def last_complete_checkpoint(folder: Path) -> str | None:
     return None
 
 
+def set_aside_checkpoints(folder: Path) -> None:
+    """Move those of an earlier run out of the way, and what they were trained with along with them.
+
+    A new run that is interrupted before its first checkpoint would go on from them, and one with other tuning read their files.
+    """
+    checkpoints = list(folder.glob("checkpoint-*"))
+    if not checkpoints:
+        return
+    aside = next(path for n in itertools.count(1) if not (path := folder / f"_earlier-{n}").exists())
+    aside.mkdir()
+    for path in [*checkpoints, *folder.glob(RUN_FILE)]:
+        path.rename(aside / path.name)
+    logger.warning("This run starts anew. The checkpoints of the one before are in %s, for you to keep or delete.", aside)
+
+
 def what_shapes_the_weights(
     model_arguments: ModelArguments, data_arguments: DataArguments, arguments: MPCLIPTrainingArguments
 ) -> dict:
@@ -253,12 +290,16 @@ def what_shapes_the_weights(
     return {**asdict(model_arguments), **data, **{name: getattr(arguments, name) for name in SHAPING_ARGUMENTS}}
 
 
+class OtherRun(ValueError):
+    """The checkpoints to go on from belong to a run with other options."""
+
+
 def _refuse_other_run(file: Path, now: dict) -> None:
     now = json.loads(json.dumps(now, default=str))
     before = json.loads(file.read_text()) if file.exists() else {}
     changed = [f"{name}: {before.get(name)!r} -> {value!r}" for name, value in now.items() if before.get(name) != value]
     if changed:
-        raise ValueError(
+        raise OtherRun(
             f"{file.parent} holds checkpoints of a run with other options ({'; '.join(changed)}). "
             "Give another --output_dir, the old options, or --resume_from_checkpoint false to start anew."
         )
@@ -276,6 +317,8 @@ def save_final(trainer: MPCLIPTrainer, with_adapter: bool) -> None:
     here with new random parts there is none to put an adapter on.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(Path(trainer.args.output_dir, "adapter"), ignore_errors=True)  # an earlier run's, of another model
     if hasattr(model, "merge_and_unload"):
         if with_adapter and trainer.is_world_process_zero():
             model.save_pretrained(Path(trainer.args.output_dir, "adapter"))
@@ -283,7 +326,17 @@ def save_final(trainer: MPCLIPTrainer, with_adapter: bool) -> None:
     trainer.save_model()
 
 
-def _open(arguments: DataArguments, split: str) -> datasets.Dataset:
+def _write_card(trainer: MPCLIPTrainer) -> None:
+    try:
+        trainer.create_model_card()
+    except Exception as error:  # whatever it is, the model is saved and can be pushed
+        command = ["python", "-m", "model_card", trainer.args.output_dir]
+        if trainer.hub_pusher is not None:
+            command += ["--repo_id", trainer.hub_pusher.repo_id]
+        logger.warning("The model card could not be written: %r\nTo write it later: %s", error, shlex.join(command))
+
+
+def open_rows(arguments: DataArguments, split: str) -> datasets.Dataset:
     return load_image_text(
         arguments.dataset,
         split,

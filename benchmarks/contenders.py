@@ -4,8 +4,10 @@ All three run on the weights of one LLM and give the same numbers; the last two 
 well as one of its users could write them.
 """
 
+import inspect
+
 import torch
-from transformers import AutoModel, AutoTokenizer, DynamicCache
+from transformers import AutoModel, AutoTokenizer, DynamicCache, LlamaModel
 
 from benchmarks.flops import TEXT_CONFIGS, single_prompts
 from modeling_mpclip import PromptTree, compile_prompt_tree, default_templates
@@ -15,6 +17,8 @@ from mpclip_data.backbones import prepare_backbone
 
 K, MAX_K = 6, 16
 REAL = "smollm2-135m"
+# How a decoder names its key-value cache: the first since transformers 5.24.
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 SHAPES = {name.lower().replace(" ", "-"): config for name, config in TEXT_CONFIGS.items() if name.lower() != REAL}
 
 
@@ -80,11 +84,11 @@ class Contenders:
         number, P = prompts.shape
         cache = DynamicCache(config=self.plain.config)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        self.plain(ids, mask, positions, past_key_values=cache, use_cache=True)
+        self.plain(ids, mask, positions, use_cache=True, **{CACHE: cache})
         cache.batch_repeat_interleave(number)
         lengths = mask.sum(dim=1).repeat_interleave(number)  # (B * K,)
         positions = lengths[:, None] + torch.arange(P, device=ids.device)
         longer = torch.cat([mask.repeat_interleave(number, dim=0), torch.ones_like(positions)], dim=1)
         continued = prompts.repeat(B, 1)  # (B * K, P)
-        output = self.plain(continued, longer, positions, past_key_values=cache, use_cache=True)
+        output = self.plain(continued, longer, positions, use_cache=True, **{CACHE: cache})
         return output.last_hidden_state[:, -1].view(B, number, -1)

@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--model", help="checkpoint: a folder or a Hub id; its Python files are run (default: see above)")
     parser.add_argument("--quick", action="store_true", help="two rounds for each ratio")
     parser.add_argument("--json", metavar="OUT.json", help="where to write the result")
-    parser.add_argument("--data", help="captions of this data set (default: data/flickr8k if it is there, else the demo's)")
+    parser.add_argument("--data", help="captions of this data set (default: Flickr8k if it is in data/, else the demo's)")
     parser.add_argument("--seconds", type=float, default=30.0, help="for each ratio, two rounds at least (%(default)s)")
     options = parser.parse_args(argv)
     given = sys.argv[1:] if argv is None else argv

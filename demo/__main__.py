@@ -36,7 +36,7 @@ RECIPE = "configs/openmoji_smollm2.yaml"
 SYSTEMS = {
     "multi_prompt": [],
     # The baseline differs in this alone: one prompt, and with it one query of the image pooling, gives all dimensions.
-    "single_prompt": ["--num_prompts", "1", "--templates", "The [APT-1]:", "--adaptive_init", "picture"],
+    "single_prompt": ["configs/systems/single_prompt.yaml"],
 }
 SCENES = {"train": 5000, "test": 600}
 
@@ -66,8 +66,8 @@ def main(arguments: list[str] | None = None) -> dict:
     trained_now = False
     for i, (system, difference) in enumerate(SYSTEMS.items()):
         _say(f"{i + 2}/4  {system.replace('_', ' ')}: training and held-out retrieval")
-        argv = [RECIPE, "--dataset", str(scenes), "--cache_dir", str(options.out / "cache")]
-        argv += ["--output_dir", str(options.out / system), *difference]
+        argv = [RECIPE, *difference, "--dataset", str(scenes), "--cache_dir", str(options.out / "cache")]
+        argv += ["--output_dir", str(options.out / system)]
         embeds, was_trained = _embeddings(argv, rows)
         trained_now |= not was_trained
         results[system] = measure(embeds, rows)

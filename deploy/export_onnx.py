@@ -77,6 +77,8 @@ class ImageTower(nn.Module):
 
     def __init__(self, model: PreTrainedModel, checkpoint: str):
         super().__init__()
+        if model.config.text_only:
+            raise ValueError(f"{checkpoint} is a text-only checkpoint; export the image tower of the one it was made from.")
         self.model = model
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
         self.size = processor(images=Image.new("RGB", (64, 64)))["pixel_values"].shape[1:]  # (C, H, W)
@@ -104,7 +106,7 @@ def export(checkpoint: str, out: str | Path, tower: str = "text") -> float:
         The largest difference between an embedding's component by onnxruntime and by torch.
 
     Raises:
-        ValueError: the checkpoint is quantised.
+        ValueError: the checkpoint is quantised, or has no such tower.
         RuntimeError: onnxruntime's embeddings are not torch's; `out` is as it was, and the message says where the graph lies.
     """
     model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, dtype=torch.float32).eval()
@@ -176,7 +178,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter tells much of itself, and nothing for the user
     warnings.filterwarnings("ignore", module=r"torch\.onnx|copyreg")
-    worst = export(options.checkpoint, options.out, options.tower)
+    try:
+        worst = export(options.checkpoint, options.out, options.tower)
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
     files = [file for file in (options.out, options.out.with_name(options.out.name + ".data")) if file.exists()]
     size = sum(file.stat().st_size for file in files) / 1e6
     print(f"written: {options.out}, {size:,.0f} MB; largest difference to torch {worst:.1e}")

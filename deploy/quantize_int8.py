@@ -12,13 +12,17 @@ loading, without a second checkpoint:
     int8 = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["vision_model", "image_pooling"])
     model = AutoModel.from_pretrained("runs/demo/multi_prompt", trust_remote_code=True, quantization_config=int8)
 
-What it costs in recall: `python -m eval retrieval --quantize int8`.
+What it costs in recall: `python -m eval retrieval --quantize int8`. It is the last step: training, merging an adapter
+and a text-only export (`python -m mpclip_training.export_text`) come before it. Its card is written by
+`python -m model_card runs/demo/multi_prompt_int8 --source runs/demo/multi_prompt`.
 """
 
 import argparse
 from pathlib import Path
 
-from transformers import AutoModel, AutoProcessor, TorchAoConfig
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, TorchAoConfig
+
+from mpclip_training.export_text import keep_prompts
 
 # Every linear layer but the LLM's stands in one of these.
 LEFT_ALONE = ["vision_model", "image_pooling"]
@@ -38,7 +42,7 @@ def int8_config() -> TorchAoConfig:
 
 
 def quantize(checkpoint: str, out: str | Path) -> None:
-    """Write the int8 checkpoint of a checkpoint, with its code and processor.
+    """Write the int8 checkpoint of a checkpoint, with its code, processor and sentence-transformers prompts.
 
     Args:
         checkpoint: folder or Hub id; its Python files are run.
@@ -46,13 +50,20 @@ def quantize(checkpoint: str, out: str | Path) -> None:
 
     Raises:
         FileExistsError: `out` holds something already.
+        ImportError: torchao is not installed.
+        ValueError: the checkpoint is quantised already.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty. Give a folder that does not exist yet.")
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"{checkpoint} holds quantised weights already; copy it, or give the checkpoint it was made from.")
     model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, quantization_config=int8_config())
+    keep_prompts(checkpoint, out)
     model.save_pretrained(out)
-    AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True).save_pretrained(out)
+    auto_class = AutoTokenizer if config.text_only else AutoProcessor
+    auto_class.from_pretrained(checkpoint, trust_remote_code=True).save_pretrained(out)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,7 +73,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="a folder or a Hub id; its Python files are run")
     parser.add_argument("out", metavar="OUT_FOLDER", type=Path, help="the new checkpoint")
     options = parser.parse_args(arguments)
-    quantize(options.checkpoint, options.out)
+    try:
+        quantize(options.checkpoint, options.out)
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
     size = sum(file.stat().st_size for file in options.out.glob("*.safetensors")) / 1e6
     print(f"written: {options.out}, weights of {size:,.0f} MB")
 

@@ -1,5 +1,6 @@
 """In what a model errs on OpenMoji scenes: the aspect in which the picture it found differs from the right one."""
 
+import re
 from collections import Counter
 
 import datasets
@@ -40,3 +41,8 @@ def count_mistakes(
         aspects = aspects_between(scenes[right], scenes[wrong])
         mistakes["several" if len(aspects) > 1 else next(iter(aspects), "none")] += 1
     return {"queries": len(text_ranks), **dict(mistakes.most_common())}
+
+
+def says_absence(caption: str) -> bool:
+    """Whether a caption says what is not in the picture: "There is no cat.", "... without any cat in sight."."""
+    return re.search(r"\b(no|not|without)\b", caption, re.IGNORECASE) is not None

@@ -211,19 +211,22 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--limit", type=int, help="only the first LIMIT images, for a quick look")
     options = parser.parse_args(arguments)
 
-    result = evaluate_retrieval(
-        options.model,
-        options.data,
-        options.split,
-        json_path=options.json,
-        grid_path=options.grid,
-        batch_size=options.batch_size,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        device=options.device,
-        limit=options.limit,
-        command=shlex.join(["python", "-m", "eval", "retrieval", *arguments]),
-    )
+    try:
+        result = evaluate_retrieval(
+            options.model,
+            options.data,
+            options.split,
+            json_path=options.json,
+            grid_path=options.grid,
+            batch_size=options.batch_size,
+            dtype=options.dtype,
+            quantize=options.quantize,
+            device=options.device,
+            limit=options.limit,
+            command=shlex.join(["python", "-m", "eval", "retrieval", *arguments]),
+        )
+    except (ImportError, OSError, ValueError) as error:  # what the user can mend; several libraries write many lines
+        raise SystemExit(f"{parser.prog}: {' '.join(str(error).split())}") from error
     print(table(result))
     print(f"\nwritten: {options.json}" + (f", {options.grid}" if options.grid else ""))
 

@@ -4,10 +4,15 @@
     python -m eval retrieval --model runs/mine --data my_pictures --split test --json test.json
     python -m model_card runs/mine --eval test.json --repo_id you/mine
 
+    python -m model_card runs/mine_text --source runs/mine
+
 train_hf.py writes the card at the end of every run. Write it again to show what was measured since, or under another name.
 Everything in it is read from the folder: config.json (prompts, embedding, loss), training.json (base models, data, options,
 commit, command, machine), train_results.json (time, energy), eval_results.json, and the --eval files, which must
 measure this model. What is not recorded is said to be unknown.
+
+With --source it is the short card of a text-only export or an int8 checkpoint: what was done to which checkpoint, whose recalls
+are shown as the source's. They, the licence and the base model come from the card of the source, which must have one.
 
 Energy is recorded where `codecarbon` is installed while training. assets/attention.png is kept if it exists; delete it to have
 it drawn again.
@@ -16,6 +21,7 @@ it drawn again.
 import argparse
 
 from .card import write_card
+from .derived import write_derived_card
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,10 +37,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--repo_id", metavar="you/name", help="what the snippets load (default: hub_model_id, or the folder's name)"
     )
+    parser.add_argument("--source", metavar="CHECKPOINT", help="folder or Hub id of what RUN_FOLDER was made from")
     options = parser.parse_args(arguments)
+    given = {"evaluations": options.eval, "out": options.out, "repo_id": options.repo_id}
     try:
-        card = write_card(options.folder, evaluations=options.eval, out=options.out, repo_id=options.repo_id)
-    except (FileNotFoundError, ValueError) as error:
+        if options.source:
+            card = write_derived_card(options.folder, options.source, **given)
+        else:
+            card = write_card(options.folder, **given)
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     print(f"written: {card}")
 

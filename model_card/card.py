@@ -14,7 +14,7 @@ from benchmarks.record import markdown_table
 from mpclip_data.image_text import load_image_text
 
 from .attention_grid import attention_grid, pooling_maps
-from .evaluation import all_measured
+from .evaluation import all_measured, result_table
 from .facts import (
     TOWERS,
     changed_options,
@@ -22,6 +22,7 @@ from .facts import (
     duration,
     fenced,
     image_pooling_in_words,
+    language_codes,
     large,
     licence_of_weights,
     loss_in_words,
@@ -87,10 +88,10 @@ def write_card(
     if config.get("model_type") != "mpclip":
         raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}; cards are written for 'mpclip'.")
     if config.get("text_only"):
-        raise ValueError(f"{folder} is a text-only export; the card is that of the checkpoint it was exported from.")
+        raise ValueError(f"{folder} is a text-only export: name the checkpoint it was exported from with --source.")
     training = read_json(folder / "training.json")
     repo_id = repo_id or training.get("MPCLIPTrainingArguments", {}).get("hub_model_id") or folder.absolute().name
-    results = all_measured(folder, training, list(evaluations), {folder.absolute().name, repo_id})
+    results = all_measured(folder, config, training, list(evaluations), {folder.absolute().name, repo_id})
     out = Path(out) if out is not None else folder / "README.md"
     picture = out.parent / PICTURE
     if model is not None or not picture.exists():
@@ -102,28 +103,26 @@ def write_card(
         "title": repo_id.split("/")[-1],
         "repo": json.dumps(repo_id, ensure_ascii=False),
         "results": results,
-        "result_table": markdown_table(
-            ["data", "split", "T2I R@1", "R@5", "R@10", "I2T R@1", "R@5", "R@10", "mean"],
-            [[code(row.data, True), code(row.split, True), *row.cells()] for row in results],
-        ),
+        "result_table": result_table(results),
         "shows_intervals": any(row.intervals for row in results),
         "licence": licence_sentence,
         "picture": PICTURE if picture.exists() else None,
     }
+    in_index = [result for row in results for result in row.for_index()]
     hub_ids = list(dict.fromkeys(model["hub_id"] for model in base_models if model["hub_id"]))
     source = training.get("data", {})
     metadata = ModelCardData(
         **licence,
         base_model=hub_ids or None,
         datasets=[source["hub_id"]] if source.get("hub_id") else None,
-        language=source.get("language"),
+        language=language_codes(source.get("language")) or None,
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=[*TAGS, *(["sentence-transformers"] if facts["has_sentence_transformers"] else [])],
         model_name=facts["title"],
-        eval_results=[result for row in results for result in row.for_index()] or None,
+        eval_results=in_index or None,
     )
-    if not results:
+    if not in_index:
         metadata.pop("model_name")  # it belongs to the model-index
     ModelCard.from_template(metadata, template_path=str(TEMPLATE), **facts).save(out)
     # PEFT leaves a form to fill in beside an adapter; the adapter is told of here.
@@ -138,7 +137,7 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
         arguments = {"model": training["ModelArguments"], "data": training["DataArguments"]}
     prompts = prompt_rows(config, arguments.get("model", {}).get("adaptive_init"))
     base_models = training.get("base_models", [])
-    language = training.get("data", {}).get("language")
+    languages = language_codes(training.get("data", {}).get("language"))
     facts = {
         "config": config,
         "paper": PAPER,
@@ -158,7 +157,7 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
         "trained_parameters": large(training["trained_parameters"]) if "trained_parameters" in training else None,
         "base_models": base_models,
         "gemma": any(model["license"] == "gemma" for model in base_models),
-        "language": ", ".join(language) if isinstance(language, list) else language,
+        "language": ", ".join(languages),
         "has_pipeline": "AutoModelForZeroShotImageClassification" in config.get("auto_map", {}),
         "has_sentence_transformers": (folder / "modules.json").exists(),
         "pictures_alt": "Pictures with the attention of each prompt laid over them.",

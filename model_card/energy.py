@@ -1,6 +1,7 @@
 """The energy that a piece of work takes, measured by `codecarbon` where that is installed."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 try:
@@ -20,6 +21,8 @@ def measured_energy(wanted: bool = True) -> Iterator[dict[str, float]]:
     if codecarbon is None or not wanted:
         yield measured
         return
+    # Its trackers speak before they have read their own `log_level`.
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
     tracker = codecarbon.OfflineEmissionsTracker(
         country_iso_code="FRA", save_to_file=False, log_level="critical", allow_multiple_runs=True
     )

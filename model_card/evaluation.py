@@ -6,7 +6,9 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from .facts import read_json
+from benchmarks.record import markdown_table
+
+from .facts import code, read_json
 
 WAYS = {"text_to_image": "t2i", "image_to_text": "i2t"}  # as `python -m eval` and as Trainer call them
 RECALLS = ("R@1", "R@5", "R@10")
@@ -17,6 +19,7 @@ class Retrieval:
     """Recalls of one split in percent.
 
     recalls: way -> "R@1", ... -> value; intervals: the same with (low, high), empty where the JSON has none.
+    quantized: "int8" where the weights were made so while loading: recalls of something else than the checkpoint.
     notes: what else the JSON tells, in words.
     """
 
@@ -27,7 +30,13 @@ class Retrieval:
     intervals: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     images: int | None = None
     captions: int | None = None
+    quantized: str | None = None
     notes: tuple[str, ...] = ()
+
+    def name(self, table: bool = False) -> list[str]:
+        """Data, split, and the weights if they are not the checkpoint's; Markdown."""
+        weights = f", {self.quantized} weights" if self.quantized else ""
+        return [code(self.data, table), code(self.split, table) + weights]
 
     def cells(self) -> list[str]:
         """The six recalls, with half of their interval where it is known, and the mean."""
@@ -39,7 +48,9 @@ class Retrieval:
         return [*cells, f"{self.mean_recall:.1f}"]
 
     def for_index(self) -> list[EvalResult]:
-        """The rows of the Hub's model-index."""
+        """The rows of the Hub's model-index; none of weights that are not the checkpoint's."""
+        if self.quantized:
+            return []
         return [
             EvalResult(
                 task_type=f"{way.replace('_', '-')}-retrieval",
@@ -77,10 +88,11 @@ def measured_in_training(folder: Path, training: dict) -> list[Retrieval]:
     ]
 
 
-def measured_by_eval(file: str | Path, training: dict, names: set[str]) -> Retrieval:
+def measured_by_eval(file: str | Path, config: dict, training: dict, names: set[str]) -> Retrieval:
     """A result of `python -m eval retrieval --json`.
 
     Args:
+        config: of the model; where its own weights are quantised, loading quantises nothing more.
         training: of the model, by which its own data set is recognised.
         names: what the model may be called in it: the name of its folder, its Hub id.
 
@@ -100,7 +112,9 @@ def measured_by_eval(file: str | Path, training: dict, names: set[str]) -> Retri
             f"{file} measures {result['model']}, and this is the card of {' or '.join(sorted(names))}: evaluate this model, "
             "or give --repo_id if that is its name on the Hub."
         )
-    notes = [f"{result[key]}" for key in ("dtype", "date") if result.get(key)]
+    quantized = None if config.get("quantization_config") else result.get("quantize")
+    notes = [f"{quantized} weights of the LLM, made so while loading"] if quantized else []
+    notes += [f"{result[key]}" for key in ("dtype", "date") if result.get(key)]
     notes += [f"the first {result['limit']} images only"] if result.get("limit") else []
     mistakes = [f"{kind.replace('_', ' ')} {n}" for kind, n in result.get("mistakes", {}).items() if kind != "queries"]
     notes += ["wrong first pictures by what differs: " + ", ".join(mistakes)] if mistakes else []
@@ -112,25 +126,48 @@ def measured_by_eval(file: str | Path, training: dict, names: set[str]) -> Retri
         intervals=result["interval_95"],
         images=result["images"],
         captions=result["captions"],
+        quantized=quantized,
         notes=tuple(notes),
     )
 
 
-def all_measured(folder: Path, training: dict, files: list, names: set[str]) -> list[Retrieval]:
-    """What was measured, a row per split; a file outdoes the evaluation of training, which has no intervals.
+def all_measured(folder: Path, config: dict, training: dict, files: list, names: set[str]) -> list[Retrieval]:
+    """What was measured, a row per split and weights; a file outdoes the evaluation of training, which has no intervals.
 
     Raises:
-        ValueError: two files measure the same split.
+        ValueError: two files measure the same weights on the same split.
     """
-    rows = {(row.data, row.split): row for row in measured_in_training(folder, training)}
-    source: dict[tuple[str, str], object] = {}
+    rows = {(row.data, row.split, row.quantized): row for row in measured_in_training(folder, training)}
+    source: dict[tuple, object] = {}
     for file in files:
-        row = measured_by_eval(file, training, names)
-        key = row.data, row.split
+        row = measured_by_eval(file, config, training, names)
+        key = row.data, row.split, row.quantized
         if key in source:
             raise ValueError(f"{source[key]} and {file} both measure {row.data}, {row.split}: give one of them.")
         rows[key], source[key] = row, file
     return list(rows.values())
+
+
+def measured_by_card(index: list[EvalResult] | None) -> list[Retrieval]:
+    """What the model-index of a card tells, as `Retrieval.for_index` wrote it; other results are left out."""
+    recalls: dict[tuple[str, str], dict] = {}
+    for result in index or []:
+        way = result.task_type.removesuffix("-retrieval").replace("-", "_")
+        recall = result.metric_type.replace("recall_at_", "R@")
+        if way in WAYS and recall in RECALLS:
+            ways = recalls.setdefault((result.dataset_name, result.dataset_split), {way: {} for way in WAYS})
+            ways[way][recall] = result.metric_value
+    return [
+        Retrieval(data, split, ways, sum(sum(recall.values()) for recall in ways.values()) / (len(WAYS) * len(RECALLS)))
+        for (data, split), ways in recalls.items()
+        if all(len(recall) == len(RECALLS) for recall in ways.values())
+    ]
+
+
+def result_table(rows: list[Retrieval]) -> str:
+    """As Markdown."""
+    head = ["data", "split", "T2I R@1", "R@5", "R@10", "I2T R@1", "R@5", "R@10", "mean"]
+    return markdown_table(head, [[*row.name(table=True), *row.cells()] for row in rows])
 
 
 def _data_name(data: str, training: dict) -> str:

@@ -24,6 +24,12 @@ def read_json(file: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
+def language_codes(recorded: object) -> list[str]:
+    """Those of a data set's metadata; Norwegian's, a bare `no`, has become False on its way through YAML."""
+    listed = recorded if isinstance(recorded, list) else [recorded]
+    return ["no" if code is False else code for code in listed if code is False or isinstance(code, str)]
+
+
 def licence_of_weights(base_models: list[dict]) -> tuple[dict, str]:
     """The metadata's licence entries and the sentence that explains them.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 from transformers.utils.versions import require_version
 
 OLDEST_VERSIONS = {"transformers": "5.17", "torch": "2.11"}
@@ -25,8 +25,8 @@ def refuse_old_versions() -> None:
 
 
 @contextlib.contextmanager
-def naming_damaged_files(source: str | None, **hub_arguments):
-    """Where loading the checkpoint `source` fails, says which of its safetensors files is damaged: safetensors does not.
+def naming_damaged_files(*sources: str | None, **hub_arguments):
+    """Where loading checkpoints (a base and its adapter) fails, says which safetensors file is damaged: safetensors does not.
 
     Raises:
         OSError: a file is cut short, or its header cannot be read.
@@ -36,11 +36,22 @@ def naming_damaged_files(source: str | None, **hub_arguments):
     except OSError:  # nothing was opened: no such repository, file or connection
         raise
     except Exception as error:
-        folder = source and Path(cached_file(source, CONFIG_NAME, **hub_arguments)).parent
-        damaged = [str(file) for file in sorted(folder.glob("*.safetensors")) if not _is_whole(file)] if folder else []
+        folders = [folder for source in sources if source for folder in _folders(source, **hub_arguments)]
+        damaged = [file for folder in folders for file in sorted(folder.glob("*.safetensors")) if not _is_whole(file)]
         if not damaged:
             raise
         raise OSError(f"{damaged[0]} is cut short or damaged ({error}). Copy, download or save it again.") from error
+
+
+def _folders(source: str, **hub_arguments) -> list[Path]:
+    """Where the files of a checkpoint lie; of an adapter alone, its own and those of its base. Nothing is downloaded."""
+    looking = hub_arguments | {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    if found := cached_file(source, CONFIG_NAME, **looking):
+        return [Path(found).parent]
+    if not (found := cached_file(source, ADAPTER_CONFIG_NAME, **looking)):
+        return []
+    base = json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return [Path(found).parent, *_folders(base)]
 
 
 def _is_whole(file: Path) -> bool:
@@ -87,17 +98,22 @@ def refuse_faulty(source: str | None, model: PreTrainedModel, loading_infos: lis
 
 
 def not_finite(model: PreTrainedModel) -> list[str]:
-    """Names of the weights with a NaN or infinite value; those offloaded to disk or quantised are not looked at."""
-    return [name for name, tensor in model.state_dict().items() if _is_plain(tensor) and not _is_finite(tensor)]
+    """Names of the weights with a NaN or infinite value; those offloaded to disk are not looked at."""
+    return [name for name, tensor in model.state_dict().items() if not all(_is_finite(part) for part in _parts(tensor))]
 
 
-def _is_plain(tensor) -> bool:
-    if type(tensor) is not torch.Tensor or tensor.device.type == "meta" or tensor.numel() == 0:
-        return False
-    return tensor.is_floating_point() and tensor.element_size() > 1
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensor; of a quantised one the plain ones it consists of, its scales among them."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
+    return [tensor]
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
+    if type(tensor) is not torch.Tensor or tensor.device.type == "meta" or tensor.numel() == 0:
+        return True
+    if not tensor.is_floating_point() or tensor.element_size() == 1:
+        return True
     low, high = tensor.aminmax()  # NaN passes through, and no copy of the tensor is made as isfinite() would
     return bool(low.isfinite() and high.isfinite())
 

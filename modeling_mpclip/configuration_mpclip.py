@@ -54,6 +54,8 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         negation_form: "contrastive" (the negated text is one more negative of its image) or "hinge" on the cosine of a text
             and its negation.
         negation_margin: of the hinge.
+        elastic_prompts: the contrastive loss is the mean of that of all prompts and that of the first m alone, m drawn in every
+            step, so that these are a good embedding by themselves (ours).
         initializer_range: standard deviation of new projections.
 
     Raises:
@@ -88,6 +90,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         negation_weight: float = 0.0,
         negation_form: str = "contrastive",
         negation_margin: float = 0.0,
+        elastic_prompts: bool = False,
         initializer_range: float = 0.02,
         **kwargs,
     ):
@@ -124,6 +127,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         self.negation_weight = negation_weight
         self.negation_form = negation_form
         self.negation_margin = negation_margin
+        self.elastic_prompts = elastic_prompts
         self.initializer_range = initializer_range
         self._refuse_illegal()
         super().__init__(**kwargs)
@@ -161,6 +165,8 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
             )
         if self.diversity_weight and K == 1:
             raise ValueError("diversity_weight compares prompts and there is one; set it to 0 or num_prompts above 1.")
+        if self.elastic_prompts and K == 1:
+            raise ValueError("elastic_prompts drops some of the prompts and there is one; set it to False.")
         layers = self.text_config.num_hidden_layers
         if self.adaptive_tokens == "boundary" and not 0 <= self.boundary_layer <= layers:
             raise ValueError(f"boundary_layer={self.boundary_layer} is outside 0..{layers}, the text model's layers.")

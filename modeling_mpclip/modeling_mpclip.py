@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple, logging
@@ -23,6 +23,7 @@ from .contrastive_losses import (
     softmax_contrastive_loss,
     softmax_negation_loss,
 )
+from .hub_card import card_in, put_card
 from .image_tower import (
     AttentionPooling,
     SegmentProjection,
@@ -193,7 +194,8 @@ class MPCLIPModel(PreTrainedModel):
         """
         source = pretrained_model_name_or_path
         where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
-        with naming_damaged_files(source, **where):
+        adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")  # AutoModel then passes the base as source
+        with naming_damaged_files(source, adapter, **where):
             # transformers would refuse other shapes without naming them.
             kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
             model, info = super().from_pretrained(source, *model_args, **kwargs)
@@ -214,6 +216,7 @@ class MPCLIPModel(PreTrainedModel):
         adaptive_init: list[str] | None = None,
         text_kwargs: dict | None = None,
         vision_kwargs: dict | None = None,
+        text_config: PreTrainedConfig | None = None,
         **config_kwargs,
     ) -> "MPCLIPModel":
         """A model from two pretrained ones, with new projections, pooling and adaptive tokens.
@@ -223,20 +226,26 @@ class MPCLIPModel(PreTrainedModel):
             vision: of a vision encoder, or of a dual encoder that holds one (CLIP, SigLIP).
             tokenizer: of the LLM, to compile the prompts with; receives the [APT-i] tokens. Loaded from `text` by default; then
                 `MPCLIPProcessor.from_pretrained_towers` makes its equal.
-            adaptive_init: M words or phrases; [APT-i] starts as the mean embedding of the i-th. By default the adaptive tokens
-                are drawn from the distribution of the embedding matrix. Either way they start distinct.
+            adaptive_init: M or more words or phrases; [APT-i] starts as the mean embedding of the i-th. By default the adaptive
+                tokens are drawn from the distribution of the embedding matrix. Either way they start distinct.
             text_kwargs, vision_kwargs: for `from_pretrained` of the tower (dtype, attn_implementation, device_map, ...).
+            text_config: of a decoder that gets random weights in place of pretrained ones; `text` then gives the tokenizer
+                alone. For the baseline of a text tower that is trained from scratch.
             config_kwargs: of [`MPCLIPConfig`].
         """
-        text_config = AutoConfig.from_pretrained(text).get_text_config()
+        from_scratch = text_config is not None
+        text_config = text_config or AutoConfig.from_pretrained(text).get_text_config()
         vision_config = AutoConfig.from_pretrained(vision)
         vision_config = getattr(vision_config, "vision_config", vision_config)
         config = MPCLIPConfig(text_config, vision_config, **config_kwargs)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(text)
+        if from_scratch:
+            text_config.vocab_size = len(tokenizer)
         config.compile_prompts(tokenizer)
 
-        text_model = _load_tower(
-            text_tower_class(type(text_config)), text, text_config, text_kwargs, **_tower_arguments(config)
+        tower_class, own = text_tower_class(type(text_config)), _tower_arguments(config)
+        text_model = (
+            tower_class(text_config, **own) if from_scratch else _load_tower(tower_class, text, text_config, text_kwargs, **own)
         )
         vision_model = _load_tower(
             MODEL_MAPPING[type(vision_config)], vision, vision_config, vision_kwargs, **pooler_arguments(vision_config)
@@ -256,9 +265,17 @@ class MPCLIPModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """As in the base class; every class of `AUTO_CLASSES` finds this one in the checkpoint, where the base enters one."""
+        if getattr(self.config, "quantization_config", None) is not None:
+            kwargs.setdefault("save_original_format", False)  # transformers cannot take back how torchao's weights were loaded
         reference = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | dict.fromkeys(self.AUTO_CLASSES, reference)
+        self._card_in_folder = card_in(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
+        # Not public, but the way that every push takes, from `push_to_hub` or `save_pretrained`.
+        put_card(working_dir, self._card_in_folder, repo_id, self.config, kwargs.get("token"))
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @property
     def image_token_dim(self) -> int:
@@ -525,7 +542,15 @@ class MPCLIPModel(PreTrainedModel):
         if logits.shape[0] != logits.shape[1]:
             raise ValueError(f"The loss pairs text b with image b; got {logits.shape[1]} texts and {logits.shape[0]} images.")
         sigmoid = config.loss == "sigmoid"
-        output.contrastive_loss = (sigmoid_contrastive_loss if sigmoid else softmax_contrastive_loss)(logits)
+        contrastive_loss = sigmoid_contrastive_loss if sigmoid else softmax_contrastive_loss
+        output.contrastive_loss = contrastive_loss(logits)
+        if config.elastic_prompts and self.training:
+            m = int(torch.randint(1, config.num_prompts, ()))  # on the CPU, whose generator a resumed run restores
+            image, text = (
+                F.normalize(embeds[:, :m].flatten(1).float(), dim=-1)  # (B, m * D/K)
+                for embeds in (output.image_prompt_embeds, output.text_prompt_embeds)
+            )
+            output.contrastive_loss = (output.contrastive_loss + contrastive_loss(self.logit_scale(image @ text.T))) / 2
         output.loss = output.contrastive_loss
         if config.diversity_weight:
             output.diversity_loss = diversity_loss(output.text_prompt_embeds, config.diversity_margin)
@@ -581,13 +606,15 @@ class MPCLIPModel(PreTrainedModel):
             raise ValueError("This is a text-only checkpoint: it has no image side. Use the checkpoint it was exported from.")
 
     def _aspect_weights(self, weights: torch.Tensor | list[float], like: torch.Tensor) -> torch.Tensor:
-        weights = torch.as_tensor(weights, dtype=like.dtype, device=like.device)
+        weights = torch.as_tensor(weights, dtype=like.dtype)
         if weights.shape != (self.config.num_prompts,):
             raise ValueError(
                 f"aspect_weights has the shape {tuple(weights.shape)}; expected one number for each of the "
                 f"{self.config.num_prompts} prompts."
             )
-        return weights[:, None]  # (K, 1)
+        if not torch.compiler.is_compiling() and not weights.isfinite().all():
+            raise ValueError(f"aspect_weights holds {weights.tolist()}; expected finite numbers.")
+        return weights.to(like.device)[:, None]  # (K, 1)
 
 
 def _tower_arguments(config: MPCLIPConfig) -> dict:
@@ -628,9 +655,9 @@ def _adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | No
     device = text_model.embed_tokens.weight.device
     with torch.no_grad():
         if words is not None:
-            if len(words) != M:
+            if len(words) < M:
                 raise ValueError(f"adaptive_init names {len(words)} words for {M} adaptive tokens; give one for each.")
-            ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in words]
+            ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in words[:M]]
             rows = [text_model.embed_tokens(torch.tensor(i, device=device)).mean(dim=0) for i in ids]
             return torch.stack(rows) if rows else torch.empty(0, text_model.config.hidden_size)
         sample = torch.randint(text_model.embed_tokens.num_embeddings, (4096,), generator=torch.Generator().manual_seed(0))

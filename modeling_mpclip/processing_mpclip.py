@@ -1,5 +1,6 @@
 """MPCLIPProcessor: texts, images and video frames -> tensors. Needs no torchvision."""
 
+from pathlib import Path
 from typing import Unpack
 
 import torch
@@ -11,6 +12,7 @@ from transformers.processing_utils import ProcessingKwargs
 from transformers.video_utils import is_valid_video
 
 from .checkpoint_guard import refuse_old_versions
+from .hub_card import CARD, card_in, is_form
 from .prompt_tree import add_adaptive_tokens
 
 refuse_old_versions()  # a processor is also loaded alone
@@ -95,6 +97,12 @@ class MPCLIPProcessor(ProcessorMixin):
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _upload_modified_files(self, working_dir, repo_id: str, files_timestamps: dict, *args, **kwargs):
+        # As in the model; the card is the model's to write, which knows what to say.
+        if CARD not in files_timestamps and is_form(card_in(working_dir)):
+            Path(working_dir, CARD).unlink()
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:

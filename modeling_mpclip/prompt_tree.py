@@ -13,7 +13,6 @@ the text, and its attention reaches the text, its ancestors and itself.
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
 
 ADAPTIVE_TOKEN = "[APT-{i}]"
 TEMPLATE = "The [APT-{i}] of this image means:"
@@ -53,7 +52,7 @@ class PromptTree:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    @cached_property
+    @property
     def depths(self) -> list[int]:
         """Distance of each node from the text: 0 for the first token after it."""
         depths: list[int] = []
@@ -61,7 +60,7 @@ class PromptTree:
             depths.append(0 if parent < 0 else depths[parent] + 1)
         return depths
 
-    @cached_property
+    @property
     def lineage(self) -> list[list[bool]]:
         """(T, T) table: `lineage[q][k]` is True where node k is node q or one of its ancestors."""
         rows: list[list[bool]] = []

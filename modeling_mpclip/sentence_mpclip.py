@@ -6,7 +6,15 @@
     model.similarity(queries, pictures)
 
 Texts and images give L2-normalised float32 embeddings of D dimensions, K segments of D / K, as `MPCLIPModel` does.
+
+A string that ends like the name of an image file and has no space is one: FileNotFoundError where there is no such file, which
+as a text would be embedded without a word. {"text": "cat.jpg"} is a text, {"image": path} and a `pathlib.Path` are images.
 """
+
+import contextlib
+import re
+import shutil
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +27,10 @@ try:
 except ImportError as error:
     raise ImportError("This needs sentence-transformers 6.0 or later: pip install 'sentence-transformers>=6.0'.") from error
 
+IMAGE_FILE = re.compile(r"\S+\.(jpe?g|png|gif|bmp|tiff?|webp)", re.IGNORECASE)
+URL_SCHEMES = ("http://", "https://", "data:")
+PICTURES = "assets"  # folder of those that the model card shows
+
 
 class MPCLIPSentenceModule(InputModule):
     """The whole model as the one module of a `SentenceTransformer`.
@@ -26,6 +38,7 @@ class MPCLIPSentenceModule(InputModule):
     Args:
         model: [`MPCLIPModel`].
         processor: its [`MPCLIPProcessor`]; of a text-only model, the tokenizer.
+        origin: the checkpoint's folder or Hub id, and where to find it; the pictures of its card are saved again from there.
 
     `encode` takes, beside its own arguments:
         num_prompts: m; texts are read through the first m prompts alone, which is cheaper, and the embeddings (of images too)
@@ -38,10 +51,11 @@ class MPCLIPSentenceModule(InputModule):
 
     forward_kwargs = {"num_prompts", "aspect_weights", "exclude"}
 
-    def __init__(self, model: PreTrainedModel, processor):
+    def __init__(self, model: PreTrainedModel, processor, origin: dict | None = None):
         super().__init__()
         self.model = model
         self.processor = processor
+        self.origin = origin
 
     @classmethod
     def load(
@@ -70,10 +84,12 @@ class MPCLIPSentenceModule(InputModule):
         }
         model = AutoModel.from_pretrained(model_name_or_path, **source, **(config_kwargs or {}), **(model_kwargs or {}))
         auto_class = AutoTokenizer if model.config.text_only else AutoProcessor
-        return cls(model, auto_class.from_pretrained(model_name_or_path, **source, **(processor_kwargs or {})))
+        processor = auto_class.from_pretrained(model_name_or_path, **source, **(processor_kwargs or {}))
+        origin = dict(token=token, cache_folder=cache_folder, revision=revision, local_files_only=local_files_only)
+        return cls(model, processor, {"model_name_or_path": model_name_or_path, **origin})
 
     def save(self, output_path: str, *args, **kwargs) -> None:
-        """Everything the checkpoint holds: weights of both sides, processor, code."""
+        """Everything the checkpoint holds: weights of both sides, processor, code, pictures of the card."""
         if not type(self).__module__.startswith("transformers_modules."):
             raise ValueError(
                 "sentence-transformers would record this module as a part of an installed package, and the checkpoint would "
@@ -82,6 +98,15 @@ class MPCLIPSentenceModule(InputModule):
             )
         self.model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
+        self._save_pictures(Path(output_path, PICTURES))
+
+    def _save_pictures(self, folder: Path) -> None:
+        """sentence-transformers saves the card again, and not the pictures that it shows."""
+        found = None
+        with contextlib.suppress(OSError):  # the Hub does not answer: better a card without pictures than no checkpoint
+            found = self.origin and self.load_dir_path(subfolder=PICTURES, **self.origin)
+        if found and Path(found).is_dir() and Path(found).resolve() != folder.resolve():
+            shutil.copytree(found, folder, dirs_exist_ok=True)
 
     @property
     def modalities(self) -> list[str]:
@@ -115,15 +140,21 @@ class MPCLIPSentenceModule(InputModule):
         """Texts or images -> tensors for `forward`.
 
         Args:
-            inputs: texts, or images: PIL, arrays, paths of image files; all of one kind.
+            inputs: texts, or images: PIL, arrays, paths of image files; all of one kind. {"text": x} is a text.
             prompt: written before every text, the excluded ones included.
             max_length: tokens to cut texts to, instead of `max_seq_length`.
             processing_kwargs: {"text": {...}, "image": {...}} for the tokenizer and the image processor.
+
+        Raises:
+            FileNotFoundError: an input is the path of an image file that is not there.
         """
+        if not self.model.config.text_only:
+            inputs = [_as_image(x) if isinstance(x, Path) or _names_image(x) else x for x in inputs]
+        are_images = infer_batch_modality(inputs, supported_modalities=self.modalities) == "image"
         inputs = [next(iter(x.values())) if isinstance(x, dict) and len(x) == 1 else x for x in inputs]  # {"image": picture}
         options = processing_kwargs or {}
         text_options = {"max_length": max_length, **options.get("text", {})}
-        if infer_batch_modality(inputs, supported_modalities=self.modalities) == "image":
+        if are_images:
             images = [_open_image(image) for image in inputs]
             features = dict(self.processor(images=images, return_tensors="pt", **options.get("image", {})))
         else:
@@ -174,7 +205,7 @@ class SegmentedFeatures(dict):
 
     Args:
         features: of `preprocess`.
-        segments: (B, m, D / K) float32.
+        segments: (B, m, D / K) float32; None where `features` are those of another `SegmentedFeatures`.
         excluded: (E, m, D / K) of the excluded texts, or None.
         weights: (K, 1) aspect weights, or None.
     """
@@ -182,12 +213,15 @@ class SegmentedFeatures(dict):
     def __init__(
         self,
         features: dict[str, torch.Tensor],
-        segments: torch.Tensor,
+        segments: torch.Tensor | None = None,
         excluded: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ):
-        super().__init__(features, prompt_embeds=segments)
-        self.excluded, self.weights = excluded, weights
+        super().__init__(features)
+        if segments is None:  # rebuilt from its own items by accelerate, which makes outputs float32 after mixed precision
+            return
+        own = {"prompt_embeds": segments, "excluded_prompt_embeds": excluded, "aspect_weights": weights}
+        self.update({name: value for name, value in own.items() if value is not None})
         super().__setitem__("sentence_embedding", self.assemble(segments.shape[1]))
 
     def __setitem__(self, name: str, value: torch.Tensor) -> None:
@@ -211,10 +245,10 @@ class SegmentedFeatures(dict):
         x fulfils too.
         """
         embedding = _unit(self["prompt_embeds"][:, :m])
-        if self.excluded is not None:
-            embedding = F.normalize(embedding - _unit(self.excluded[:, :m]).sum(dim=0), dim=-1)
-        if self.weights is not None:
-            embedding = (embedding.unflatten(1, (m, -1)) * self.weights[:m]).flatten(1)
+        if "excluded_prompt_embeds" in self:
+            embedding = F.normalize(embedding - _unit(self["excluded_prompt_embeds"][:, :m]).sum(dim=0), dim=-1)
+        if "aspect_weights" in self:
+            embedding = (embedding.unflatten(1, (m, -1)) * self["aspect_weights"][:m]).flatten(1)
         return embedding
 
 
@@ -223,8 +257,20 @@ def _unit(segments: torch.Tensor) -> torch.Tensor:
     return F.normalize(segments.flatten(1), dim=-1)
 
 
+def _names_image(x) -> bool:
+    """True for a string that ends like an image file and has no space, as hardly a caption does."""
+    return isinstance(x, str) and IMAGE_FILE.fullmatch(x) is not None and not x.startswith(URL_SCHEMES)
+
+
+def _as_image(path: str | Path) -> dict[str, str]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no image file {str(path)!r}. If this is a text, pass {{'text': {str(path)!r}}}.")
+    return {"image": str(path)}
+
+
 def _open_image(image):
     """A PIL image upright and in RGB, from itself or from a file; arrays as they are."""
-    if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
+    image = str(image) if isinstance(image, Path) else image
+    if isinstance(image, str) and image.startswith(URL_SCHEMES):
         raise ValueError(f"Images are not fetched from URLs, and {image[:80]!r} is one. Download it and pass the file's path.")
     return load_image(image) if isinstance(image, str) or hasattr(image, "convert") else image

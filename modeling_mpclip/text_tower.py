@@ -209,7 +209,6 @@ class PromptedTextTower:
                 attention_mask=masks[kind],
                 position_embeddings=rotary[kind],
                 position_ids=positions,
-                past_key_values=None,
                 use_cache=False,
             )
         return hidden
@@ -250,7 +249,7 @@ class PromptedTextTower:
                 attention_mask=mask_for_implementation(allowed, self.config._attn_implementation, hidden.dtype),
                 position_embeddings=(_gather(cos, readouts), _gather(sin, readouts)),
                 position_ids=positions.gather(1, readouts),
-                past_key_values=_KnownKeysValues(keys, values),
+                **{_cache_argument(layer): _KnownKeysValues(keys, values)},
             )
 
     def _kind(self, i: int) -> str:
@@ -277,6 +276,11 @@ class PromptedTextTower:
 def _kept_elsewhere(layer: nn.Module, hidden: torch.Tensor) -> bool:
     """True for a layer that accelerate keeps off the device and brings in only when it is called as a whole."""
     return not hidden.is_meta and any(parameter.is_meta for parameter in layer.parameters())
+
+
+def _cache_argument(layer: nn.Module) -> str:
+    """What the layer calls its key-value cache: `past_key_values` before transformers 5.24, which renamed it."""
+    return "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
 
 
 class _KnownKeysValues:

@@ -53,6 +53,7 @@ def load_image_text(
     *,
     image_column: str | None = None,
     caption_column: str | None = None,
+    need_captions: bool = True,
     bad_images: Literal["skip", "fail"] = "skip",
     limit: int | None = None,
 ) -> datasets.Dataset:
@@ -66,6 +67,8 @@ def load_image_text(
         caption_column: needed only where the column is not named captions, caption, text, sentences or raw. A cell is
             one caption, a list of them, a JSON list in a string, or a list of `{"raw": caption}`. In a folder, metadata
             rows of the same file become one row with all their captions; other columns come from the first of them.
+        need_captions: False keeps rows without a caption, and opens tables that have no column of them: `captions` is
+            then empty.
         bad_images: "skip" leaves out images that cannot be decoded and rows without a caption, and warns with
             their number and names; "fail" raises instead.
         limit: look only at the first `limit` images of the split.
@@ -86,7 +89,7 @@ def load_image_text(
         raise ValueError(f"limit={limit}: expected at least 1, or None for all images")
 
     name, _, part = split.partition("[")
-    rows = _open_split(str(source), name, image_column, caption_column)
+    rows = _open_split(str(source), name, image_column, caption_column, need_captions)
     _refuse_paths_outside(rows, str(source))
     rows = _merge_same_file(rows)
     if part:
@@ -94,7 +97,8 @@ def load_image_text(
         rows = rows.select(range(span.from_ or 0, len(rows) if span.to is None else span.to))
     rows = rows.select(range(min(limit or len(rows), len(rows))))
 
-    faults = {"without a caption": _without_captions(rows), "with an image that cannot be decoded": _undecodable(rows)}
+    faults = {"without a caption": _without_captions(rows)} if need_captions else {}
+    faults["with an image that cannot be decoded"] = _undecodable(rows)
     for what, reasons in faults.items():
         if not reasons:
             continue
@@ -104,7 +108,8 @@ def load_image_text(
         warnings.warn(f"{message}. They are skipped", stacklevel=2)
     good = [i for i in range(len(rows)) if not any(i in reasons for reasons in faults.values())]
     if not good:
-        raise ValueError(f"{source}, split {split!r}: none of its {len(rows)} rows has an image and a caption")
+        needed = "an image and a caption" if need_captions else "an image"
+        raise ValueError(f"{source}, split {split!r}: none of its {len(rows)} rows has {needed}")
     if len(good) < len(rows):
         rows = rows.select(good)
     return rows.with_transform(_images_to_rgb)
@@ -185,13 +190,15 @@ class ImageTextDataset(torch.utils.data.Dataset):
 # Opening a source ------------------------------------------------------------------------------------------------
 
 
-def _open_split(source: str, split: str, image_column: str | None, caption_column: str | None) -> datasets.Dataset:
+def _open_split(
+    source: str, split: str, image_column: str | None, caption_column: str | None, need_captions: bool = True
+) -> datasets.Dataset:
     """The rows of one split with their columns in canonical form, nothing in them checked."""
     parts = _parts(source, image_column)
     if len(parts) > 1 and split not in parts:
         raise ValueError(f"{source} has no split {split!r}; splits found: {sorted(parts)}. {PART_HINT}")
     name = split if split in parts else next(iter(parts))
-    rows = _canonical_columns(parts[name](), source, image_column, caption_column)
+    rows = _canonical_columns(parts[name](), source, image_column, caption_column, need_captions)
     if len(parts) == 1 and "split" in rows.column_names:
         split_of_row = np.array(rows["split"][:], dtype=str)  # (rows,)
         if split not in split_of_row:
@@ -287,17 +294,19 @@ def _read_metadata(file: Path, image_column: str | None) -> datasets.Dataset:
 
 
 def _canonical_columns(
-    rows: datasets.Dataset, source: str, image_column: str | None, caption_column: str | None
+    rows: datasets.Dataset, source: str, image_column: str | None, caption_column: str | None, need_captions: bool
 ) -> datasets.Dataset:
     """The table with its image and caption columns renamed `image` and `captions` and of the types promised."""
     image = _find_column(rows, source, "image_column", image_column, IMAGE_COLUMNS)
-    caption = _find_column(rows, source, "caption_column", caption_column, CAPTION_COLUMNS)
+    caption = None
+    if need_captions or caption_column or set(CAPTION_COLUMNS) & set(rows.column_names):
+        caption = _find_column(rows, source, "caption_column", caption_column, CAPTION_COLUMNS)
     if rows.features[image] in (datasets.Value("string"), datasets.Value("large_string")):
         raise ValueError(
             f"{source}: column {image!r} holds text, expected pictures (datasets.Image). "
             "Paths are read only from the metadata.jsonl or metadata.csv of a folder of images"
         )
-    captions = [_as_captions(cell) for cell in rows[caption][:]]
+    captions = [_as_captions(cell) for cell in rows[caption][:]] if caption else [[] for _ in range(len(rows))]
     rows = rows.remove_columns({caption, "captions"} & set(rows.column_names))
     rows = rows.add_column("captions", captions, feature=datasets.List(datasets.Value("string")))
     if image != "image":
@@ -311,7 +320,7 @@ def _find_column(rows: datasets.Dataset, source: str, option: str, given: str | 
         if name in rows.column_names:
             return name
     wanted = f"no column {given!r}" if given else f"no column is named {', '.join(usual)}"
-    raise ValueError(f"{source}: {wanted}; it has {rows.column_names}. Set {option} to one of these")
+    raise ValueError(f"{source}: {wanted}; it has {rows.column_names}. Set {option} to one of these, or rename one")
 
 
 def _as_captions(cell: Any) -> list[str]:
@@ -368,7 +377,7 @@ def _refuse_paths_outside(rows: datasets.Dataset, source: str) -> None:
         if path and not any(os.path.abspath(path).startswith(root) for root in roots):
             raise ValueError(
                 f"{source}, row {i}: refused the image path {path!r}, which lies outside this data set. "
-                "Save the table with its images in it (Dataset.to_parquet and save_to_disk do so)"
+                "Save the table with its images in it (Dataset.save_to_disk does so)"
             )
 
 

@@ -1,4 +1,4 @@
-"""The options of `train_hf.py`: a YAML recipe, overridden by `--key value`."""
+"""The options of `train_hf.py`: YAML recipes, the later over the earlier, overridden by `--key value`."""
 
 import difflib
 from dataclasses import dataclass, field, fields
@@ -16,6 +16,13 @@ class ModelArguments:
         default="smollm2-135m",
         metadata={"help": "Decoder LLM: Hub id, folder, or a packaged one (python -m mpclip_data.backbones lists them)."},
     )
+    text_from_scratch: str | None = field(
+        default=None,
+        metadata={
+            "help": "A decoder's config (folder or JSON): a text tower of that shape with random weights and text_model's "
+            "tokenizer, as in vanilla CLIP."
+        },
+    )
     vision_model: str = field(
         default="efficientnet-lite0", metadata={"help": "Vision encoder: Hub id, folder, or a packaged one."}
     )
@@ -25,9 +32,13 @@ class ModelArguments:
     num_prompts: int = field(default=6, metadata={"help": "K, prompts per text."})
     projection_dim: int = field(default=768, metadata={"help": "D, embedding dimensions; a multiple of num_prompts."})
     templates: list[str] | None = field(
-        default=None, metadata={"help": "K prompt templates with [APT-1..]. Default: 'The [APT-i] of this image means:'."}
+        default=None,
+        metadata={
+            "help": "K prompt templates with [APT-1..] (of more, the first K), or one with {i} in it, which stands for 1 to K. "
+            "Default: 'The [APT-{i}] of this image means:'."
+        },
     )
-    negated_templates: list[str] | None = field(default=None, metadata={"help": "Their K negated twins."})
+    negated_templates: list[str] | None = field(default=None, metadata={"help": "Their K negated twins, given likewise."})
     adaptive_tokens: str = field(
         default="boundary",
         metadata={
@@ -36,7 +47,11 @@ class ModelArguments:
         },
     )
     adaptive_init: list[str] | None = field(
-        default=None, metadata={"help": "A word per [APT-i] whose embedding it starts from. Default: random and distinct."}
+        default=None,
+        metadata={
+            "help": "A word per [APT-i] whose embedding it starts from; those beyond the last are left over. "
+            "Default: random and distinct."
+        },
     )
     text_pooling: str = field(default="prompts", metadata={"help": "'prompts', or the baselines 'mean' and 'last_token'."})
     image_pooling: str = field(
@@ -49,11 +64,17 @@ class ModelArguments:
     diversity_weight: float = field(default=0.0, metadata={"help": "lambda_div; prompts of a text repel each other."})
     negation_weight: float = field(default=0.0, metadata={"help": "lambda_neg; the negated prompts are negatives."})
     negation_form: str = field(default="contrastive", metadata={"help": "'contrastive' or 'hinge'."})
+    elastic_prompts: bool = field(
+        default=False, metadata={"help": "Also train the first m prompts alone, m drawn anew in every step."}
+    )
     text_tuning: str = field(
         default="last", metadata={"help": "'frozen', 'last' (the last trained_layers layers), 'lora' or 'full'."}
     )
     trained_layers: int = field(default=1, metadata={"help": "Layers that text_tuning='last' trains."})
-    lora_rank: int = field(default=16, metadata={"help": "Rank of text_tuning='lora', on all projections of every layer."})
+    lora_rank: int = field(default=16, metadata={"help": "Rank of text_tuning='lora', on all projections of a layer."})
+    lora_layers: int | None = field(
+        default=None, metadata={"help": "Last layers that have adapters; those below can be cached. Default: every layer."}
+    )
     lora_alpha: int = field(default=32, metadata={"help": "Its scale."})
     vision_tuning: str = field(default="frozen", metadata={"help": "'frozen' or 'full'."})
 
@@ -61,6 +82,14 @@ class ModelArguments:
         for name, allowed in (("text_tuning", ("frozen", "last", "lora", "full")), ("vision_tuning", ("frozen", "full"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(map(repr, allowed))}.")
+        self.templates = self._numbered(self.templates)
+        self.negated_templates = self._numbered(self.negated_templates)
+
+    def _numbered(self, templates: list[str] | None) -> list[str] | None:
+        """["[APT-{i}]:"] -> ["[APT-1]:", ..., "[APT-K]:"]; of other lists the first K."""
+        if templates is None or len(templates) != 1 or "{i}" not in templates[0]:
+            return templates and templates[: self.num_prompts]
+        return [templates[0].replace("{i}", str(i)) for i in range(1, self.num_prompts + 1)]
 
 
 @dataclass
@@ -87,6 +116,12 @@ class DataArguments:
     cache_states: bool = field(
         default=False,
         metadata={"help": "Run frozen towers once and train on their stored states; needs adaptive_tokens='boundary'."},
+    )
+    cache_text_states: bool = field(
+        default=True,
+        metadata={
+            "help": "False leaves cache_states to the images: for adaptive_tokens='input', or an LLM trained as a whole."
+        },
     )
     cache_format: str = field(
         default="bfloat16",
@@ -140,38 +175,48 @@ ARGUMENT_CLASSES = (ModelArguments, DataArguments, MPCLIPTrainingArguments)
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, MPCLIPTrainingArguments]:
-    """`[recipe.yaml] [--key value ...]` -> the three argument objects; what comes later wins.
+    """`[recipe.yaml ...] [--key value ...]` -> the three argument objects; what comes later wins.
+
+    Several recipes are a setting (towers, data, schedule) and what a system changes in it: configs/systems.
 
     Raises:
         ValueError: an unknown key, in the recipe or on the command line, with the nearest known one.
     """
     parser = HfArgumentParser(ARGUMENT_CLASSES, description="Train an MP-CLIP model.")
-    recipe: list[str] = []
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        recipe = _recipe_as_arguments(Path(argv[0]))
+    merged: dict = {}
+    while argv and argv[0].endswith((".yaml", ".yml")):
+        merged |= read_recipe(Path(argv[0]))
         argv = argv[1:]
-    *parsed, unknown = parser.parse_args_into_dataclasses(recipe + argv, return_remaining_strings=True)
+    *parsed, unknown = parser.parse_args_into_dataclasses(_as_arguments(merged) + argv, return_remaining_strings=True)
     if unknown:
         raise ValueError(_unknown_key(unknown[0].removeprefix("--"), "the command line"))
     return tuple(parsed)
 
 
-def _recipe_as_arguments(file: Path) -> list[str]:
-    """A YAML mapping as command line arguments."""
+def read_recipe(file: Path) -> dict:
+    """The mapping of a YAML recipe.
+
+    Raises:
+        ValueError: no such file, no mapping, or an unknown key, with the nearest known one.
+    """
     if not file.exists():
         raise ValueError(f"There is no recipe {file}; configs/ has those of the project.")
     recipe = yaml.safe_load(file.read_text()) or {}
     if not isinstance(recipe, dict):
         raise ValueError(f"{file} must be a mapping of option to value, one `key: value` per line.")
     known = {f.name for cls in ARGUMENT_CLASSES for f in fields(cls)}
-    arguments: list[str] = []
-    for key, value in recipe.items():
+    for key in recipe:
         if key not in known:
             raise ValueError(_unknown_key(key, str(file)))
-        if value is None:
-            continue
-        arguments += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    return arguments
+    return recipe
+
+
+def _as_arguments(recipe: dict) -> list[str]:
+    """As command line arguments; null takes back what an earlier recipe said."""
+    given = {key: value for key, value in recipe.items() if value is not None}
+    return [
+        part for key, value in given.items() for part in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
+    ]
 
 
 def _unknown_key(key: str, where: str) -> str:

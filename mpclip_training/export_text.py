@@ -26,7 +26,7 @@ def export_text(checkpoint: str, out: str | Path) -> None:
         out: a folder that is new or empty.
 
     Raises:
-        ValueError: `out` holds something, or the checkpoint is text-only already.
+        ValueError: `out` holds something, or the checkpoint is text-only already or quantised.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -34,17 +34,27 @@ def export_text(checkpoint: str, out: str | Path) -> None:
     whole = MPCLIPModel.from_pretrained(checkpoint)
     if whole.config.text_only:
         raise ValueError(f"{checkpoint} is a text-only checkpoint already; copy it.")
+    if getattr(whole.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{checkpoint} holds quantised weights, which cannot be taken apart. Export the checkpoint it was made from, and "
+            "quantise the result: python -m deploy.quantize_int8."
+        )
     config = MPCLIPConfig.from_dict({**whole.config.to_dict(), "text_only": True, "vision_config": None})
     model = MPCLIPModel(config, text_model=whole.text_model)
     model.text_projection, model.logit_scale = whole.text_projection, whole.logit_scale
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokenizer.init_kwargs.pop("auto_map", None)  # it names the processor, which needs an image processor
-    out.mkdir(parents=True, exist_ok=True)
-    if prompts := cached_file(checkpoint, PROMPTS_FILE, _raise_exceptions_for_missing_entries=False):
-        shutil.copyfile(prompts, out / PROMPTS_FILE)  # `save_pretrained` keeps what stands there
+    keep_prompts(checkpoint, out)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def keep_prompts(checkpoint: str, out: Path) -> None:
+    """Copy the sentence-transformers prompts and settings into a new folder, where `save_pretrained` then keeps them."""
+    out.mkdir(parents=True, exist_ok=True)
+    if prompts := cached_file(checkpoint, PROMPTS_FILE, _raise_exceptions_for_missing_entries=False):
+        shutil.copyfile(prompts, out / PROMPTS_FILE)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         export_text(options.checkpoint, options.out)
-    except ValueError as error:
+    except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
     print(f"Text-only checkpoint: {options.out}")
 

@@ -7,10 +7,13 @@ run before its results are written.
 
 import json
 import logging
+import os
+import shutil
 from concurrent.futures import Future, wait
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
@@ -19,11 +22,13 @@ from .arguments import MPCLIPTrainingArguments
 logger = logging.getLogger("train_hf")
 
 LAST_CHECKPOINT = "last-checkpoint"  # the folder of --hub_strategy checkpoint, by Trainer's name
+# Tuples, of which every call gets a list of its own: huggingface_hub appends to the lists it is given.
 # Pickles are not for others to load, and the arguments' holds the token.
-NOT_THE_MODEL = ["*.bin", "*.pt", "*.pth", "trainer_state.json"]
-NOT_THE_RUN = [f"{PREFIX_CHECKPOINT_DIR}-*", "_*", "run.json"]
-# What an earlier push may have left at the root and would be loaded in place of the new model.
-OUTDATED = ["model*.safetensors", "model*.safetensors.index.json", "adapter_*"]
+NOT_THE_MODEL = ("*.bin", "*.pt", "*.pth", "trainer_state.json")
+NOT_TO_RESUME = ("training_args.bin", "README.md")  # the card is PEFT's, a form that the Hub refuses
+NOT_THE_RUN = (f"{PREFIX_CHECKPOINT_DIR}-*", "_*", "run.json")
+# What an earlier push may have left and would be loaded in place of the new model, or beside it as if it were of it.
+OUTDATED = ("model*.safetensors", "model*.safetensors.index.json", "adapter_*", "adapter/*")
 
 
 class PushFailed(RuntimeError):
@@ -35,8 +40,8 @@ class HubPusher(TrainerCallback):
 
     "end" pushes once; "every_save" also every checkpoint's model, with code and processor, in the background; "checkpoint" in
     addition all that a resumed run needs, to last-checkpoint/; "all_checkpoints" to a folder for each. While a push is running
-    the next one is left out, save with "all_checkpoints" or `hub_always_push`. LoRA's checkpoints are no models: of them
-    only the folders are pushed.
+    the next one is left out, save with "all_checkpoints" or `hub_always_push`; what waits stays on disk until it is pushed,
+    whatever `save_total_limit` says. LoRA's checkpoints are no models: of them only the folders are pushed.
 
     Args:
         arguments: of the run; Trainer itself must not push (`push_to_hub=False` there).
@@ -59,6 +64,8 @@ class HubPusher(TrainerCallback):
             self.repo_id = self.api.create_repo(self.repo_id, private=arguments.hub_private_repo, exist_ok=True).repo_id
             if self.revision is not None:
                 self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
+            # Both are content with a repository that one may only read. This asks what every push asks first, and adds nothing.
+            self.api.preupload_lfs_files(self.repo_id, [CommitOperationAdd("README.md", b"")], revision=self.revision)
         except Exception as error:  # of the connection, the token, the name: all end in the same advice
             raise ValueError(
                 f"--push_to_hub: {self.api.endpoint} does not let you write to {self.repo_id}: {error}\n"
@@ -79,26 +86,38 @@ class HubPusher(TrainerCallback):
         elif self.strategy == HubStrategy.EVERY_SAVE:
             logger.info("%s is not pushed: it holds LoRA's adapter alone. The merged model is pushed in the end.", checkpoint)
         if self.strategy == HubStrategy.CHECKPOINT:
-            self._push_in_background(checkpoint, LAST_CHECKPOINT, ["training_args.bin"])
+            self._push_in_background(checkpoint, LAST_CHECKPOINT, NOT_TO_RESUME)
         elif self.strategy == HubStrategy.ALL_CHECKPOINTS:
-            self._push_in_background(checkpoint, checkpoint.name, ["training_args.bin"])
+            self._push_in_background(checkpoint, checkpoint.name, NOT_TO_RESUME)
 
-    def _push_in_background(self, checkpoint: Path, path_in_repo: str | None, ignored: list[str]) -> None:
-        self.jobs.append(self.api.run_as_future(self._push_checkpoint, checkpoint, path_in_repo, ignored))
-
-    def _push_checkpoint(self, checkpoint: Path, path_in_repo: str | None, ignored: list[str]) -> None:
+    def _push_in_background(self, checkpoint: Path, path_in_repo: str | None, ignored: tuple[str, ...]) -> None:
         try:
-            self.api.upload_folder(
-                repo_id=self.repo_id,
-                folder_path=checkpoint,
-                path_in_repo=path_in_repo,
-                commit_message=f"Training in progress: {checkpoint.name}",
-                ignore_patterns=ignored,
-                delete_patterns=OUTDATED if path_in_repo is None else None,
-                revision=self.revision,
-            )
+            # Links to its files: Trainer may delete the checkpoint before its turn comes.
+            links = TemporaryDirectory(prefix="_pushed-", dir=self.folder, ignore_cleanup_errors=True)
+            shutil.copytree(checkpoint, links.name, copy_function=_link, dirs_exist_ok=True)
+        except OSError as error:
+            return self._tell_failed(checkpoint, error)
+        self.jobs.append(self.api.run_as_future(self._push_checkpoint, checkpoint, links, path_in_repo, ignored))
+
+    def _push_checkpoint(
+        self, checkpoint: Path, links: TemporaryDirectory, path_in_repo: str | None, ignored: tuple[str, ...]
+    ) -> None:
+        try:
+            with links as folder:
+                self.api.upload_folder(
+                    repo_id=self.repo_id,
+                    folder_path=folder,
+                    path_in_repo=path_in_repo,
+                    commit_message=f"Training in progress: {checkpoint.name}",
+                    ignore_patterns=list(ignored),
+                    delete_patterns=list(OUTDATED) if path_in_repo is None else None,
+                    revision=self.revision,
+                )
         except Exception as error:  # whatever it is, the training is worth more
-            logger.warning("%s could not be pushed to %s (%s). Training goes on.", checkpoint, self.repo_id, error)
+            self._tell_failed(checkpoint, error)
+
+    def _tell_failed(self, checkpoint: Path, error: Exception) -> None:
+        logger.warning("%s could not be pushed to %s (%s). Training goes on.", checkpoint, self.repo_id, error)
 
     def push_final(self) -> None:
         """Push what `output_dir` holds of the model; once the pushes in the background have ended.
@@ -113,8 +132,8 @@ class HubPusher(TrainerCallback):
                 repo_id=self.repo_id,
                 folder_path=self.folder,
                 commit_message="End of training",
-                ignore_patterns=ignored,
-                delete_patterns=OUTDATED,
+                ignore_patterns=list(ignored),
+                delete_patterns=list(OUTDATED),
                 revision=self.revision,
             )
         except Exception as error:  # whatever it is, the training is done and its result on disk
@@ -136,3 +155,10 @@ class HubPusher(TrainerCallback):
         if adapter.exists() and Path(json.loads(adapter.read_text())["base_model_name_or_path"]).exists():
             folders.append("adapter/*")
         return folders
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)

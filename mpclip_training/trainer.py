@@ -134,9 +134,19 @@ class MPCLIPTrainer(Trainer):
         """Trainer reads a checkpoint's weights by their names in the file, and transformers saves ViT, CLIP and others by names
         that only `from_pretrained` knows: those of a trained vision tower would be passed over with a warning.
         """
-        model = self.accelerator.unwrap_model(self.model)
-        if isinstance(model, MPCLIPModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self._loads_as_saved:
+            model = self.accelerator.unwrap_model(self.model)
             model.load_state_dict(MPCLIPModel.from_pretrained(checkpoint, dtype=model.dtype).state_dict())
+
+    @property
+    def _loads_as_saved(self) -> bool:
+        whole = isinstance(self.accelerator.unwrap_model(self.model), MPCLIPModel)  # no adapter
+        return whole and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        # Of weights that `_load_as_saved` loads next, or refuses by name.
+        if not self._loads_as_saved:
+            super()._issue_warnings_after_load(load_result)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """The card of this project in place of Trainer's, which knows neither prompts nor towers."""

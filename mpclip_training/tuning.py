@@ -16,6 +16,10 @@ def boundary_layer(num_layers: int, arguments: ModelArguments) -> int:
         if not 1 <= arguments.trained_layers <= num_layers:
             raise ValueError(f"trained_layers={arguments.trained_layers} is outside 1..{num_layers}, the LLM's layers.")
         return num_layers - arguments.trained_layers
+    if arguments.text_tuning == "lora" and arguments.lora_layers is not None:
+        if not 1 <= arguments.lora_layers <= num_layers:
+            raise ValueError(f"lora_layers={arguments.lora_layers} is outside 1..{num_layers}, the LLM's layers.")
+        return num_layers - arguments.lora_layers
     return 0
 
 
@@ -41,13 +45,14 @@ def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
     trained = ["image_pooling", "image_projection", "text_projection", "logit_scale"]
     trained += ["adaptive_embedding" if learned_at_input else "boundary_embedding"]
     trained += ["vision_model"] if arguments.vision_tuning == "full" else []
+    layers = "|".join(map(str, range(boundary_layer(len(text.layers), arguments), len(text.layers))))
     return get_peft_model(
         model,
         LoraConfig(
             r=arguments.lora_rank,
             lora_alpha=arguments.lora_alpha,
             # A pattern of the whole path: "q_proj" alone would also hit a CLIP vision tower.
-            target_modules=r"text_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+            target_modules=rf"text_model\.layers\.({layers})\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
             modules_to_save=[name for name in trained if getattr(model, name, None) is not None or "embedding" in name],
         ),
     )

@@ -1,12 +1,12 @@
-"""A Hub on loopback, of the standard library alone: what huggingface_hub calls to create, push, list and download a repository.
+"""A Hub on loopback: what huggingface_hub calls to create, push, list and download a repository.
 
     with HubStandIn({"my-token": "me"}) as hub:
         os.environ |= hub.environment("my-token")     # before huggingface_hub is imported
         ...
         hub.repos["me/model"].files()["config.json"]
 
-Repositories live in memory. Regular files and LFS files, branches, commits by id, private repositories, tokens, and answers
-that fail on request: `hub.failing["/commit/"] = 500`.
+Repositories live in memory. Regular files and LFS files, branches, commits by id, private repositories, tokens (some that may
+only read), the check of a card's metadata, and answers that fail on request: `hub.failing["/commit/"] = 500`.
 """
 
 import base64
@@ -17,6 +17,10 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
 WRITES = ("commit", "branch", "preupload", "lfs_batch")
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -48,10 +52,10 @@ class Repo:
 
 
 class HubStandIn:
-    """The server; `tokens` maps a token to its user, whose are the repositories `user/...`."""
+    """The server; `tokens` maps a token to its user, whose are the repositories `user/...`; `readers` may only read."""
 
-    def __init__(self, tokens: dict[str, str]):
-        self.tokens, self.repos, self.blobs = tokens, {}, {}
+    def __init__(self, tokens: dict[str, str], readers: tuple[str, ...] = ()):
+        self.tokens, self.readers, self.repos, self.blobs = tokens, readers, {}, {}
         self.failing: dict[str, int] = {}  # part of a path -> the status it answers with
         self.requests: list[str] = []
         self.lock = threading.Lock()
@@ -109,9 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             for methods, pattern, name in self.routes:
                 match = re.fullmatch(pattern, path)
                 if match and self.command in methods.split("|"):
-                    self._authorise(
-                        match.groupdict().get("repo"), writes=name in ("commit", "branch", "preupload", "lfs_batch")
-                    )
+                    self._authorise(match.groupdict().get("repo"), writes=name in WRITES)
                     return getattr(self, name)(**{k: unquote(v or "") for k, v in match.groupdict().items()})
             raise _Refused(404, f"No such route: {self.command} {path}")
         except _Refused as refusal:
@@ -124,14 +126,14 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in self.hub.tokens:
             raise _Refused(401, "Invalid credentials in Authorization header")
-        self.user = self.hub.tokens.get(token)
+        self.user, self.only_reads = self.hub.tokens.get(token), token in self.hub.readers
         if name is None:
             return
         self.repo = self.hub.repos.get(name)
         hidden = self.repo is not None and self.repo.private and self.user != self.repo.owner
         if self.repo is None or hidden:
             raise _Refused(404 if self.user else 401, "Repository not found", "RepoNotFound")
-        if writes and self.user != self.repo.owner:
+        if writes and (self.user != self.repo.owner or self.only_reads):
             raise _Refused(403, f"{self.user} may not write to {name}")
 
     # Routes -----------------------------------------------------------------------------------------------------------
@@ -139,14 +141,14 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self) -> None:
         if self.user is None:
             raise _Refused(401, "Invalid username or password.")
-        self._send({"type": "user", "name": self.user, "auth": {"accessToken": {"role": "write"}}})
+        role = "read" if self.only_reads else "write"
+        self._send({"type": "user", "name": self.user, "auth": {"accessToken": {"role": role}}})
 
     def create(self) -> None:
         wanted = json.loads(self.body)
-        if self.user is None or wanted.get("organization") not in (None, self.user):
-            raise _Refused(
-                403 if self.user else 401, f"{self.user} may not create repositories of {wanted.get('organization')}"
-            )
+        owner = wanted.get("organization") or self.user
+        if self.user is None or owner != self.user or self.only_reads:
+            raise _Refused(403 if self.user else 401, f"{self.user} may not create repositories of {owner}")
         name = f"{self.user}/{wanted['name']}"
         url = {"url": f"{self.hub.endpoint}/{name}", "id": name, "name": name}
         with self.hub.lock:
@@ -158,7 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(url)
 
     def validate(self) -> None:
-        self._send({"errors": [], "warnings": []})
+        errors = metadata_errors(json.loads(self.body)["content"])
+        self._send({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
 
     def preupload(self, repo: str, revision: str) -> None:
         stored = self._files(revision)
@@ -206,7 +209,8 @@ class _Handler(BaseHTTPRequestHandler):
                 elif kind == "lfsFile":
                     files[value["path"]] = self.hub.blobs[value["oid"]]
                 elif kind == "deletedFile":
-                    del files[value["path"]]
+                    if files.pop(value["path"], None) is None:
+                        raise _Refused(404, f"{value['path']} does not exist", "EntryNotFound")
                 else:
                     raise _Refused(400, f"The stand-in knows no {kind}.")
             commit = self.repo.commit(revision, files, message)
@@ -278,6 +282,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args) -> None:
         pass
+
+
+def metadata_errors(card: str) -> list[str]:
+    """What the Hub refuses in the metadata on top of a card: types, characters of identifiers, a model-index out of shape."""
+    block = REGEX_YAML_BLOCK.search(card)
+    try:
+        metadata = yaml.safe_load(block.group(2)) if block else {}
+    except yaml.YAMLError as error:
+        return [f"YAML: {error}"]
+    if not isinstance(metadata, dict):
+        return ["The metadata must be a mapping."]
+    errors = []
+    for name in ("license", "license_name", "pipeline_tag", "library_name"):
+        if not re.fullmatch(r"[a-z0-9.-]+", str(metadata.get(name, "-"))) or not isinstance(metadata.get(name, ""), str):
+            errors.append(f'"{name}" must be a string of lower-case letters, digits, dots and hyphens')
+    for name in ("language", "tags", "base_model", "datasets"):
+        values = metadata.get(name, [])
+        values = values if isinstance(values, list) else [values]
+        if not all(isinstance(value, str) and value for value in values):
+            errors.append(f'"{name}" must be a string or a list of strings')
+    try:
+        if "model-index" in metadata:
+            model_index_to_eval_results(metadata["model-index"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        errors.append(f'"model-index" is out of shape: {error!r}')
+    return errors
 
 
 def _oid(path: str, data: bytes) -> str:

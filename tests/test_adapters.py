@@ -1,6 +1,7 @@
 """LoRA adapters: what they touch, and that they come back whole, by peft and by transformers, alone and from a repository."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoModel
 import train_hf
 from modeling_mpclip import MPCLIPModel
 from mpclip_training.arguments import ModelArguments
-from mpclip_training.tuning import prepare_tuning
+from mpclip_training.tuning import boundary_layer, prepare_tuning
 
 TEXTS = ["The cat sits on the mat", "a dog", ""]
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -55,6 +56,16 @@ def test_adapters_are_in_every_layer_of_the_text_tower_and_nowhere_else(text, vi
     assert {(int(layer), name) for layer, _, name in parts} == {(layer, name) for layer in range(3) for name in LINEAR}
     trained = {name for name, parameter in peft.named_parameters() if parameter.requires_grad}
     assert trained and not [name for name in trained if "vision_model" in name]
+
+
+def test_adapters_of_the_last_layers_leave_the_rest_to_the_cache():
+    arguments = ModelArguments(text_tuning="lora", lora_layers=2)
+    assert boundary_layer(3, arguments) == 1
+    peft = prepare_tuning(make_model(adaptive_tokens="boundary", boundary_layer=1), arguments)
+    names = [name for name, _ in peft.named_modules() if name.endswith("lora_A.default")]
+    assert names and {name.split("layers.")[1][0] for name in names} == {"1", "2"}
+    with pytest.raises(ValueError, match=r"lora_layers=4 is outside 1\.\.3"):
+        boundary_layer(3, ModelArguments(text_tuning="lora", lora_layers=4))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +130,39 @@ def test_a_faulty_adapter_is_refused(tmp_path, edit, message):
     save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=message):
         AutoModel.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
+
+
+@pytest.mark.parametrize("file", ["adapter/adapter_model.safetensors", "base/model.safetensors"])
+def test_a_damaged_file_of_an_adapter_or_its_base_is_named(tmp_path, file):
+    make_model().save_pretrained(tmp_path / "base")
+    adapted(MPCLIPModel.from_pretrained(tmp_path / "base")).save_pretrained(tmp_path / "adapter")
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-100])
+    for load in (MPCLIPModel.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(OSError, match=re.escape(f"{tmp_path / file} is cut short or damaged")):
+            load(tmp_path / "adapter")
+
+
+def test_what_is_wrong_elsewhere_is_not_hidden_by_the_search_for_damaged_files(tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    adapted(MPCLIPModel.from_pretrained(tmp_path / "base")).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(TypeError, match="no_such_argument"):
+        MPCLIPModel.from_pretrained(tmp_path / "adapter", no_such_argument=1)
+
+
+@whole_adapters
+@pytest.mark.parametrize("vision", ["vit", "clip", "siglip", "efficientnet"])
+def test_a_vision_tower_that_is_trained_beside_lora_comes_back(tmp_path, vision):
+    make_model(vision=vision).save_pretrained(tmp_path / "base")
+    options = {"text_tuning": "lora", "vision_tuning": "full"}
+    peft = prepare_tuning(MPCLIPModel.from_pretrained(tmp_path / "base"), ModelArguments(**options))
+    trained = [parameter for name, parameter in peft.named_parameters() if "vision_model" in name and parameter.requires_grad]
+    assert trained
+    for parameter in trained:
+        parameter.data += 0.1
+    peft.save_pretrained(tmp_path / "adapter")
+    loaded = AutoModel.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
+    torch.testing.assert_close(logits(loaded), logits(peft), atol=1e-4, rtol=1e-4)
+    assert (logits(loaded) - logits(MPCLIPModel.from_pretrained(tmp_path / "base"))).abs().max() > 1e-3
 
 
 @whole_adapters

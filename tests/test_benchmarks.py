@@ -106,7 +106,7 @@ def test_contenders_give_the_same_states(tiny_shape):
 
 
 def test_the_speed_benchmark_runs_and_draws(tiny_shape, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "FLICKR8K", tmp_path / "absent")
+    monkeypatch.setattr(speed, "FLICKR8K", (tmp_path / "absent",))
     monkeypatch.setitem(timing.PRODUCT_SIZES, "cpu", (64,))
     options = ["--tower", "tiny", "--device", "cpu", "--dtype", "float32", "--batch_size", "2", "--seconds", "0"]
     result = speed.main([*options, "--json", str(tmp_path / "speed.json"), "--png", str(tmp_path / "speed.png")])

@@ -4,10 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import make_model, make_processor, make_tokenizer
+from PIL import Image
 
 from eval import report
 
 ROOT = Path(__file__).parent.parent
+
+
+def snippets(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/results.md"])
@@ -34,3 +40,28 @@ def test_readme_shows_the_measured_numbers():
     for measured in (demo["multi_prompt"], demo["single_prompt"], flickr):
         recalls = [*measured["text_to_image"].values(), *measured["image_to_text"].values()]
         assert " | ".join(f"{value:.1f}" for value in recalls) in readme
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+)
+def test_snippets_are_python(page):
+    for snippet in snippets(page):
+        compile(snippet, page, "exec")
+
+
+def test_snippets_of_the_readme_run(tmp_path, monkeypatch):
+    """Those that use the demo's model, on a tiny one of as many prompts."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = make_tokenizer()
+    make_model(num_prompts=6, tokenizer=tokenizer).save_pretrained("runs/demo/multi_prompt")
+    make_processor(tokenizer).save_pretrained("runs/demo/multi_prompt")
+    picture = Image.new("RGB", (50, 40), "red")
+    picture.save("photo.jpg")
+    run = [snippet for snippet in snippets("README.md") if "runs/demo/multi_prompt" in snippet]
+    assert len(run) == 2
+    names = {"picture": picture, "frames": [picture, picture]}
+    for snippet in run:
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert names["probabilities"].shape == (1, 2) and names["video"].shape == (1, 12)
+    assert names["scores"].shape == (2,) and names["short"].shape == (1, 4)

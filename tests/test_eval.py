@@ -289,6 +289,19 @@ def test_limit_and_dtype_reach_the_run(saved):
     assert saved.loaded[0][1]["dtype"] == torch.bfloat16
 
 
+def test_what_the_user_can_mend_is_one_line(saved, monkeypatch):
+    arguments = ["retrieval", "--model", "m", "--data", saved.data, "--split", "train", "--json", str(saved.out / "x.json")]
+    with pytest.raises(SystemExit, match=r"^python -m eval retrieval: .* has no split 'tests'"):
+        eval.__main__.main([*arguments, "--split", "tests"])
+
+    def from_pretrained(*_, **__):
+        raise OSError("no such model\nin two lines")
+
+    monkeypatch.setattr(eval.retrieval.AutoModel, "from_pretrained", from_pretrained)
+    with pytest.raises(SystemExit, match=r"^python -m eval retrieval: no such model in two lines$"):
+        eval.__main__.main(arguments)
+
+
 def test_help_and_unknown_command(capsys):
     eval.__main__.main([])
     assert "retrieval" in capsys.readouterr().out

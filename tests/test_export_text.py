@@ -69,6 +69,9 @@ def test_sentence_transformers_encodes_trains_and_saves_it(whole, text_only, tmp
     np.testing.assert_array_equal(model.encode_query(TEXTS), load(whole).encode_query(TEXTS))
     with pytest.raises(ValueError, match="'image' is not supported"):
         model.encode(IMAGES)
+    with pytest.raises(ValueError, match="Unsupported input type: PosixPath"):
+        model.encode([whole / "picture.jpg"])
+    assert model.encode(["picture.jpg"]).shape == (1, 12)  # nothing that ends so is a picture here
     model.save_pretrained(str(tmp_path / "again"))
     assert contents(tmp_path / "again").keys() == contents(text_only).keys()
     trainer = train(model, PAIRS, MultipleNegativesRankingLoss(model), tmp_path / "out")
@@ -88,6 +91,9 @@ def test_refusals(whole, text_only, capsys):
     assert "is not empty" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no image side"):
         MPCLIPConfig(TEXT_CONFIGS["llama"](), VISION_CONFIGS["vit"](), text_only=True)
+    with pytest.raises(SystemExit):
+        main([str(whole / "nowhere"), str(whole.parent / "new")])
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_a_model_can_be_built_without_an_image_side(tokenizer):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,11 +14,15 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import arguments, make_model, make_processor, make_tokenizer
-from hub_standin import HubStandIn
+from hub_standin import HubStandIn, Repo
+from huggingface_hub import ModelCard
+from PIL import Image
 
 import train_hf
-from modeling_mpclip import MPCLIPModel
+from model_card.__main__ import main as write_card_again
+from modeling_mpclip import MPCLIPConfig, MPCLIPModel
 from mpclip_training.arguments import parse_arguments
+from mpclip_training.hub_push import NOT_THE_MODEL, NOT_THE_RUN, OUTDATED, HubPusher
 
 TEXTS = ["The cat sits on the mat", "a dog", ""]
 CODE = {"modeling_mpclip.py", "configuration_mpclip.py", "processing_mpclip.py", "text_tower.py", "checkpoint_guard.py"}
@@ -26,7 +32,8 @@ MODEL = CODE | {"config.json", "model.safetensors", "tokenizer.json", "tokenizer
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """The stand-in as this process's Hub, with my token."""
-    with HubStandIn({"token-of-mine": "me", "token-of-hers": "her"}) as hub:
+    tokens = {"token-of-mine": "me", "token-of-hers": "her", "token-to-read": "me"}
+    with HubStandIn(tokens, readers=("token-to-read",)) as hub:
         for name, value in (hub.environment("token-of-mine") | {"HF_HOME": str(tmp_path / "home")}).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the suite runs offline, but for this server
@@ -224,6 +231,82 @@ def test_concurrent_pushes_leave_one_whole_model(hub, tmp_path):
     assert any(torch.equal(loaded.text_projection.weight, model.text_projection.weight) for model in models)
 
 
+def card_of(hub, repo: str = "me/model") -> ModelCard:
+    return ModelCard(hub.repos[repo].files()["README.md"].decode())
+
+
+def test_a_pushed_model_has_a_card(hub, tmp_path):
+    processor, model = make_processor(make_tokenizer()), make_model(loss="sigmoid")
+    processor.push_to_hub("me/model")
+    assert "README.md" not in hub.repos["me/model"].files()  # the model's to write
+    huggingface_hub.HfApi().create_repo("me/tower")
+    model.config.text_config._name_or_path, model.config.vision_config._name_or_path = "me/tower", "some/folder"
+    model.push_to_hub("me/model", tags=["squares"])
+    card, data = card_of(hub), card_of(hub).data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "zero-shot-image-classification")
+    assert {"mp-clip", "squares"} <= set(data.tags) and data.base_model == ["me/tower"]
+    assert "More Information Needed" not in card.text and "through 3 prompts" in card.text and " 4 of the 12 dim" in card.text
+    assert all(template in card.text for template in model.config.templates)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", card.text, flags=re.DOTALL | re.MULTILINE)
+    home = tmp_path / "other"
+    home.mkdir()
+    Image.new("RGB", (40, 40), "red").save(home / "picture.jpg")
+    run = elsewhere(hub, home, textwrap.indent(snippet + "print(json.dumps(probabilities.tolist()))", " " * 8))
+    assert numbers(run)[0].shape == (1, 2) and "sigmoid()" in snippet
+
+    # Pushed again it tells of the new model; metadata stays, and so does a card of one's own.
+    changed = ModelCard(card.content)
+    changed.data.license = "mit"
+    huggingface_hub.HfApi().upload_file(path_or_fileobj=str(changed).encode(), path_in_repo="README.md", repo_id="me/model")
+    make_model(num_prompts=2).push_to_hub("me/model")
+    assert "through 2 prompts" in card_of(hub).text and card_of(hub).data.license == "mit"
+    own = b"---\nlicense: mit\n---\n# Mine\n"
+    huggingface_hub.HfApi().upload_file(path_or_fileobj=own, path_in_repo="README.md", repo_id="me/model")
+    push(model)
+    assert card_of(hub).text.strip() == "# Mine"
+
+
+def test_a_card_in_the_folder_is_pushed_and_not_written_over(hub, tmp_path):
+    own = "---\nlicense: mit\n---\n# Mine\n"
+    (tmp_path / "README.md").write_text(own)
+    make_model().save_pretrained(tmp_path, push_to_hub=True, repo_id="me/model")
+    make_processor(make_tokenizer()).save_pretrained(str(tmp_path), push_to_hub=True, repo_id="me/model")
+    assert (tmp_path / "README.md").read_text() == own == hub.repos["me/model"].files()["README.md"].decode()
+    text_only = MPCLIPModel(MPCLIPConfig.from_dict(make_model().config.to_dict() | {"text_only": True, "vision_config": None}))
+    text_only.save_pretrained(tmp_path / "text", push_to_hub=True, repo_id="me/text")
+    assert card_of(hub, "me/text").data.pipeline_tag == "feature-extraction" and "PIL" not in card_of(hub, "me/text").text
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        ("license: [mit]", "license"),
+        ("pipeline_tag: Zero Shot", "pipeline_tag"),
+        ("library_name: 5", "library_name"),
+        ("language: [en, no]", "language"),
+        ("tags: [a, {b: c}]", "tags"),
+        ("model-index: [{name: x, results: [{task: {}}]}]", "model-index.*type"),
+        ("- a", "mapping"),
+    ],
+)
+def test_the_stand_in_refuses_a_broken_card(hub, tmp_path, metadata, message):
+    huggingface_hub.HfApi().create_repo("me/model")
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# Broken\n")
+    with pytest.raises(ValueError, match=rf"Invalid metadata in README.md.*\n.*{message}"):
+        huggingface_hub.HfApi().upload_folder(repo_id="me/model", folder_path=tmp_path)
+    assert "README.md" not in hub.repos["me/model"].files()
+
+
+def test_the_stand_in_refuses_a_commit_onto_a_parent_that_is_no_longer_the_last(hub):
+    api = huggingface_hub.HfApi()
+    api.create_repo("me/model")
+    parent = api.upload_file(path_or_fileobj=b"1", path_in_repo="a.txt", repo_id="me/model").oid
+    api.upload_file(path_or_fileobj=b"2", path_in_repo="a.txt", repo_id="me/model", parent_commit=parent)
+    with pytest.raises(huggingface_hub.errors.HfHubHTTPError, match="412"):
+        api.upload_file(path_or_fileobj=b"3", path_in_repo="a.txt", repo_id="me/model", parent_commit=parent)
+    assert hub.repos["me/model"].files()["a.txt"] == b"2"
+
+
 # By train_hf.py ---------------------------------------------------------------------------------------------------
 
 
@@ -316,24 +399,35 @@ def test_a_failed_last_push_leaves_the_model_and_the_command_that_repeats_it(hub
     command = shlex.split(ended.value.code.splitlines()[-1].removeprefix("To push it later: "))
     hub.failing.clear()
     # Something of a run before, which the repeated push must clear away.
-    huggingface_hub.HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="adapter_config.json", repo_id="me/model")
+    for left_over in ("adapter_config.json", "adapter/adapter_config.json"):
+        huggingface_hub.HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo=left_over, repo_id="me/model")
     assert command[:2] == ["hf", "upload"]
+    # No more than is written in hub_push.py, of which huggingface_hub has been given copies.
+    patterns = [command[i + 1] for i, part in enumerate(command) if part in ("--exclude", "--delete")]
+    assert patterns == [*NOT_THE_MODEL, *NOT_THE_RUN, "cache/*", *OUTDATED]
     run = subprocess.run(
         [sys.executable, "-m", "huggingface_hub.cli.hf", *command[1:]], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
     files = set(hub.repos["me/model"].files())
-    assert files >= MODEL and "adapter_config.json" not in files
+    assert files >= MODEL and not [name for name in files if name.startswith("adapter")]
     assert not [name for name in files if name.startswith(("checkpoint-", "cache/", "run.json")) or name.endswith(".bin")]
     assert_loads_as(tmp_path / "out")
 
 
 def test_a_repository_that_cannot_be_written_to_is_refused_before_training(hub, folder, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"(?s)does not let you write to her/model: 403.*hf auth login"):
-        train_hf.main(arguments(folder, tmp_path, "--push_to_hub", "true", "--hub_model_id", "her/model"))
-    monkeypatch.setenv("HF_TOKEN", "no-token")
-    with pytest.raises(ValueError, match="401"):
-        train_and_push(folder, tmp_path)
+    hers = arguments(folder, tmp_path, "--push_to_hub", "true", "--hub_model_id", "her/model")
+    for existing in (False, True):  # one that I may read is no better than none
+        if existing:
+            hub.repos["her/model"] = Repo("her", private=False)
+            hub.repos["her/model"].commit("main", {}, "initial commit")
+        with pytest.raises(SystemExit, match=r"(?s)does not let you write to her/model: .*403.*hf auth login"):
+            train_hf.main(hers)
+    huggingface_hub.HfApi().create_repo("me/model")
+    for token, status in (("token-to-read", "403"), ("no-token", "401")):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(SystemExit, match=status):
+            train_and_push(folder, tmp_path)
     assert not tmp_path.joinpath("run.json").exists()
 
 
@@ -358,3 +452,86 @@ def test_a_slow_push_makes_the_next_one_be_left_out(hub, folder, tmp_path, caplo
     trainer.save_model()
     trainer.hub_pusher.push_final()
     assert hub.repos["me/model"].messages[1:] == ["Training in progress: checkpoint-2", "End of training"]
+
+
+def test_all_checkpoints_arrive_though_the_hub_is_slow_and_few_are_kept(hub, folder, tmp_path):
+    options = ("--push_to_hub", "true", "--hub_model_id", "me/model", "--hub_strategy", "all_checkpoints")
+    options += ("--num_train_epochs", "3", "--save_total_limit", "1", "--load_best_model_at_end", "false")
+    described = parse_arguments(arguments(folder, tmp_path, *options))
+    trainer = train_hf.build_trainer(*described)
+    with hub.lock:  # no commit gets through
+        trainer.train()
+        assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+    trainer.save_model()
+    trainer.hub_pusher.push_final()
+    files = hub.repos["me/model"].files()
+    for step in (2, 4, 6):
+        assert json.loads(files[f"checkpoint-{step}/trainer_state.json"])["global_step"] == step
+        assert f"checkpoint-{step}/model.safetensors" in files
+    assert not list(tmp_path.glob("_pushed-*")) and not [name for name in files if name.startswith("_")]
+
+
+def test_a_checkpoint_is_copied_where_there_are_no_hard_links(hub, folder, tmp_path, monkeypatch, caplog):
+    def no_links(*args):
+        raise OSError("not supported")
+
+    monkeypatch.setattr("os.link", no_links)
+    train_and_push(folder, tmp_path, "--hub_strategy", "all_checkpoints")
+    assert "checkpoint-2/model.safetensors" in hub.repos["me/model"].files() and "could not be pushed" not in caplog.text
+
+
+def test_a_run_without_lora_takes_away_the_adapter_of_the_run_before(hub, folder, tmp_path):
+    train_and_push(folder, tmp_path / "base", "--adaptive_tokens", "input", "--hub_strategy", "end", "--max_steps", "1")
+    options = ["--checkpoint", "me/model", "--dataset", str(folder / "data"), "--output_dir", str(tmp_path / "out")]
+    options += ["--per_device_train_batch_size", "4", "--max_steps", "1", "--use_cpu", "true", "--hub_strategy", "end"]
+    options += ["--push_to_hub", "true", "--hub_model_id", "me/model", "--resume_from_checkpoint", "false"]
+    train_hf.main([*options, "--text_tuning", "lora"])
+    assert "adapter/adapter_config.json" in hub.repos["me/model"].files() and (tmp_path / "out" / "adapter").exists()
+    train_hf.main([*options, "--text_tuning", "frozen"])
+    assert not [name for name in hub.repos["me/model"].files() if name.startswith("adapter")]
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_data_set_in_norwegian_has_a_card_that_the_hub_takes(hub, folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    (tmp_path / "data" / "README.md").write_text("---\nlicense: mit\nlanguage: [en, no]\n---\n# Data\n")
+    out = tmp_path / "out"
+    train_and_push(folder, out, "--dataset", str(tmp_path / "data"), "--hub_strategy", "end", "--max_steps", "1")
+    card = card_of(hub)
+    assert card.data.language == ["en", "no"] and "language: en, no" in card.text
+    assert card.data.eval_results and "POST /api/validate-yaml" in hub.requests
+
+
+def test_a_card_that_cannot_be_written_costs_neither_the_model_nor_the_push(hub, folder, tmp_path, monkeypatch, caplog):
+    def fails(*args, **kwargs):
+        raise TypeError("no such card")
+
+    monkeypatch.setattr(train_hf, "write_card", fails)
+    train_and_push(folder, tmp_path, "--hub_strategy", "end", "--max_steps", "1")
+    assert f"no such card')\nTo write it later: python -m model_card {tmp_path} --repo_id me/model" in caplog.text
+    files = set(hub.repos["me/model"].files())
+    assert files >= MODEL and "README.md" not in files
+    command = caplog.text.split("To write it later: python -m model_card ")[1].splitlines()[0]
+    write_card_again(shlex.split(command))
+    assert (tmp_path / "README.md").exists()
+
+
+def test_two_runs_that_push_at_once_leave_one_whole_model(hub, tmp_path):
+    models, pushers = [make_model(), make_model()], []
+    with torch.no_grad():
+        models[1].text_projection.weight.mul_(-1)
+    for i, model in enumerate(models):
+        out = tmp_path / str(i)
+        options = ("--output_dir", str(out), "--push_to_hub", "true", "--hub_model_id", "me/model", "--use_cpu", "true")
+        pushers.append(HubPusher(parse_arguments(list(options))[2], out / "cache"))
+        model.save_pretrained(out)
+        make_processor(make_tokenizer()).save_pretrained(out)
+        (out / f"of-{i}.txt").touch()
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(pusher.push_final) for pusher in pushers]:
+            job.result()
+    repo = hub.repos["me/model"]
+    assert repo.messages == ["initial commit", "End of training", "End of training"]
+    assert set(repo.files()) >= MODEL | {"of-0.txt", "of-1.txt"}
+    loaded = MPCLIPModel.from_pretrained("me/model")
+    assert any(torch.equal(loaded.text_projection.weight, model.text_projection.weight) for model in models)

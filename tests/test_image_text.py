@@ -150,6 +150,20 @@ def test_other_column_names_must_be_given(tmp_path):
     check_rows(load_image_text(tmp_path, "train", image_column="photo", caption_column="description"), 2)
 
 
+def test_captions_that_are_not_needed(tmp_path, recwarn):
+    embedded(2).remove_columns("captions").save_to_disk(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"no column is named captions.*Set caption_column to one of these, or rename one"):
+        load_image_text(tmp_path / "none", "train")
+    rows = load_image_text(tmp_path / "none", "train", need_captions=False)
+    assert rows["captions"][:] == [[], []] and rows[1]["image"].mode == "RGB"
+
+    some = [{"file_name": "a.png", "captions": ["a"]}, {"file_name": "b.png", "captions": []}]
+    rows = load_image_text(write_folder(tmp_path / "some", some), "train", need_captions=False)
+    assert rows["captions"][:] == [["a"], []] and not [w for w in recwarn if "skipped" in str(w.message)]
+    with pytest.raises(ValueError, match="no column 'words'"):
+        load_image_text(tmp_path / "some", "train", need_captions=False, caption_column="words")
+
+
 def test_image_column_of_metadata(tmp_path):
     write_folder(tmp_path, records(2))
     renamed = [{"path" if key == "file_name" else key: value for key, value in row.items()} for row in records(2)]
@@ -271,6 +285,9 @@ def test_paths_out_of_a_table_are_refused(tmp_path):
     pandas.DataFrame({"image": [cell["path"]], "captions": [["a"]]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="'image' holds text, expected pictures"):
         load_image_text(tmp_path / "train.parquet", "train")
+    mended = datasets.Dataset.from_dict({"image": [cell], "captions": [["a"]]}).cast_column("image", datasets.Image())
+    mended.save_to_disk(tmp_path / "mended")  # as the message says
+    assert load_image_text(tmp_path / "mended", "train")[0]["image"].size == picture(0).size
 
 
 def test_metadata_that_is_not_json(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import warnings
 from html.parser import HTMLParser
 
+import datasets
 import filelock
 import numpy as np
 import PIL.Image
@@ -204,6 +205,8 @@ def test_pictures_as_queries(model, encoder, photos, tmp_path):
 def test_queries_that_cannot_be(encoder):
     with pytest.raises(ValueError, match="no query"):
         encoder.embed_queries()
+    with pytest.raises(ValueError, match=r"exclude \['cars', ' '\]: an empty text names nothing; leave it out"):
+        encoder.embed_queries(["a street"], exclude=["cars", " "])
     for weights in ([1.0, 2.0], [1.0, float("nan"), 1.0]):
         with pytest.raises(ValueError, match="expected 3 numbers, one for each aspect"):
             encoder.embed_queries(["a street"], weights=weights)
@@ -271,6 +274,68 @@ def test_a_damaged_chunk_is_found_out(model, encoder, photos, tmp_path, monkeypa
     assert embedded == [4]
     again = query_index(PictureIndex(tmp_path / "index", encoder), ["a street"], top=PICTURES)[0].hits
     assert [hit.picture for hit in again] == [hit.picture for hit in whole]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_store_is_found_out_and_made_anew(model, encoder, photos, tmp_path, embedded, store, damage):
+    build_index(model, str(photos), tmp_path / "index", store=store)
+    whole = query_index(PictureIndex(tmp_path / "index", encoder), ["a street"], top=PICTURES)[0].hits
+    for file in sorted(path for path in (tmp_path / "index").glob("store-*/**/*") if path.is_file()):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.unlink() if damage == "gone" else file.write_bytes(content if damage == "flip" else content[:-9])
+        with pytest.raises(ValueError, match=rf"{file.name} is missing or damaged: build the index again"):
+            PictureIndex(tmp_path / "index", encoder)
+        embedded.clear()
+        with pytest.warns(UserWarning, match=rf"{file.name} is missing or damaged; the store is made anew"):
+            built = build_index(model, str(photos), tmp_path / "index", store=store)
+        assert built == {"pictures": PICTURES, "embedded": 0, "removed": 0, "unreadable": {}} and embedded == []
+        again = query_index(PictureIndex(tmp_path / "index", encoder), ["a street"], top=PICTURES)[0].hits
+        assert again == whole
+        if store == "lancedb":  # the new store's files have other names
+            break
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_query_that_needs_a_damaged_chunk_names_it(model, encoder, photos, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(eval.index.build, "CHUNK", 4)
+    build_index(model, str(photos), tmp_path / "index")
+    (chunk,) = (tmp_path / "index/chunks").glob("000001-*")
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.unlink() if damage == "gone" else chunk.write_bytes(content if damage == "flip" else content[:-9])
+    index = PictureIndex(tmp_path / "index", encoder)
+    with pytest.raises(ValueError, match=r"chunks/000001-\S+\.arrow is missing or damaged: build the index again"):
+        query_index(index, ["a street"], top=PICTURES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert build_index(model, str(photos), tmp_path / "index")["embedded"] == 4
+    assert len(query_index(PictureIndex(tmp_path / "index", encoder), ["a street"], top=PICTURES)[0].hits) == PICTURES
+
+
+def test_a_damaged_manifest_is_named(model, photos, tmp_path):
+    build_index(model, str(photos), tmp_path / "index")
+    (tmp_path / "index/index.json").write_text('{"model": ')
+    for opens in (lambda: read_settings(tmp_path / "index"), lambda: build_index(model, str(photos), tmp_path / "index")):
+        with pytest.raises(ValueError, match=r"index\.json is damaged \(.*\): remove "):
+            opens()
+
+
+def test_bfloat16(model, encoder, photos, tmp_path):
+    """A query opens the model as the build did, and finds what float32 finds."""
+    build_index(model, str(photos), tmp_path / "index", dtype="bfloat16")
+    settings = read_settings(tmp_path / "index")
+    assert settings["dtype"] == "bfloat16"
+    half = Encoder(settings["model"], settings["dtype"])
+    assert {parameter.dtype for parameter in half.model.text_model.parameters()} == {torch.bfloat16}
+    files = [photos / "00.png", photos / "a/b/01.jpg"]
+    index = PictureIndex(tmp_path / "index", half)
+    for answer, name in zip(query_index(index, pictures=files), ("00.png", "a/b/01.jpg"), strict=True):
+        assert answer.hits[0].picture == name and answer.hits[0].score == pytest.approx(1, abs=1e-5)
+    queries = half.embed_queries(["a street", "the red mat"], weights=WEIGHTS)
+    assert queries.dtype == torch.float32 and torch.isfinite(queries).all()
+    cosines = torch.cosine_similarity(queries, encoder.embed_queries(["a street", "the red mat"], weights=WEIGHTS))
+    assert cosines.min() > 0.95  # the towers of conftest.py are sharp on purpose
 
 
 def test_pictures_come_go_and_change(model, encoder, photos, tmp_path, embedded):
@@ -348,6 +413,16 @@ def test_data_set_with_captions(model, encoder, tmp_path, embedded):
         build_index(model, str(data), tmp_path / "index", "train")
 
 
+def test_data_set_without_captions(model, encoder, photos, tmp_path):
+    pictures = [{"bytes": (photos / name).read_bytes()} for name in sorted(open_pictures(str(photos)).stamps)]
+    datasets.Dataset.from_dict({"img": pictures}).cast_column("img", datasets.Image()).to_parquet(tmp_path / "train.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert build_index(model, str(tmp_path / "train.parquet"), tmp_path / "index", "train")["pictures"] == PICTURES
+    hit = query_index(PictureIndex(tmp_path / "index", encoder), pictures=[photos / "00.png"])[0].hits[0]
+    assert hit.picture == "train 0" and hit.caption == ""
+
+
 def test_another_model_is_refused(model, photos, tmp_path):
     build_index(model, str(photos), tmp_path / "index")
     trained, settings = make_model(num_prompts=K, tokenizer=make_tokenizer()), tmp_path / "settings"
@@ -389,7 +464,7 @@ def test_what_cannot_be_built(model, photos, tmp_path, monkeypatch):
         build_index(model, str(photos), photos)
     with pytest.raises(FileNotFoundError, match=r"no index at .*photos: make one"):
         read_settings(photos)
-    with filelock.FileLock(tmp_path / "index/build.lock"), pytest.raises(RuntimeError, match="another build is writing"):
+    with filelock.FileLock(tmp_path / "index/build.lock"), pytest.raises(TimeoutError, match="another build is writing"):
         build_index(model, str(photos), tmp_path / "index")
 
 
@@ -509,3 +584,46 @@ def test_command(model, photos, tmp_path, capsys, monkeypatch):
     assert "12 pictures of photos, searched with model" in page.words  # and no path
     assert str(tmp_path) not in html.read_text(encoding="utf-8")
     assert sum(tag == "img" for tag, _ in page.tags) == 36
+
+
+def test_command_with_pictures(model, encoder, photos, tmp_path, capsys):
+    index, found, file = str(tmp_path / "index"), tmp_path / "found.json", photos / "02.webp"
+    eval.__main__.main(["index", "build", "--model", model, "--data", str(photos), "--index", index, "--device", "cpu"])
+    query = ["index", "query", "--index", index, "--top", "3", "--device", "cpu", "--json", str(found)]
+    opened = PictureIndex(index, encoder)
+
+    def answers(*arguments: str) -> list[dict]:
+        eval.__main__.main([*query, *arguments])
+        return json.loads(found.read_text())
+
+    (alone,) = answers("--image", str(file))
+    assert alone["text"] is None and alone["hits"][0]["picture"] == "02.webp"
+    assert str(file) in capsys.readouterr().out
+    expected = query_index(opened, pictures=[file], exclude=["a cat"], weights=WEIGHTS, top=3)
+    options = ["--exclude", "a cat", "--weights", *map(str, WEIGHTS)]
+    assert answers("--image", str(file), *options) == [answer.to_json() for answer in expected]
+    expected = query_index(opened, ["a street"], [file, photos / "00.png"], exclude=["a cat"], weights=WEIGHTS, top=3)
+    both = answers("a street", "--image", str(file), "--image", str(photos / "00.png"), *options)
+    assert both == [answer.to_json() for answer in expected] and both[0]["hits"] != alone["hits"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["query", "--index", "{index}", "a street", "--exclude", ""], "an empty text names nothing; leave it out"),
+        (["query", "--index", "{index}", "--image", "nowhere.png"], "nowhere.png"),
+        (["query", "--index", "{index}"], "no query: give a text, a picture, or both"),
+        (["query", "--index", "nowhere", "a street"], "no index at nowhere"),
+        (["query", "--index", "{index}", "a street", "--model", "no\nwhere"], "no where"),
+        (["build", "--index", "{index}", "--model", "{model}", "--data", "nowhere"], "no folder nowhere"),
+    ],
+    ids=["exclude", "picture", "nothing", "index", "model", "data"],
+)
+def test_what_the_user_can_mend_is_one_line(model, photos, tmp_path_factory, arguments, message):
+    index = tmp_path_factory.getbasetemp() / "index_of_errors"
+    build_index(model, str(photos), index) if not index.exists() else None
+    given = [argument.format(index=index, model=model) for argument in arguments]
+    with pytest.raises(SystemExit) as ended:
+        eval.__main__.main(["index", *given])
+    line = str(ended.value)
+    assert line.startswith("python -m eval index: ") and message in line and "\n" not in line

@@ -1,6 +1,7 @@
 """The model card says what the files beside it say, its snippets run, and it is the one that is pushed."""
 
 import json
+import logging
 import re
 import shutil
 import threading
@@ -20,15 +21,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_hf
+from deploy.quantize_int8 import quantize
 from eval.retrieval import evaluate_retrieval
 from model_card.__main__ import main
 from model_card.attention_grid import attention_grid, heat_over, pooling_maps, token_grid
 from model_card.card import write_card
+from model_card.derived import write_derived_card
 from model_card.energy import measured_energy
 from model_card.facts import code, fenced, licence_of_weights
 from model_card.origin import base_models, describe_source
 from mpclip_data.backbones import BACKBONES
 from mpclip_training.arguments import ModelArguments
+from mpclip_training.export_text import export_text
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +262,27 @@ def test_evaluations_that_do_not_belong_are_refused(folder, run, tmp_path, capsy
     assert (run / "README.md").read_text() == before
 
 
+def test_recalls_of_int8_weights_are_shown_as_such_and_are_not_the_models(folder, run):
+    own = evaluate_retrieval(str(run), str(folder / "data"), "validation", json_path=run / "own.json")
+    other = {"quantize": "int8", "text_to_image": {"R@1": 1.5, "R@5": 2.5, "R@10": 3.5}}
+    (run / "int8.json").write_text(json.dumps(own | other))
+    card = write_card(run, evaluations=[run / "own.json", run / "int8.json"]).read_text()
+    rows = dict(re.findall(r"^\| `data` \| `validation`(.*?) \| (\S+) ", card, flags=re.MULTILINE))
+    assert rows == {"": f"{own['text_to_image']['R@1']:.1f}", ", int8 weights": "1.5"}
+    assert "`validation`, int8 weights: 4 images, 10 captions; int8 weights of the LLM, made so while loading; float32" in card
+    _, results = model_index_to_eval_results(metadata_load(run / "README.md")["model-index"])
+    assert len(results) == 6 and 1.5 not in [result.metric_value for result in results]
+
+    (run / "eval_results.json").unlink()
+    assert "| `validation`, int8 weights |" in write_card(run, evaluations=[run / "int8.json"]).read_text()
+    assert {"model-index", "model_name"}.isdisjoint(metadata_load(run / "README.md"))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "torchao"}}))
+    write_card(run, evaluations=[run / "int8.json"])  # of an int8 checkpoint they are its own
+    _, results = model_index_to_eval_results(metadata_load(run / "README.md")["model-index"])
+    assert 1.5 in [result.metric_value for result in results]
+
+
 def test_folders_that_are_no_checkpoint_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no config"):
         write_card(tmp_path)
@@ -265,8 +290,64 @@ def test_folders_that_are_no_checkpoint_are_refused(tmp_path):
     with pytest.raises(ValueError, match="of type 'llama'"):
         write_card(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "mpclip", "text_only": true}')
-    with pytest.raises(ValueError, match="text-only export"):
+    with pytest.raises(ValueError, match=r"text-only export: name .* with --source"):
         write_card(tmp_path)
+
+
+# What was made from a checkpoint ---------------------------------------------------------------------------------
+
+
+def test_a_text_only_export_has_a_card(run, tmp_path, monkeypatch, capsys):
+    export_text(str(run), tmp_path / "text")
+    training = json.loads((run / "training.json").read_text())
+    training["MPCLIPTrainingArguments"]["hub_model_id"] = "you/mine"
+    training["data"]["language"] = ["no", "de"]
+    (run / "training.json").write_text(json.dumps(training))
+    write_card(run)
+    main([str(tmp_path / "text"), "--source", str(run), "--repo_id", "you/mine-text"])
+    assert capsys.readouterr().out == f"written: {tmp_path / 'text' / 'README.md'}\n"
+    card, theirs = (ModelCard.load(folder / "README.md") for folder in (tmp_path / "text", run))
+    data = card.data.to_dict()
+    assert data["language"] == ["no", "de"] and data["base_model"] == "you/mine" and data["license"] == theirs.data.license
+    assert data["pipeline_tag"] == "sentence-similarity" and {"model-index", "base_model_relation"}.isdisjoint(data)
+    text = text_of(tmp_path / "text")
+    assert "The text side of [you/mine](https://huggingface.co/you/mine), made without training" in text
+    assert "This checkpoint itself has not been measured." in text
+    (row,) = re.findall(r"\| `data` \| `validation` \| .*?\|\n", theirs.content)
+    assert "Recall in percent **of [you/mine]" in text and row in card.content
+    assert not re.search(r"\bNone\b|\{\{|\{%|\n\n\n", card.content)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", card.content, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(snippet.replace('"you/mine-text"', repr(str(tmp_path / "text"))), "snippet", "exec"), names := {})
+    assert names["similarity"].shape == (2, 1)
+
+
+def test_an_int8_checkpoint_has_a_card(folder, run, tmp_path, monkeypatch):
+    pytest.importorskip("torchao", reason="int8 weights need torchao: pip install 'torchao>=0.18'")
+    quantize(str(run), tmp_path / "int8")
+    result = evaluate_retrieval(str(tmp_path / "int8"), str(folder / "data"), "validation", json_path=tmp_path / "int8.json")
+    card = ModelCard.load(write_derived_card(tmp_path / "int8", run, evaluations=[tmp_path / "int8.json"]))
+    text, data = text_of(tmp_path / "int8"), card.data.to_dict()
+    assert "`finished` with int8 weights, made without training" in text and ", torchao and torch" in text
+    assert "base_model" not in data  # the source is on no Hub
+    _, results = model_index_to_eval_results(data["model-index"])
+    assert results[0].metric_value == round(result["text_to_image"]["R@1"], 2)
+    assert text.index(f"| {result['mean_recall']:.1f} |") < text.index("Recall in percent **of `finished`**")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", card.content, flags=re.DOTALL | re.MULTILINE)
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "snippet", "exec"), names := {})
+    assert names["similarity"].shape == (2, 1)
+
+
+def test_derived_cards_that_cannot_be(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no config"):
+        write_derived_card(tmp_path, run)
+    with pytest.raises(ValueError, match="neither a text-only export nor an int8 checkpoint: write its card without --source"):
+        write_derived_card(run, run)
+    (tmp_path / "config.json").write_text('{"model_type": "mpclip", "text_only": true}')
+    (run / "README.md").unlink()
+    with pytest.raises(FileNotFoundError, match="has no card: write it first"):
+        write_derived_card(tmp_path, run)
 
 
 def test_help_teaches(capsys):
@@ -375,7 +456,7 @@ def test_drawings_are_attributed(folder, tmp_path):
     text = text_of(tmp_path / "run")
     assert "The licence of the training data: `cc-by-sa-4.0`." in text
     assert "About the training data and the pictures above: The pictures in" in text and "https://openmoji.org" in text
-    assert metadata_load(tmp_path / "run" / "README.md")["language"] == "en"
+    assert metadata_load(tmp_path / "run" / "README.md")["language"] == ["en"]
 
 
 def test_where_models_and_data_come_from(tmp_path, monkeypatch):
@@ -419,6 +500,7 @@ def test_the_card_is_the_one_pushed(folder, tmp_path, monkeypatch):
         pushed["picture"] = Path(folder_path, "assets", "attention.png").exists()
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "preupload_lfs_files", lambda *args, **kwargs: None)  # may be written to
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
     extra = ("--push_to_hub", "true", "--hub_model_id", "mine", "--hub_strategy", "end")
     train_hf.main(arguments(folder, tmp_path / "mine", *extra))
@@ -427,12 +509,13 @@ def test_the_card_is_the_one_pushed(folder, tmp_path, monkeypatch):
     assert "8 images with 20 captions" in pushed["card"] and "| `data` | `validation` |" in pushed["card"]
 
 
-def test_energy_by_codecarbon_where_it_is(folder, tmp_path, monkeypatch):
+def test_energy_by_codecarbon_where_it_is(folder, tmp_path, monkeypatch, caplog):
     log = []
 
     class OfflineEmissionsTracker:
         def __init__(self, **options):
             assert options["save_to_file"] is False and len(options["country_iso_code"]) == 3
+            logging.getLogger("codecarbon").warning("what codecarbon says before it has read log_level")
 
         def start(self):
             log.append("start")
@@ -441,9 +524,10 @@ def test_energy_by_codecarbon_where_it_is(folder, tmp_path, monkeypatch):
             log.append("stop")
             self.final_emissions_data = types.SimpleNamespace(energy_consumed=0.0125)
 
+    logging.getLogger("codecarbon").setLevel(logging.INFO)  # as it is left by the import
     monkeypatch.setattr("model_card.energy.codecarbon", types.SimpleNamespace(OfflineEmissionsTracker=OfflineEmissionsTracker))
     train_hf.main(arguments(folder, tmp_path, "--max_steps", "1"))
-    assert log == ["start", "stop"]
+    assert log == ["start", "stop"] and "codecarbon says" not in caplog.text
     assert json.loads((tmp_path / "train_results.json").read_text())["energy_kwh"] == 0.0125
     assert "12.5 Wh (estimated by codecarbon)" in text_of(tmp_path)
 

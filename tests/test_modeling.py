@@ -73,6 +73,9 @@ def test_similarity_is_the_sum_over_weighted_segments(tokenizer, batch):
     torch.testing.assert_close(ratio, torch.ones(3))
     with pytest.raises(ValueError, match="one number for each of the 3 prompts"):
         model(**batch, aspect_weights=[1.0])
+    for embed in (model, model.get_text_features):
+        with pytest.raises(ValueError, match=r"aspect_weights holds \[1.0, nan, inf\]; expected finite numbers"):
+            embed(batch["input_ids"], aspect_weights=torch.tensor([1.0, float("nan"), float("inf")]))
 
 
 def test_one_side_alone(tokenizer, batch):
@@ -170,6 +173,11 @@ def test_adaptive_init_by_words(tmp_path):
     torch.testing.assert_close(model.text_model.adaptive_embedding.weight[1], expected)
     with pytest.raises(ValueError, match="1 words for 2 adaptive tokens"):
         towers(tmp_path, adaptive_init=["cat"])
+    assert (
+        towers(tmp_path, adaptive_init=["cat", "red mat", "dog"])[0]
+        .text_model.adaptive_embedding.weight[1]
+        .equal(model.text_model.adaptive_embedding.weight[1])
+    )
 
 
 def test_a_text_model_that_is_no_decoder_is_refused():
@@ -179,6 +187,31 @@ def test_a_text_model_that_is_no_decoder_is_refused():
 
     with pytest.raises(ValueError, match="not a decoder of a supported family"):
         text_tower_class(BertConfig)(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+
+
+def test_elastic_prompts_train_the_first_m_alone():
+    model = make_model(elastic_prompts=True).train()
+    ids, pixels = torch.randint(3, 300, (4, 5)), torch.randn(4, 3, 32, 32)
+    losses = set()
+    for _ in range(8):
+        output = model(ids, pixel_values=pixels, return_loss=True)
+        expected = {}
+        for m in (1, 2):
+            image, text = (
+                torch.nn.functional.normalize(embeds[:, :m].flatten(1), dim=-1)
+                for embeds in (output.image_prompt_embeds, output.text_prompt_embeds)
+            )
+            of_first = softmax_contrastive_loss(model.logit_scale(image @ text.T))
+            expected[m] = (softmax_contrastive_loss(output.logits_per_image) + of_first) / 2
+        drawn = [m for m, loss in expected.items() if torch.isclose(loss, output.loss)]
+        assert len(drawn) == 1
+        losses.update(drawn)
+    assert losses == {1, 2}
+    model.eval()
+    output = model(ids, pixel_values=pixels, return_loss=True)
+    torch.testing.assert_close(output.loss, softmax_contrastive_loss(output.logits_per_image))
+    with pytest.raises(ValueError, match="there is one"):
+        make_model(num_prompts=1, elastic_prompts=True)
 
 
 # On disk ----------------------------------------------------------------------------------------------------------
@@ -248,6 +281,26 @@ def test_gradient_checkpointing_through_the_whole_model(tokenizer, batch):
     model(**batch, return_loss=True).loss.backward()
     for name, grad in expected.items():
         torch.testing.assert_close(model.get_parameter(name).grad, grad, atol=1e-5, rtol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text, vision", [("llama", "vit"), ("gemma3", "siglip")])
+def test_compiles_into_one_graph(text, vision):
+    model = make_model(text, vision)
+    ids = torch.randint(3, 300, (3, 9), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": (torch.arange(9) < torch.tensor([[9], [6], [0]])).long()}
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    calls = {
+        model: {**inputs, "pixel_values": pixels, "aspect_weights": [1.0, 2.0, 0.5]},
+        model.get_text_features: {**inputs, "num_prompts": 2},
+        model.get_image_features: {"pixel_values": pixels},
+    }
+    for function, call in calls.items():
+        torch.compiler.reset()
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)(**call)
+        for name, value in function(**call).items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(compiled[name], value, atol=1e-5, rtol=1e-5)
 
 
 def test_a_fresh_process_without_this_repository_loads_the_checkpoint(tmp_path):

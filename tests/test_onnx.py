@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_processor, make_tokenizer
+from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer
 from tokenizers import Tokenizer
 from torch import nn
 
 from deploy import export_onnx
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from mpclip_data.backbones import prepare_backbone
+from mpclip_training.export_text import export_text
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the graphs are run by it: pip install onnx onnxscript onnxruntime")
 pytest.importorskip("onnxscript", reason="torch exports by it: pip install onnx onnxscript onnxruntime")
@@ -25,6 +26,7 @@ MODELS = {
     "qwen2": dict(),
     "qwen3": dict(text_pooling="mean", num_prompts=1),
     "mistral": dict(loss="sigmoid", negated_templates=[]),
+    "last_token": dict(text_pooling="last_token", num_prompts=1),
 }
 
 
@@ -40,7 +42,8 @@ def save(folder, text: str = "llama", vision: str = "vit", **kwargs) -> MPCLIPMo
 def exported(request, tmp_path_factory):
     """A model, its folder and the session of its exported text tower."""
     folder = tmp_path_factory.mktemp(request.param)
-    model = save(folder, request.param, **MODELS[request.param])
+    family = request.param if request.param in TEXT_CONFIGS else "llama"
+    model = save(folder, family, **MODELS[request.param])
     export_onnx.main([str(folder), str(folder / "text.onnx")])
     return model, folder, onnxruntime.InferenceSession(folder / "text.onnx")
 
@@ -135,6 +138,17 @@ def test_a_quantised_checkpoint_is_refused(tmp_path):
     quantize(str(tmp_path / "plain"), tmp_path / "int8")
     with pytest.raises(ValueError, match="holds quantised weights"):
         export_onnx.export(str(tmp_path / "int8"), tmp_path / "text.onnx")
+
+
+def test_a_text_only_checkpoint_has_a_text_tower_alone(tmp_path, capsys):
+    save(tmp_path / "whole")
+    export_text(str(tmp_path / "whole"), tmp_path / "text")
+    assert export_onnx.export(str(tmp_path / "text"), tmp_path / "text.onnx") < 1e-4
+    for folder, message in (("text", "is a text-only checkpoint"), ("nowhere", "nowhere")):
+        with pytest.raises(SystemExit):
+            export_onnx.main([str(tmp_path / folder), str(tmp_path / "image.onnx"), "--tower", "image"])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "image.onnx").exists()
 
 
 @pytest.mark.slow

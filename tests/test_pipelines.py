@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModelForZeroShotImageClassification, pipeline
 
 from modeling_mpclip import MPCLIPModel
+from mpclip_training.export_text import export_text
 
 LABELS = ["cat", "red boat"]
 TEXT = "The cat sits."
@@ -68,6 +69,13 @@ def test_pipelines_give_the_models_numbers(checkpoint):
     several = run("feature-extraction", [TEXT, "A small boat of any people", ""], batch_size=3)
     torch.testing.assert_close(torch.tensor(several[0]), torch.tensor(results["feature-extraction"]), atol=1e-5, rtol=1e-4)
     assert [torch.tensor(embedding).shape for embedding in several] == [(1, 12)] * 3
+
+
+def test_features_of_a_text_only_checkpoint(checkpoint, tmp_path):
+    folder, model, processor = checkpoint
+    export_text(str(folder), tmp_path / "text")
+    result = pipeline("feature-extraction", model=str(tmp_path / "text"), trust_remote_code=True)(TEXT)
+    torch.testing.assert_close(torch.tensor(result), torch.tensor(direct(model, processor)["feature-extraction"]))
 
 
 def test_pipelines_of_a_model_in_memory(checkpoint):

@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_sentence import load as load_sentences
 from transformers import AutoModel
 
 from deploy.quantize_int8 import int8_config, main, quantize
 from eval import retrieval
+from mpclip_training.export_text import export_text
 
 pytest.importorskip("torchao", reason="int8 weights need torchao: pip install 'torchao>=0.18'")
 
@@ -77,8 +80,60 @@ def test_the_command_writes_a_whole_checkpoint_and_overwrites_none(tmp_path, cap
     main([str(tmp_path / "plain"), str(tmp_path / "int8")])
     assert f"written: {tmp_path / 'int8'}" in capsys.readouterr().out
     assert {"tokenizer.json", "processor_config.json", "modeling_mpclip.py"} <= {f.name for f in (tmp_path / "int8").iterdir()}
-    with pytest.raises(FileExistsError, match="does not exist yet"):
-        main([str(tmp_path / "plain"), str(tmp_path / "int8")])
+    for source, out, message in (
+        ("plain", "int8", "does not exist yet"),
+        ("int8", "twice", "holds quantised weights already"),
+        ("nowhere", "new", "nowhere"),
+    ):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / source), str(tmp_path / out)])
+        assert message in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_an_int8_checkpoint_is_saved_again_also_by_sentence_transformers(tmp_path):
+    save(tmp_path / "plain", vision="clip")
+    load_sentences(tmp_path / "plain", prompts={"query": "find: "}).save_pretrained(str(tmp_path / "plain"))
+    quantize(str(tmp_path / "plain"), tmp_path / "int8")
+    first = AutoModel.from_pretrained(tmp_path / "int8", trust_remote_code=True)
+    first.save_pretrained(tmp_path / "again", max_shard_size="20KB")
+    again = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert len(list((tmp_path / "again").glob("*.safetensors"))) > 1
+    inputs = {**batch(), "pixel_values": torch.randn(2, 3, 32, 32)}
+    assert torch.equal(first(**inputs).logits_per_image, again(**inputs).logits_per_image)
+
+    sentences = load_sentences(tmp_path / "int8")
+    assert sentences.prompts["query"] == "find: "
+    embeds = sentences.encode(["a dog", ""])
+    assert ((embeds * load_sentences(tmp_path / "plain").encode(["a dog", ""])).sum(axis=1) > 0.99).all()
+    sentences.save_pretrained(str(tmp_path / "third"))
+    assert (load_sentences(tmp_path / "third").encode(["a dog", ""]) == embeds).all()
+
+
+@torch.no_grad()
+def test_text_alone_is_exported_before_and_not_after(tmp_path):
+    save(tmp_path / "plain")
+    export_text(str(tmp_path / "plain"), tmp_path / "text")
+    quantize(str(tmp_path / "text"), tmp_path / "text_int8")
+    quantize(str(tmp_path / "plain"), tmp_path / "int8")
+    whole, text = (AutoModel.from_pretrained(tmp_path / f, trust_remote_code=True) for f in ("int8", "text_int8"))
+    assert torch.equal(whole(**batch()).text_embeds, text(**batch()).text_embeds)
+    assert load_sentences(tmp_path / "text_int8").encode(["a dog"]).shape == (1, 12)
+    with pytest.raises(ValueError, match=r"quantise the result: python -m deploy\.quantize_int8"):
+        export_text(str(tmp_path / "int8"), tmp_path / "int8_text")
+
+
+def test_a_scale_that_is_not_finite_is_refused(tmp_path):
+    save(tmp_path / "plain")
+    quantize(str(tmp_path / "plain"), tmp_path / "int8")
+    file, name = tmp_path / "int8" / "model.safetensors", "text_model.layers.1.mlp.up_proj"
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    weights = load_file(file)
+    weights[f"{name}._weight_scale"][3] = float("nan")
+    save_file(weights, file, metadata=metadata)
+    with pytest.raises(ValueError, match=rf"NaN or infinite values in {name}\.weight"):
+        AutoModel.from_pretrained(tmp_path / "int8", trust_remote_code=True)
 
 
 def test_recall_of_int8_weights_is_measured_by_the_same_command(folder, tmp_path, monkeypatch, capsys):

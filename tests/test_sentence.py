@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.utils import convert_to_fp32
 from conftest import arguments, make_model, make_processor, make_tokenizer
 from PIL import Image
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -20,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import train_hf
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
-from modeling_mpclip.sentence_mpclip import MPCLIPSentenceModule
+from modeling_mpclip.sentence_mpclip import MPCLIPSentenceModule, SegmentedFeatures
 
 TEXTS = ["The cat sits on the red mat.", "", "A small boat", "x" * 300, "dog"]
 IMAGES = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue", "yellow")]
@@ -92,6 +93,27 @@ def test_images_equal_the_model(checkpoint, model, tmp_path):
         model.encode([IMAGES[0], "a text"])
 
 
+def test_paths_are_images_and_a_path_to_nothing_is_no_text(model, tmp_path):
+    IMAGES[0].save(tmp_path / "red one.tif")
+    IMAGES[1].save(tmp_path / "green.png")
+    paths = [tmp_path / "red one.tif", str(tmp_path / "green.png"), {"image": tmp_path / "red one.tif"}, IMAGES[1]]
+    embeds = model.encode(paths, convert_to_tensor=True)
+    torch.testing.assert_close(embeds, model.encode(IMAGES[:2] * 2, convert_to_tensor=True), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.encode(paths[0], convert_to_tensor=True), embeds[0], atol=1e-5, rtol=1e-5)
+    for missing in ("nowhere.jpg", "photos/Nowhere.JPEG", tmp_path / "no where.png"):
+        for inputs in ([missing], [tmp_path / "green.png", missing]):
+            with pytest.raises(FileNotFoundError, match=rf"no image file '.*{Path(missing).name}'. If this is a text"):
+                model.preprocess(inputs)
+    with pytest.raises(FileNotFoundError):
+        model.encode(["a dog", "nowhere.jpg"])
+    # and a text stays one: a caption, a URL's neighbour, what is named so
+    assert "input_ids" in model.preprocess(["the picture photo.jpg", "jpg", "e.g. a png"])
+    green = str(tmp_path / "green.png")
+    for text in ("nowhere.jpg", green):
+        named = {"text": text}
+        assert model.preprocess([named])["input_ids"].tolist() == [model.tokenizer(text, truncation=True)["input_ids"]]
+
+
 def test_what_sentence_transformers_asks_a_model(model):
     assert model.get_embedding_dimension() == K * SEGMENT
     assert model.max_seq_length == MAX_LENGTH
@@ -156,6 +178,9 @@ def test_aspect_weights_on_queries_weigh_every_segment(checkpoint, model):
         torch.testing.assert_close(cut, expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="one number for each of the 3 prompts"):
         model.encode(TEXTS, aspect_weights=[1.0, 2.0])
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"aspect_weights holds \[1.0, .*; expected finite numbers"):
+            model.encode(TEXTS, aspect_weights=[1.0, 2.0, wrong])
 
 
 def test_exclusion_subtracts_what_is_excluded(model):
@@ -204,7 +229,7 @@ def test_precision_and_dtype(checkpoint):
 
 def test_several_processes(model):
     options = dict(num_prompts=2, exclude="cat", aspect_weights=[1, 2, 3])
-    shared_out = model.encode(TEXTS, device=["cpu"], chunk_size=2, **options)
+    shared_out = model.encode(TEXTS, device=["cpu", "cpu"], chunk_size=2, **options)
     np.testing.assert_allclose(shared_out, model.encode(TEXTS, **options), atol=1e-5)
 
 
@@ -231,6 +256,29 @@ def test_saved_again_it_is_the_same_folder(checkpoint, tmp_path):
     # the model alone, saved into the folder, keeps the settings that stand there
     MPCLIPModel.from_pretrained(checkpoint).save_pretrained(tmp_path / "second")
     assert load(tmp_path / "second").prompts["query"] == "find: "
+
+
+def test_settings_and_pictures_of_the_card_are_saved_again(checkpoint, tmp_path):
+    settings = dict(prompts={"find": "find: "}, default_prompt_name="find", similarity_fn_name="dot", truncate_dim=8)
+    model = load(checkpoint, **settings)
+    model.max_seq_length = 7
+    expected = model.encode(TEXTS)
+    assert expected.shape == (len(TEXTS), 8) and model.get_embedding_dimension() == 8
+    plain = load(checkpoint)
+    plain.max_seq_length = 7
+    by_hand = plain.encode([f"find: {text}" for text in TEXTS], truncate_dim=8)
+    np.testing.assert_allclose(expected, by_hand, atol=1e-6)
+    model.save_pretrained(str(tmp_path / "first"))
+    (tmp_path / "first" / "assets").mkdir()
+    IMAGES[0].save(tmp_path / "first" / "assets" / "attention.png")
+    (tmp_path / "first" / "README.md").write_text("# Ours\n\n![Attention](assets/attention.png)\n")
+    for before, after in (("first", "second"), ("second", "third"), ("third", "third")):
+        load(tmp_path / before, truncate_dim=8).save_pretrained(str(tmp_path / after))
+    again = load(tmp_path / "third", truncate_dim=8)
+    assert (again.default_prompt_name, again.similarity_fn_name, again.max_seq_length) == ("find", "dot", 7)
+    np.testing.assert_array_equal(again.encode(TEXTS), expected)
+    for file in ("README.md", "assets/attention.png"):
+        assert (tmp_path / "third" / file).read_bytes() == (tmp_path / "first" / file).read_bytes()
 
 
 def test_what_train_hf_leaves_is_a_sentence_transformers_model(folder, tmp_path):
@@ -279,6 +327,7 @@ def test_without_sentence_transformers_everything_else_works(checkpoint, tmp_pat
 
 
 def train(model, rows: dict, loss, out, **kwargs) -> SentenceTransformerTrainer:
+    """`kwargs` are the training arguments'."""
     options = SentenceTransformerTrainingArguments(
         output_dir=str(out),
         num_train_epochs=6,
@@ -290,10 +339,9 @@ def train(model, rows: dict, loss, out, **kwargs) -> SentenceTransformerTrainer:
         disable_tqdm=True,
         use_cpu=True,
         seed=0,
+        **kwargs,
     )
-    trainer = SentenceTransformerTrainer(
-        model=model, args=options, train_dataset=datasets.Dataset.from_dict(rows), loss=loss, **kwargs
-    )
+    trainer = SentenceTransformerTrainer(model=model, args=options, train_dataset=datasets.Dataset.from_dict(rows), loss=loss)
     trainer.train()
     return trainer
 
@@ -332,6 +380,38 @@ def test_trains_and_reloads_equal(checkpoint, tmp_path, rows, loss):
     trainer.save_model(str(tmp_path / "trained"))
     np.testing.assert_array_equal(load(tmp_path / "trained").encode(TEXTS), model.encode(TEXTS))
     np.testing.assert_array_equal(load(tmp_path / "trained").encode(IMAGES), model.encode(IMAGES))
+
+
+@pytest.mark.parametrize(
+    "options", [{"bf16": True}, {"gradient_checkpointing": True}], ids=["bfloat16", "gradient checkpointing"]
+)
+def test_trains_for_less_memory(checkpoint, tmp_path, options):
+    losses = []
+    for extra in ({}, options):
+        model = load(checkpoint)
+        loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), [12, 8, 4])
+        log = train(model, PAIRS, loss, tmp_path / "out", **extra).state.log_history
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    plain, ours = losses
+    assert np.mean(ours[-4:]) < 0.8 * np.mean(ours[:4])
+    np.testing.assert_allclose(ours[0], plain[0], rtol=0.05 if "bf16" in options else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_float32_outputs_after_mixed_precision_are_cut_as_before(dtype):
+    """accelerate rebuilds them, for either dtype; fp16 itself does not train on a CPU."""
+    segments, excluded, weights = torch.randn(2, K, SEGMENT), torch.randn(3, K, SEGMENT), torch.rand(K, 1)
+    features = {"attention_mask": torch.ones(2, 5), "half": torch.ones(2, dtype=dtype)}
+    plain = SegmentedFeatures(features, segments, excluded, weights)
+    rebuilt = convert_to_fp32(SegmentedFeatures(features, segments, excluded, weights))
+    assert type(rebuilt) is SegmentedFeatures and rebuilt.keys() == plain.keys() and rebuilt["half"].dtype == torch.float32
+    for width in (12, 8, 4):
+        for output in (plain, rebuilt):
+            output["sentence_embedding"] = output["sentence_embedding"][:, :width]
+        assert torch.equal(rebuilt["sentence_embedding"], plain["sentence_embedding"])
+        assert rebuilt["sentence_embedding"].shape == (2, width)
+    with pytest.raises(ValueError, match="one of 4, 8, 12"):
+        rebuilt["sentence_embedding"] = rebuilt["sentence_embedding"][:, :3]
 
 
 def test_similarity_is_evaluated(model):

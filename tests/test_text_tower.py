@@ -1,5 +1,7 @@
 """One masked pass over text and prompt tree equals K separate passes of the untouched LLM: values and gradients."""
 
+import warnings
+
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, enable_checkpointing, make_model, make_tokenizer
@@ -114,6 +116,14 @@ def test_hidden_states_and_attentions_are_those_of_separate_passes(family):
                 torch.testing.assert_close(weights, expected, atol=3e-4, rtol=1e-3)
                 torch.testing.assert_close(weights.sum(-1), torch.ones(4, len(rows)))  # nothing elsewhere
             torch.testing.assert_close(ours.hidden_states[3][i, k], theirs.hidden_states[3][0, -1], atol=3e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", TEXT_CONFIGS)
+def test_nothing_that_transformers_takes_away_is_used(family):
+    model = make_model(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model.get_text_features(torch.ones(1, 3, dtype=torch.long)).pooler_output.sum().backward()
 
 
 def test_nothing_is_captured_unasked_and_only_what_runs_when_asked(tokenizer):

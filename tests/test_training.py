@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import VISION_CONFIGS, arguments, make_processor, make_tokenizer
+from conftest import TEXT_CONFIGS, VISION_CONFIGS, arguments, make_processor, make_tokenizer
 from transformers import AutoModel
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -14,6 +14,7 @@ from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from mpclip_data.image_text import load_image_text
 from mpclip_training.arguments import parse_arguments
 from mpclip_training.samplers import GroupSampler, LengthSampler
+from mpclip_training.trainer import MPCLIPTrainer
 from mpclip_training.tuning import learning_rate_group
 
 
@@ -92,8 +93,10 @@ def test_learning_rates_and_decay_per_group(folder, tmp_path):
 
 
 @pytest.mark.parametrize("vision", ["vit", "clip", "siglip", "dinov2", "efficientnet"])
-def test_a_checkpoint_brings_every_trained_weight_back(folder, tmp_path, vision):
-    """transformers saves some vision towers under other names than their modules have."""
+def test_a_checkpoint_brings_every_trained_weight_back(folder, tmp_path, monkeypatch, vision):
+    """transformers saves some vision towers under other names than their modules have; Trainer would say that it lacks them."""
+    warnings: list[str] = []
+    monkeypatch.setattr("transformers.trainer.logger.warning", warnings.append)
     torch.manual_seed(2)
     AutoModel.from_config(VISION_CONFIGS[vision]()).save_pretrained(tmp_path / "vision")
     make_processor(make_tokenizer()).image_processor.save_pretrained(tmp_path / "vision")
@@ -111,6 +114,7 @@ def test_a_checkpoint_brings_every_trained_weight_back(folder, tmp_path, vision)
         load()
         for name, tensor in trainer.model.state_dict().items():
             torch.testing.assert_close(tensor, trained[name], atol=0, rtol=0, msg=name)
+    assert not [warning for warning in warnings if "keys in the checkpoint" in warning]
 
 
 @pytest.mark.parametrize("vision_tuning", ["frozen", "full"])
@@ -142,9 +146,38 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folder, tmp_path,
 
 def test_a_run_with_other_options_is_not_gone_on_from(folder, tmp_path):
     train_hf.main(arguments(folder, tmp_path))
-    with pytest.raises(ValueError, match=r"learning_rate: 0\.001 -> 0\.5.*--resume_from_checkpoint false"):
+    with pytest.raises(SystemExit, match=r"learning_rate: 0\.001 -> 0\.5.*--resume_from_checkpoint false"):
         train_hf.main(arguments(folder, tmp_path, "--learning_rate", "0.5"))
     train_hf.main(arguments(folder, tmp_path, "--learning_rate", "0.5", "--resume_from_checkpoint", "false"))
+
+
+def test_starting_anew_sets_the_old_checkpoints_aside(folder, tmp_path, monkeypatch, caplog):
+    """Killed before its first checkpoint, the new run must not go on from the old one's."""
+    train_hf.main(arguments(folder, tmp_path))
+    old = MPCLIPModel.from_pretrained(tmp_path).state_dict()
+    anew = arguments(folder, tmp_path, "--learning_rate", "0.05")
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MPCLIPTrainer, "training_step", killed)
+        train_hf.main([*anew, "--resume_from_checkpoint", "false"])
+    aside = tmp_path / "_earlier-1"
+    assert not list(tmp_path.glob("checkpoint-*")) and str(aside) in caplog.text
+    assert {path.name for path in aside.iterdir()} == {"checkpoint-2", "checkpoint-4", "run.json"}
+    assert json.loads((aside / "run.json").read_text())["learning_rate"] == 0.001
+    train_hf.main(anew)
+    new = MPCLIPModel.from_pretrained(tmp_path).state_dict()
+    assert not torch.equal(old["text_projection.weight"], new["text_projection.weight"])
+    assert [path.name for path in tmp_path.glob("_earlier-*")] == ["_earlier-1"]  # nothing to set aside
+
+
+def test_another_tuning_does_not_meet_the_files_of_the_one_before(folder, tmp_path):
+    extra = ("--adaptive_tokens", "input", "--max_steps", "2")
+    train_hf.main(arguments(folder, tmp_path, *extra, "--text_tuning", "lora"))
+    train_hf.main(arguments(folder, tmp_path, *extra, "--text_tuning", "frozen", "--resume_from_checkpoint", "false"))
+    assert not list(tmp_path.glob("checkpoint-*/adapter_*")) and list(tmp_path.glob("_earlier-1/checkpoint-*/adapter_*"))
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
@@ -184,6 +217,40 @@ def test_recipe_and_overrides(tmp_path):
     assert data.cache_states is False
 
 
+def test_recipes_are_laid_over_one_another(tmp_path):
+    setting, system = tmp_path / "setting.yaml", tmp_path / "system.yaml"
+    setting.write_text("num_prompts: 3\ntemplates: ['The [APT-{i}]:']\nnegated_templates: [a, b, c, d]\nseed: 5\n")
+    system.write_text("num_prompts: 2\nseed: null\n")
+    out = ["--output_dir", str(tmp_path)]
+    model, _, training = parse_arguments([str(setting), str(system), *out])
+    assert model.templates == ["The [APT-1]:", "The [APT-2]:"] and model.negated_templates == ["a", "b"]
+    assert training.seed == 42  # the default: null takes back what the setting said
+    assert len(parse_arguments([str(setting), *out])[0].templates) == 3
+
+
+def test_only_images_are_cached_where_the_text_side_is_live(folder, tmp_path):
+    options = ("--cache_states", "true", "--cache_text_states", "false", "--adaptive_tokens", "input")
+    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path, *options)))
+    assert trainer.data_collator.text_states is None and trainer.data_collator.image_states is not None
+    trainer.train()
+
+
+def test_a_text_tower_from_scratch(folder, tmp_path):
+    config = TEXT_CONFIGS["qwen3"]()
+    config.save_pretrained(tmp_path / "shape")
+    options = ("--text_from_scratch", str(tmp_path / "shape"), "--text_tuning", "full", "--text_pooling", "mean")
+    options += ("--num_prompts", "1")
+    towers = []
+    for seed in ("0", "1"):
+        described = parse_arguments(arguments(folder, tmp_path / seed, *options, "--num_prompts", "1", "--seed", seed))
+        towers.append(train_hf.build_trainer(*described).model.text_model)
+    assert type(towers[0]).__name__ == "PromptedQwen3Model" and all(p.requires_grad for p in towers[0].layers.parameters())
+    first, second = (tower.layers[0].mlp.up_proj.weight for tower in towers)
+    assert not first.equal(second)  # drawn with the seed
+    vocabulary = len(make_tokenizer())
+    assert towers[0].embed_tokens.num_embeddings == vocabulary
+
+
 @pytest.mark.parametrize(
     "recipe, argv, message",
     [
@@ -205,7 +272,7 @@ def test_a_checkpoint_keeps_its_own_config(folder, tmp_path):
     train_hf.main(arguments(folder, tmp_path / "first"))
     options = ["--checkpoint", str(tmp_path / "first"), "--dataset", str(folder / "data"), "--use_cpu", "true"]
     options += ["--output_dir", str(tmp_path / "second"), "--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
-    with pytest.raises(ValueError, match="brings its own config; num_prompts would be ignored"):
+    with pytest.raises(SystemExit, match="brings its own config; num_prompts would be ignored"):
         train_hf.main([*options, "--num_prompts", "2"])
     train_hf.main(options)
     assert MPCLIPModel.from_pretrained(tmp_path / "second").config.num_prompts == 3
@@ -217,12 +284,14 @@ def test_a_checkpoint_keeps_its_own_config(folder, tmp_path):
 def test_refusals_of_a_run(folder, tmp_path):
     with pytest.raises(SystemExit, match="no recipe"):
         train_hf.main(["nowhere.yaml"])
-    with pytest.raises(ValueError, match=r"outside 1\.\.3"):
+    with pytest.raises(SystemExit, match=r"^train_hf\.py: trained_layers=9 is outside 1\.\.3"):
         train_hf.main(arguments(folder, tmp_path, "--trained_layers", "9"))
-    with pytest.raises(ValueError, match="'tint' is no column"):
+    with pytest.raises(SystemExit, match="'tint' is no column"):
         train_hf.main(arguments(folder, tmp_path, "--group_column", "tint"))
-    with pytest.raises(ValueError, match="Use projection_dim"):
+    with pytest.raises(SystemExit, match="Use projection_dim"):
         train_hf.main(arguments(folder, tmp_path, "--projection_dim", "10"))
+    with pytest.raises(SystemExit, match=r"^train_hf\.py: .*nothing_here"):
+        train_hf.main(arguments(folder, tmp_path, "--text_model", str(tmp_path / "nothing_here")))
 
 
 def test_every_recipe_of_the_project_parses(tmp_path):

@@ -70,7 +70,10 @@ def main(arguments: list[str]) -> None:
     query.set_defaults(run=_query)
 
     options = parser.parse_args(arguments)
-    options.run(options)
+    try:
+        options.run(options)
+    except (ImportError, OSError, ValueError) as error:  # what the user can mend; several libraries write many lines
+        raise SystemExit(f"{parser.prog}: {' '.join(str(error).split())}") from error
 
 
 def _build(options: argparse.Namespace) -> None:

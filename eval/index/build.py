@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from eval.index.chunks import Chunks, chunk_files, is_whole, write_chunk
 from eval.index.encoder import Encoder
+from eval.index.manifest import checksums, damaged_file, read_manifest, write_manifest
 from eval.index.pictures import open_pictures, thumbnail
 from eval.index.stores import KINDS, MIN_IVFPQ, STORES, library
 from eval.retrieval import describe_machine
@@ -42,7 +43,8 @@ def build_index(
     """Makes an index of all pictures of `data`, or brings one up to date.
 
     Pictures embedded before are not embedded again unless their file has changed; those that are gone are dropped. Pictures
-    that cannot be read are left out, with a warning that names them, and tried again by the next build.
+    that cannot be read are left out, with a warning that names them, and tried again by the next build. What is damaged, of
+    the embeddings or of the store, is named in a warning and made anew.
 
     Args:
         model, dtype, device: as in `Encoder`.
@@ -58,7 +60,7 @@ def build_index(
     Raises:
         ValueError: the index is of another model or other data; no picture; too few for "ivfpq".
         ImportError: the store's library is not installed.
-        RuntimeError: another build is writing the index.
+        TimeoutError: another build is writing the index.
     """
     if store not in STORES or kind not in KINDS:
         raise ValueError(f"store={store!r}, kind={kind!r}: expected one of {list(STORES)} and one of {list(KINDS)}")
@@ -70,7 +72,7 @@ def build_index(
     try:
         with filelock.FileLock(index / "build.lock", timeout=0):
             settings = _begin(index, encoder, data, split)
-            _drop_damaged(index / "chunks")
+            _drop_damaged(index, settings)
             known = Chunks(index / "chunks").keys()
             before = set(np.load(index / settings["vectors"] / "ids.npy").tolist()) if settings["vectors"] else set()
             todo = [key for key, stamp in pictures.stamps.items() if key not in known or known[key][0] != stamp]
@@ -81,7 +83,7 @@ def build_index(
                 raise ValueError(f"{data}: none of its {len(todo)} pictures could be read: {_named(unreadable)}")
             _finish(index, settings, chunks, np.sort(np.fromiter(live.values(), np.int64)), store, kind)
     except filelock.Timeout:
-        raise RuntimeError(f"another build is writing {index}: wait until it is done") from None
+        raise TimeoutError(f"another build is writing {index}: wait until it is done") from None
     return {
         "pictures": len(live),
         "embedded": len(todo) - len(unreadable),
@@ -104,10 +106,10 @@ def _begin(index: Path, encoder: Encoder, data: str, split: str | None) -> dict:
     if not file.exists():
         if any(path.name not in ("build.lock", "index.unfinished") for path in index.iterdir()):
             raise ValueError(f"{index} holds something else than an index: give a new or empty folder")
-        settings = wanted | {"vectors": None}
-        _replace(file, settings)
+        settings = wanted | {"vectors": None, "checksums": {}}
+        write_manifest(index, settings)
     else:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = read_manifest(index)
         differs = [f"{key} {settings[key]!r}, not {wanted[key]!r}" for key in wanted if settings[key] != wanted[key]]
         # A copy of the same checkpoint elsewhere is the same model.
         if differs and (len(differs) > 1 or settings["model"] == wanted["model"]):
@@ -117,11 +119,15 @@ def _begin(index: Path, encoder: Encoder, data: str, split: str | None) -> dict:
     return settings
 
 
-def _drop_damaged(chunks: Path) -> None:
-    for path in chunk_files(chunks).values():
+def _drop_damaged(index: Path, settings: dict) -> None:
+    """Removes what is not as it was written; a damaged store is forgotten, as if the last build had not finished."""
+    for path in chunk_files(index / "chunks").values():
         if not is_whole(path):
             warnings.warn(f"{path} is damaged; the pictures in it are embedded again", stacklevel=3)
             path.unlink()
+    if settings["vectors"] and (damaged := damaged_file(index / settings["vectors"], settings["checksums"])):
+        warnings.warn(f"{damaged} is missing or damaged; the store is made anew", stacklevel=3)
+        settings["vectors"] = None
 
 
 def _embed(encoder: Encoder, pictures, keys: list[str], chunks: Path, batch_size: int) -> dict[str, str]:
@@ -202,27 +208,23 @@ def _finish(index: Path, settings: dict, chunks: Chunks, live: np.ndarray, store
     files = [path.name for path in chunks.files.values()]
     digest = hashlib.sha256(json.dumps([store, kind, files]).encode() + live.tobytes()).hexdigest()
     vectors = index / f"store-{digest}"
-    if not vectors.exists():
+    if vectors.name != settings["vectors"]:
         aside = index / "unfinished-store"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         width = next(chunks.iterate(live[:1]))[1].shape[1]
         STORES[store].build(aside, len(live), width, kind, lambda: chunks.iterate(live))
         np.save(aside / "ids.npy", live)
+        settings["checksums"] = checksums(aside)
+        shutil.rmtree(vectors, ignore_errors=True)  # damaged, or of a build that was killed before it made it known
         aside.rename(vectors)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     state = {"store": store, "kind": kind, "pictures": len(live), "vectors": vectors.name}
-    _replace(index / "index.json", settings | state | {"date": date, "machine": describe_machine()})
+    write_manifest(index, settings | state | {"date": date, "machine": describe_machine()})
     for old in index.glob("store-*"):
         if old != vectors:
             shutil.rmtree(old)
     chunks.drop_all_but(live)
-
-
-def _replace(file: Path, settings: dict) -> None:
-    aside = file.with_suffix(".unfinished")
-    aside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, file)
 
 
 def _named(reasons: dict[str, str]) -> str:

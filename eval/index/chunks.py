@@ -2,7 +2,7 @@
 
 A chunk is an Arrow file of some pictures: key, stamp, caption, thumbnail, embedding. Its name carries the SHA-256 of its bytes,
 so a chunk that was cut short or has a flipped bit is found out, and it is written aside and renamed, so a killed build leaves
-whole chunks only. Chunks are memory-mapped: a query reads the few rows it shows.
+whole chunks only. Chunks are memory-mapped; a query checks a chunk when it first needs a row of it.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+from eval.index.manifest import MEND, sha256
 
 ROW_BITS = 20  # id of a picture = chunk number << ROW_BITS | row in the chunk: the same through every later build
 
@@ -47,8 +49,7 @@ def write_chunk(folder: Path, number: int, rows: dict[str, list], embeddings: np
 
 def is_whole(path: Path) -> bool:
     """Whether a chunk holds what was written."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == path.stem.partition("-")[2]
+    return sha256(path) == path.stem.partition("-")[2]
 
 
 def chunk_files(folder: Path) -> dict[int, Path]:
@@ -60,11 +61,25 @@ class Chunks:
     """The chunks of an index, read by the ids of pictures."""
 
     def __init__(self, folder: Path):
-        self.files = chunk_files(folder)
-        self._table = lru_cache(maxsize=256)(self._open)  # each holds a file open
+        self.folder, self.files = folder, chunk_files(folder)
+        self._whole: set[int] = set()
+        self._table = lru_cache(maxsize=256)(self._checked)  # each holds a file open
 
     def _open(self, number: int) -> pa.RecordBatch:
         return pa.ipc.open_file(pa.memory_map(str(self.files[number]))).get_batch(0)
+
+    def _checked(self, number: int) -> pa.RecordBatch:
+        """For queries; a build has dropped what is damaged before it reads.
+
+        Raises:
+            ValueError: the chunk is missing or damaged.
+        """
+        path = self.files.get(number, self.folder / f"{number:06d}-*.arrow")
+        if number not in self._whole:
+            if number not in self.files or not is_whole(path):
+                raise ValueError(f"{path} is missing or damaged: {MEND}")
+            self._whole.add(number)
+        return self._open(number)
 
     def keys(self) -> dict[str, tuple[str, int]]:
         """(stamp, id) of every key; of a picture that was embedded again, the later one."""

@@ -90,10 +90,12 @@ class Encoder:
             (Q, D) fp32 on the CPU.
 
         Raises:
-            ValueError: no query, or not K finite weights.
+            ValueError: no query, an empty exclusion, or not K finite weights.
         """
         if not texts and not pictures:
             raise ValueError("no query: give a text, a picture, or both")
+        if not all(text.strip() for text in exclude):
+            raise ValueError(f"exclude {list(exclude)}: an empty text names nothing; leave it out")
         K = self.aspects
         factors = torch.ones(K, 1) if weights is None else torch.tensor(weights, dtype=torch.float32)[:, None]  # (K, 1)
         if len(factors) != K or not factors.isfinite().all():

@@ -52,14 +52,14 @@ class FolderPictures:
 
 
 class DatasetPictures:
-    """The pictures of a data set with captions, under the numbers of their rows.
+    """The pictures of a data set, with captions or without, under the numbers of their rows.
 
     Attributes:
         stamps: of each row's key, a digest of its picture: a row that holds another picture than before has another.
     """
 
     def __init__(self, data: str, split: str):
-        self.rows = load_image_text(data, split)
+        self.rows = load_image_text(data, split, need_captions=False)
         cells = self.rows.with_format(None).select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
         names = self.rows["file_name"][:] if "file_name" in self.rows.column_names else [""] * len(self.rows)
         self.stamps: dict[str, str] = {}
@@ -71,9 +71,9 @@ class DatasetPictures:
             self.stamps[key] = hashlib.sha256(content).hexdigest() if content is not None else _file_stamp(path)
 
     def read(self, key: str) -> tuple[PIL.Image.Image, str]:
-        """The picture and its first caption."""
+        """The picture and its first caption, "" where it has none."""
         row = self.rows[self._row[key]]
-        return row["image"], row["captions"][0]
+        return row["image"], next(iter(row["captions"]), "")
 
 
 def read_picture(file) -> PIL.Image.Image:

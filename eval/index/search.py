@@ -1,7 +1,6 @@
 """Queries -> the pictures of highest inner product."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from eval.index.chunks import Chunks
 from eval.index.encoder import Encoder
+from eval.index.manifest import MEND, damaged_file, read_manifest
 from eval.index.pictures import read_picture, thumbnail
 from eval.index.stores import STORES
 
@@ -52,7 +52,7 @@ class PictureIndex:
 
     Raises:
         FileNotFoundError: no index there.
-        ValueError: its build has not finished, or the model is another.
+        ValueError: its build has not finished, a file of it is damaged, or the model is another.
     """
 
     def __init__(self, folder: str | Path, encoder: Encoder):
@@ -63,8 +63,11 @@ class PictureIndex:
                 f"{self.settings['fingerprint'][:12]}), and {encoder.name} in {encoder.dtype} is another model ({given[:12]}): "
                 "their embeddings do not compare. Query with that model, or build an index with this one"
             )
+        vectors = Path(folder, self.settings["vectors"])
+        if damaged := damaged_file(vectors, self.settings["checksums"]):
+            raise ValueError(f"{damaged} is missing or damaged: {MEND}")
         self._chunks = Chunks(Path(folder, "chunks"))
-        self._store = STORES[self.settings["store"]](Path(folder, self.settings["vectors"]))
+        self._store = STORES[self.settings["store"]](vectors)
 
     def search(self, queries: Tensor, top: int = 10) -> list[list[Hit]]:
         """
@@ -96,10 +99,9 @@ class PictureIndex:
 
 def read_settings(folder: str | Path) -> dict:
     """What index.json says of a finished index: `model`, `fingerprint`, `dtype`, `data`, `kind`, `pictures`, ..."""
-    file = Path(folder, "index.json")
-    if not file.is_file():
+    if not Path(folder, "index.json").is_file():
         raise FileNotFoundError(f"no index at {folder}: make one with python -m eval.index build")
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = read_manifest(Path(folder))
     if settings["vectors"] is None:
         raise ValueError(f"the build of {folder} has not finished: run it again, and it goes on where it was")
     return settings

@@ -1,0 +1,289 @@
+"""Train systems over several seeds, compare them seed by seed, and write what was found.
+
+    python -m benchmarks.ablation configs/systems/*.yaml --setting configs/flickr8k_smollm2.yaml --dataset data/flickr8k \\
+        --splits "validation[:50%]" "validation[50%:]" --json docs/results/flickr8k_systems.json
+    python -m benchmarks.ablation configs/systems/mean_pooling.yaml configs/systems/multi_prompt.yaml --seeds 5 ...
+
+A setting is a recipe of train_hf.py: towers, data, schedule. A system is a recipe of what it does otherwise, so systems
+differ in that alone, and share the cached states of the frozen towers. Any further option of train_hf.py holds for
+all cells. Nothing is selected by a test split: every run ends with its schedule, and is measured on each of `--splits`.
+
+A cell is a system and a seed. It is written to the JSON when it is done; the command goes on after the last one when it is
+started again, also with more systems or seeds. A cell that was trained with other options is never taken for one of these:
+that is refused, with what differs.
+
+The JSON holds `rows` (a cell on a split, with its metrics), `summary` (mean and standard deviation over seeds),
+`comparisons` (paired difference to each baseline, mean and 95% interval of Student's t over seeds), `options` of each
+system, and how to repeat it. A plot of the same name goes beside it.
+"""
+
+import argparse
+import functools
+import gc
+import json
+import logging
+import shlex
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from scipy import stats
+from transformers.trainer_utils import EvalPrediction
+
+import train_hf
+from benchmarks.record import provenance, write_json
+from eval.aspects import says_absence
+from eval.metrics import retrieval_compute_metrics, retrieval_ranks
+from eval.report import systems_table
+from mpclip_data.image_text import ImageTextDataset, load_image_text
+from mpclip_training.arguments import DataArguments, parse_arguments
+from mpclip_training.collator import MPCLIPCollator
+
+COMPARED = ("mean_recall", "t2i_R@1", "i2t_R@1")
+# What is one cell's own, or changes nothing in what is learned.
+NOT_COMPARED = ("seed", "eval_split", "bad_images")
+
+
+# One cell ---------------------------------------------------------------------------------------------------------
+
+
+def recipe(setting: str, system: str, overrides: list[str], seed: int, out: str) -> list[str]:
+    """The command line of train_hf.py for a cell."""
+    last = {"seed": seed, "output_dir": out, "eval_split": "none", "save_strategy": "no", "logging_strategy": "no"}
+    last |= {"eval_strategy": "no", "load_best_model_at_end": "false", "disable_tqdm": "true"}
+    return [setting, system, *overrides, *(part for name, value in last.items() for part in (f"--{name}", str(value)))]
+
+
+@functools.lru_cache
+def _rows(dataset: str, split: str, image_column: str | None, caption_column: str | None) -> datasets.Dataset:
+    return load_image_text(dataset, split, image_column=image_column, caption_column=caption_column)
+
+
+def open_once(arguments: DataArguments, split: str) -> datasets.Dataset:
+    """As `train_hf.open_rows`; looks at every image once for all cells."""
+    return _rows(arguments.dataset, split, arguments.image_column, arguments.caption_column)
+
+
+def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
+    """Split -> metrics of one trained cell, with its seconds."""
+    described = parse_arguments(argv)
+    started = time.monotonic()
+    trainer = train_hf.build_trainer(*described, open_split=open_once)
+    trainer.train()
+    seconds = time.monotonic() - started
+    results = {}
+    for split in splits:
+        embeds = embed(trainer, described, split)
+        results[split] = measure(*embeds, trainer.accelerator.unwrap_model(trainer.model).config.num_prompts)
+        if "scene" in (rows := open_once(described[1], split)).column_names:
+            results[split] |= negation_metrics(*embeds, rows)
+        results[split] |= {"train_seconds": round(seconds, 1)}
+    return results
+
+
+def embed(trainer, described: tuple, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """image_embeds (I, D), text_embeds (I, C, D), caption_mask (I, C) of a split."""
+    model_arguments, data_arguments, arguments = described
+    rows, processor = open_once(data_arguments, split), trainer.processing_class
+    base = getattr(trainer.model, "base_model", trainer.model)
+    base = getattr(base, "model", base)  # of a PeftModel
+    states = train_hf.cached_states(base, processor, rows, False, model_arguments, data_arguments, arguments.device)
+    trainer.eval_collator = MPCLIPCollator(processor, *states, all_captions=True)
+    return trainer.predict(ImageTextDataset(rows, "all", with_images=states[1] is None)).predictions
+
+
+def measure(image_embeds: np.ndarray, text_embeds: np.ndarray, caption_mask: np.ndarray, K: int) -> dict[str, float]:
+    """Recalls in percent, those of the first m of K prompts alone, and how alike the prompts of a text are."""
+    metrics = retrieval_compute_metrics(EvalPrediction((image_embeds, text_embeds, caption_mask), None))
+    for m in range(1, K):
+        width = image_embeds.shape[-1] // K * m
+        first = [embeds[..., :width] for embeds in (image_embeds, text_embeds)]
+        first = [part / np.linalg.norm(part, axis=-1, keepdims=True).clip(1e-12) for part in first]
+        of_first = retrieval_compute_metrics(EvalPrediction((*first, caption_mask), None))
+        metrics[f"mean_recall_first_{m}"] = of_first["mean_recall"]
+    if K > 1:
+        segments = torch.from_numpy(text_embeds[caption_mask > 0]).unflatten(-1, (K, -1))  # (T, K, D/K)
+        unit = torch.nn.functional.normalize(segments, dim=-1)
+        cosine = unit @ unit.transpose(1, 2)  # (T, K, K)
+        metrics["prompt_cosine"] = float(cosine[:, ~torch.eye(K, dtype=torch.bool)].mean())
+    return metrics
+
+
+def negation_metrics(
+    image_embeds: np.ndarray, text_embeds: np.ndarray, caption_mask: np.ndarray, rows: datasets.Dataset
+) -> dict[str, float]:
+    """R@1 of the captions that say what is not there ("without any cat"), and of the others, in percent."""
+    real = caption_mask > 0
+    ranks, _ = retrieval_ranks(image_embeds, text_embeds[real], np.nonzero(real)[0])
+    negated = np.array([says_absence(caption) for captions in rows["captions"][:] for caption in captions])
+    parts = {"negated_R@1": ranks[negated], "not_negated_R@1": ranks[~negated]}
+    return {name: 100.0 * float(np.mean(part <= 1)) for name, part in parts.items() if len(part)}
+
+
+# All cells --------------------------------------------------------------------------------------------------------
+
+
+def options_of(argv: list[str]) -> dict:
+    """What shapes a cell's weights, without what is the cell's own."""
+    described = parse_arguments(argv)
+    options = train_hf.what_shapes_the_weights(*described)
+    return json.loads(json.dumps({name: value for name, value in options.items() if name not in NOT_COMPARED}, default=str))
+
+
+def refuse_other_options(known: dict, system: str, options: dict, file: str) -> None:
+    changed = {
+        name
+        for name in options.keys() | known.get(system, options).keys()
+        if options.get(name) != known.get(system, options).get(name)
+    }
+    if changed:
+        raise SystemExit(
+            f"{file} has cells of {system!r} with other options: {', '.join(sorted(changed))}. "
+            "Give another --json, or take those rows out of it."
+        )
+
+
+def summarise(rows: list[dict]) -> list[dict]:
+    """Mean and standard deviation over seeds, per system and split."""
+    summary = []
+    for system, split in dict.fromkeys((row["system"], row["split"]) for row in rows):
+        cells = [row["metrics"] for row in rows if (row["system"], row["split"]) == (system, split)]
+        values = {name: [cell[name] for cell in cells] for name in cells[0]}
+        summary.append(
+            {
+                "system": system,
+                "split": split,
+                "seeds": len(cells),
+                "mean": {name: statistics.mean(of) for name, of in values.items()},
+                "std": {name: statistics.stdev(of) if len(of) > 1 else None for name, of in values.items()},
+            }
+        )
+    return summary
+
+
+def compare(rows: list[dict], baselines: list[str]) -> list[dict]:
+    """Paired differences to each baseline on each split, over the seeds that both have."""
+    of = {(row["system"], row["split"], row["seed"]): row["metrics"] for row in rows}
+    pairs = dict.fromkeys((row["system"], row["split"]) for row in rows)
+    comparisons = []
+    for baseline in baselines:
+        for system, split in pairs:
+            seeds = [s for (name, part, s) in of if (name, part) == (system, split) and (baseline, split, s) in of]
+            if system == baseline or not seeds:
+                continue
+            for metric in COMPARED:
+                change = [of[system, split, seed][metric] - of[baseline, split, seed][metric] for seed in seeds]
+                comparisons.append(
+                    {
+                        "system": system,
+                        "baseline": baseline,
+                        "split": split,
+                        "metric": metric,
+                        "mean_difference": statistics.mean(change),
+                        "interval": interval(change),
+                        "seeds": len(seeds),
+                    }
+                )
+    return comparisons
+
+
+def interval(values: list[float]) -> list[float] | None:
+    """95% interval of the mean (Student's t); None of a single value."""
+    if len(values) < 2:
+        return None
+    margin = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return [statistics.mean(values) - margin, statistics.mean(values) + margin]
+
+
+def plot(result: dict, split: str, path: Path) -> None:
+    """A dot for every seed and a bar for the mean, per system; one panel for each compared metric."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    order = [row["system"] for row in result["summary"] if row["split"] == split]
+    figure, panels = plt.subplots(1, len(COMPARED), figsize=(12, 0.8 + 0.32 * len(order)), sharey=True, constrained_layout=True)
+    titles = {"mean_recall": "mean recall", "t2i_R@1": "text to image R@1", "i2t_R@1": "image to text R@1"}
+    for panel, metric in zip(panels, COMPARED, strict=True):
+        for y, system in enumerate(order):
+            values = [row["metrics"][metric] for row in result["rows"] if (row["system"], row["split"]) == (system, split)]
+            panel.plot(values, [y] * len(values), "o", color="#2a6f97", alpha=0.5, markersize=5)
+            panel.plot([statistics.mean(values)] * 2, [y - 0.3, y + 0.3], color="#c44e52", linewidth=2)
+        panel.set(title=titles[metric], xlabel="percent")
+        panel.grid(axis="x", alpha=0.3)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(order)), [system.replace("_", " ") for system in order])
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("systems", nargs="+", metavar="CONFIG", help="recipes of what each system does otherwise")
+    parser.add_argument("--setting", required=True, help="recipe that all share: towers, data, schedule")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per system, seeds 0, 1, ... (%(default)s)")
+    parser.add_argument("--splits", nargs="+", help="to measure on; the last one is reported (default: the setting's)")
+    parser.add_argument(
+        "--baselines", nargs="+", default=["mean_pooling", "single_prompt"], help="to compare with (%(default)s)"
+    )
+    parser.add_argument("--json", required=True, metavar="OUT.json", help="result, and where to go on from")
+    options, overrides = parser.parse_known_args(argv)
+    logging.basicConfig(format="%(message)s")
+    transformers.logging.set_verbosity_error()
+
+    file = Path(options.json)
+    result = json.loads(file.read_text()) if file.exists() else {}
+    known, rows = result.get("options", {}), result.get("rows", [])
+    systems = {Path(system).stem: system for system in options.systems}
+    splits = options.splits or [parse_arguments([options.setting, *overrides])[1].eval_split]
+    for name, system in systems.items():
+        told = options_of(recipe(options.setting, system, overrides, 0, "runs/ablation"))
+        refuse_other_options(known, name, told, options.json)
+        known[name] = told
+    data = known[next(iter(systems))]["dataset"]
+    shared = [f"--{name}={value}" for name, value in (("setting", options.setting), ("json", options.json))]
+    command = [*systems.values(), *shared, "--seeds", str(options.seeds), "--splits", *splits, *overrides]
+
+    for seed in range(options.seeds):
+        for name, system in systems.items():
+            done = {row["split"] for row in rows if (row["system"], row["seed"]) == (name, seed)}
+            if done >= set(splits):
+                continue
+            with tempfile.TemporaryDirectory() as out:
+                cell = train_cell(recipe(options.setting, system, overrides, seed, out), splits)
+            gc.collect()  # a Trainer and its model refer to one another
+            rows += [
+                {"system": name, "data": data, "split": split, "seed": seed, "metrics": metrics}
+                for split, metrics in cell.items()
+                if split not in done
+            ]
+            result = {
+                "setting": options.setting,
+                "reported": splits[-1],
+                "baselines": options.baselines,
+                "rows": rows,
+                "summary": summarise(rows),
+                "comparisons": compare(rows, options.baselines),
+                "options": known,
+                **provenance("benchmarks.ablation", command),
+            }
+            write_json(file, result)
+            plot(result, splits[-1], file.with_suffix(".png"))
+            recall = cell[splits[-1]]["mean_recall"]
+            print(f"{name}, seed {seed}: mean recall {recall:.1f}, {cell[splits[-1]]['train_seconds']:.0f} s", flush=True)
+    print(f"\n{shlex.quote(splits[-1])}\n{systems_table(result, splits[-1])}")
+    return result
+
+
+if __name__ == "__main__":
+    main()

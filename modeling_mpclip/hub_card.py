@@ -1,0 +1,98 @@
+"""The card of a model that is pushed from Python, made of its config; that of a training run, far longer, is train_hf.py's.
+
+transformers pushes a form to fill in where there is no card, and writes over a card in the folder that is saved.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard
+
+CARD = "README.md"
+FORM = "This is the model card of a 🤗 transformers model that has been pushed on the Hub."
+MARK = "<!-- Written by push_to_hub, and again by the next one: delete this line to keep what you change. -->"
+TAGS = ["mp-clip", "image-text-retrieval", "sentence-transformers", "custom_code"]
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def card_in(folder: str | Path) -> str | None:
+    """The card's text, None where there is none."""
+    file = Path(folder, CARD)
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def is_form(card: str | None) -> bool:
+    return card is not None and FORM in card
+
+
+def put_card(folder: str | Path, before: str | None, repo_id: str, config, token: str | bool | None = None) -> None:
+    """Replace the card that transformers wrote to `folder` unless somebody's own is to be kept.
+
+    Args:
+        before: the folder's card as transformers found it. It comes before the repository's.
+        token: to see which of the config's towers are on the Hub; only those are named as base models.
+    """
+    written = card_in(folder)
+    kept = next((card for card in (before, written) if card and not is_form(card) and MARK not in card), None)
+    if kept is None:
+        kept = _render(ModelCard(written or "").data, repo_id, config, token)
+    Path(folder, CARD).write_text(kept, encoding="utf-8")
+
+
+def _render(metadata, repo_id: str, config, token: str | bool | None) -> str:
+    """The card; metadata that was there, a licence or tags, stays."""
+    towers = [tower for tower in (config.text_config, config.vision_config) if tower is not None]
+    metadata.library_name = "transformers"
+    metadata.pipeline_tag = "feature-extraction" if config.text_only else "zero-shot-image-classification"
+    metadata.tags = list(dict.fromkeys([*(metadata.tags or []), *TAGS]))
+    # A path relative to some folder looks like an id, too.
+    names = [tower._name_or_path for tower in towers if HUB_ID.fullmatch(tower._name_or_path or "")]
+    metadata.base_model = [name for name in names if HfApi(token=token).repo_exists(name)] or None
+
+    K, D = config.num_prompts, config.projection_dim
+    prompts = "\n".join(json.dumps(template, ensure_ascii=False) for template in config.templates)
+    read = f"It reads a text through {K} prompts, each of which gives {D // K} of the {D} dimensions:\n\n```\n{prompts}\n```"
+    return f"""---
+{metadata}
+---
+{MARK}
+
+# {repo_id.split("/")[-1]}
+
+An MP-CLIP model ([arXiv 2508.02762](https://arxiv.org/abs/2508.02762)), made of {" and ".join(t.model_type for t in towers)}.
+{read if prompts else f"Its embeddings have {D} dimensions."}
+
+How it was trained and how good it is, this card does not know. The licence of the weights follows that of the models they come
+from.
+
+```python
+{_snippet(repo_id, config)}
+```
+"""
+
+
+def _snippet(repo_id: str, config) -> str:
+    repo = json.dumps(repo_id)
+    if config.text_only:
+        return f"""import torch
+from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained({repo}, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained({repo})
+
+batch = tokenizer(["a photo of a cat", "a photo of a dog"], padding=True, return_tensors="pt")
+with torch.no_grad():
+    embeddings = model(**batch).text_embeds  # (2, {config.projection_dim}), normalised"""
+    return f"""import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained({repo}, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained({repo}, trust_remote_code=True)
+
+picture = Image.open("picture.jpg").convert("RGB")
+batch = processor(text=["a photo of a cat", "a photo of a dog"], images=[picture])
+with torch.no_grad():
+    output = model(**batch)  # text_embeds, image_embeds: normalised, {config.projection_dim} dimensions
+probabilities = output.logits_per_image.{"sigmoid()" if config.loss == "sigmoid" else "softmax(dim=-1)"}  # (1, 2)"""

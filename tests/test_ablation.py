@@ -1,0 +1,80 @@
+"""The table of systems: cells are trained once, go on after a kill, and are compared seed by seed."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import arguments
+from scipy import stats
+
+from benchmarks import ablation
+from eval.aspects import says_absence
+
+
+@pytest.fixture
+def command(folder, tmp_path):
+    """Two systems on coloured squares, as on the command line; further options may follow."""
+    options = arguments(folder, tmp_path / "unused")
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    for name in ("--num_prompts", "--output_dir"):
+        del given[name]
+    given |= {"--num_train_epochs": "1", "--cache_states": "true", "--save_strategy": "no"}
+    (tmp_path / "setting.yaml").write_text("templates: ['The [APT-{i}]:']\n")
+    (tmp_path / "mean_pooling.yaml").write_text("text_pooling: mean\nnum_prompts: 1\ntemplates: null\n")
+    (tmp_path / "multi_prompt.yaml").write_text("num_prompts: 3\n")
+    systems = [str(tmp_path / f"{name}.yaml") for name in ("mean_pooling", "multi_prompt")]
+    own = ["--setting", str(tmp_path / "setting.yaml"), "--baselines", "mean_pooling"]
+    own += ["--json", str(tmp_path / "out.json"), "--splits", "validation[:2]", "validation"]
+    return [*systems, *own, *(part for pair in given.items() for part in pair)]
+
+
+def test_cells_are_trained_once_and_compared(command, tmp_path, monkeypatch, capsys):
+    result = ablation.main([*command, "--seeds", "1"])
+    assert [(row["system"], row["split"], row["seed"]) for row in result["rows"]] == [
+        (system, split, 0) for system in ("mean_pooling", "multi_prompt") for split in ("validation[:2]", "validation")
+    ]
+    multi = result["rows"][-1]["metrics"]
+    assert {"t2i_R@1", "i2t_R@10", "mean_recall", "mean_recall_first_1", "mean_recall_first_2", "prompt_cosine"} <= multi.keys()
+    assert result["comparisons"][0]["interval"] is None  # of one seed
+    assert (tmp_path / "out.png").stat().st_size > 5_000
+
+    trained = []
+    train_cell = ablation.train_cell
+    monkeypatch.setattr(ablation, "train_cell", lambda argv, splits: trained.append(argv) or train_cell(argv, splits))
+    result = ablation.main([*command, "--seeds", "2"])
+    assert len(trained) == 2 and json.loads((tmp_path / "out.json").read_text()) == result
+    found = [row for row in result["comparisons"] if row["split"] == "validation" and row["metric"] == "mean_recall"]
+    of = {(row["system"], row["seed"]): row["metrics"]["mean_recall"] for row in result["rows"] if row["split"] == "validation"}
+    change = [of["multi_prompt", seed] - of["mean_pooling", seed] for seed in (0, 1)]
+    assert found[0]["mean_difference"] == pytest.approx(np.mean(change)) and found[0]["seeds"] == 2
+    assert "| multi prompt | 2 |" in capsys.readouterr().out
+
+    with pytest.raises(SystemExit, match=r"other options: weight_decay"):
+        ablation.main([*command, "--seeds", "2", "--weight_decay", "0.3"])
+
+
+def test_the_interval_is_that_of_the_t_distribution():
+    values = [1.0, 2.0, 4.0]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert ablation.interval(values) == pytest.approx([low, high])
+
+
+def test_the_first_prompts_alone_are_measured_by_their_own_norm():
+    rng = np.random.default_rng(0)
+    image, mask = rng.normal(size=(5, 6)), np.ones((5, 1))
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    text = image[:, None].copy()
+    text[..., 4:] = 0.0  # the last prompt says nothing: two thirds of the embedding decide
+    text /= np.linalg.norm(text, axis=-1, keepdims=True)
+    metrics = ablation.measure(image.astype(np.float32), text.astype(np.float32), mask, 3)
+    assert metrics["mean_recall_first_2"] == 100.0
+    one = ablation.measure(image.astype(np.float32), text.astype(np.float32), mask, 1)
+    assert "prompt_cosine" not in one and one["mean_recall"] == metrics["mean_recall"]
+
+
+@pytest.mark.parametrize(
+    "caption, absent",
+    [("A cat. There is no dog.", True), ("A cat, without any dog in sight.", True), ("A notable cat knot.", False)],
+)
+def test_captions_that_say_what_is_absent(caption, absent):
+    assert says_absence(caption) == absent

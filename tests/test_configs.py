@@ -1,0 +1,83 @@
+"""Every recipe of configs/ builds its model at full size (without weights) and takes a step on shrunken towers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEXT_CONFIGS, arguments, make_processor, make_tokenizer
+from transformers import AutoModel, Qwen3Config, ViTConfig
+
+import train_hf
+from benchmarks.flops import TEXT_CONFIGS as FULL_SIZE
+from benchmarks.flops import word_tokenizer
+from modeling_mpclip import MPCLIPConfig, MPCLIPModel
+from mpclip_training.arguments import parse_arguments
+
+ROOT = Path(__file__).parent.parent
+SYSTEMS = sorted((ROOT / "configs/systems").glob("*.yaml"))
+# setting -> (family of the tiny text tower, config of the full one)
+LAION = {
+    "laion_gemma2b": ("gemma", FULL_SIZE["Gemma-2B"]),
+    "laion_llama3_8b": ("llama", FULL_SIZE["LLaMA-3-8B"]),
+    "laion_smollm2": ("llama", FULL_SIZE["SmolLM2-135M"]),
+    "laion_qwen3": (
+        "qwen3",
+        lambda: Qwen3Config(
+            hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8
+        ),
+    ),
+}
+CELLS = [("laion_gemma2b", system) for system in SYSTEMS]
+CELLS += [(name, ROOT / "configs/systems/multi_prompt_both.yaml") for name in LAION if name != "laion_gemma2b"]
+IDS = [f"{setting}-{system.stem}" for setting, system in CELLS]
+
+
+@pytest.mark.parametrize("setting, system", CELLS, ids=IDS)
+def test_full_size_models_are_built_on_meta(setting, system, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    recipes = [str(ROOT / "configs" / f"{setting}.yaml"), str(system)]
+    model, _, _ = parse_arguments([*recipes, "--output_dir", str(tmp_path), "--bf16", "false"])
+    text_config = LAION[setting][1]()
+    if model.text_from_scratch:
+        text_config = train_hf.transformers.AutoConfig.from_pretrained(model.text_from_scratch)
+    config = MPCLIPConfig(text_config, ViTConfig(), **{name: getattr(model, name) for name in train_hf.CONFIG_OPTIONS})
+    config.compile_prompts(word_tokenizer([*config.templates, *config.negated_templates]))
+    with torch.device("meta"):
+        built = MPCLIPModel(config)
+    assert built.config.num_prompts == (6 if system.stem.startswith("multi") else 1)
+    assert built.text_projection.weight.shape[-1] * built.config.num_prompts == 768
+
+
+@pytest.mark.parametrize("setting, system", CELLS, ids=IDS)
+def test_a_step_of_a_shrunken_copy(setting, system, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    family = LAION[setting][0]
+    torch.manual_seed(1)
+    AutoModel.from_config(TEXT_CONFIGS[family]()).save_pretrained(tmp_path / "text")
+    make_tokenizer().save_pretrained(tmp_path / "text")
+    make_processor(make_tokenizer()).image_processor.save_pretrained(tmp_path / "text")
+    small = {"text_model": tmp_path / "text", "bf16": "false", "dataloader_num_workers": 0, "max_steps": 1, "warmup_steps": 0}
+    if parse_arguments([str(system), "--output_dir", str(tmp_path)])[0].text_from_scratch:
+        (tmp_path / "tiny").mkdir()
+        TEXT_CONFIGS["llama"]().save_pretrained(tmp_path / "tiny")
+        small["text_from_scratch"] = tmp_path / "tiny"
+    options = arguments(folder, tmp_path / "out")
+    dropped = {"--num_prompts", "--projection_dim", "--num_train_epochs"}
+    kept = [part for pair in zip(options[::2], options[1::2], strict=True) if pair[0] not in dropped for part in pair]
+    argv = [*kept, *(part for name, value in small.items() for part in (f"--{name}", str(value)))]
+    trainer = train_hf.build_trainer(*parse_arguments([f"configs/{setting}.yaml", str(system), *argv]))
+    before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters() if tensor.requires_grad}
+    loss = trainer.train().training_loss
+    assert 0 < loss < 100
+    moved = {name for name, tensor in trainer.model.named_parameters() if name in before and not tensor.equal(before[name])}
+    assert {name.split(".")[0] for name in before} and len(moved) > 0.9 * len(before)
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("setting", ["flickr8k_smollm2", "openmoji_smollm2"])
+def test_systems_fit_the_settings_with_cached_states(setting, system, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    model, data, _ = parse_arguments([f"configs/{setting}.yaml", str(system), "--output_dir", str(tmp_path), "--bf16", "false"])
+    config = MPCLIPConfig(FULL_SIZE["SmolLM2-135M"](), **{name: getattr(model, name) for name in train_hf.CONFIG_OPTIONS})
+    assert data.cache_states
+    assert data.cache_text_states == (config.adaptive_tokens == "boundary" and not model.text_from_scratch)
