@@ -7,8 +7,6 @@ import json
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard
-
 CARD = "README.md"
 FORM = "This is the model card of a 🤗 transformers model that has been pushed on the Hub."
 MARK = "<!-- Written by push_to_hub, and again by the next one: delete this line to keep what you change. -->"
@@ -26,35 +24,43 @@ def is_form(card: str | None) -> bool:
     return card is not None and FORM in card
 
 
-def put_card(folder: str | Path, before: str | None, repo_id: str, config, token: str | bool | None = None) -> None:
+def put_card(folder: str | Path, before: str | None, repo_id: str, config) -> None:
     """Replace the card that transformers wrote to `folder` unless somebody's own is to be kept.
 
     Args:
         before: the folder's card as transformers found it. It comes before the repository's.
-        token: to see which of the config's towers are on the Hub; only those are named as base models.
     """
     written = card_in(folder)
     kept = next((card for card in (before, written) if card and not is_form(card) and MARK not in card), None)
     if kept is None:
-        kept = _render(ModelCard(written or "").data, repo_id, config, token)
+        kept = _render(_metadata(written or ""), repo_id, config)
     Path(folder, CARD).write_text(kept, encoding="utf-8")
 
 
-def _render(metadata, repo_id: str, config, token: str | bool | None) -> str:
+def _metadata(card: str) -> dict[str, str]:
+    """Key -> what stands behind it, as written; lists go on with "- "."""
+    block = card.split("---")[1] if card.startswith("---") else ""
+    return dict(re.findall(r"^(\w+):(.*(?:\n[ -].*)*)", block, re.MULTILINE))
+
+
+def _render(given: dict[str, str], repo_id: str, config) -> str:
     """The card; metadata that was there, a licence or tags, stays."""
     towers = [tower for tower in (config.text_config, config.vision_config) if tower is not None]
-    metadata.library_name = "transformers"
-    metadata.pipeline_tag = "feature-extraction" if config.text_only else "zero-shot-image-classification"
-    metadata.tags = list(dict.fromkeys([*(metadata.tags or []), *TAGS]))
-    # A path relative to some folder looks like an id, too.
-    names = [tower._name_or_path for tower in towers if HUB_ID.fullmatch(tower._name_or_path or "")]
-    metadata.base_model = [name for name in names if HfApi(token=token).repo_exists(name)] or None
-
+    # A tower that was loaded from a folder has no id, though the folder's path may look like one.
+    ids = [name for tower in towers if HUB_ID.fullmatch(name := tower._name_or_path or "") and not Path(name).exists()]
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "feature-extraction" if config.text_only else "zero-shot-image-classification",
+        "tags": list(dict.fromkeys([*re.findall(r"[\w-][\w.-]*", given.get("tags", "")), *TAGS])),
+        **({"base_model": ids} if ids else {}),
+    }
+    lines = [f"{name}: {json.dumps(value)}" for name, value in metadata.items()]  # JSON is YAML
+    written = "\n".join([*lines, *(f"{name}:{value}" for name, value in given.items() if name not in metadata)])
     K, D = config.num_prompts, config.projection_dim
     prompts = "\n".join(json.dumps(template, ensure_ascii=False) for template in config.templates)
     read = f"It reads a text through {K} prompts, each of which gives {D // K} of the {D} dimensions:\n\n```\n{prompts}\n```"
     return f"""---
-{metadata}
+{written}
 ---
 {MARK}
 

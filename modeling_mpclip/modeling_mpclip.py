@@ -274,7 +274,7 @@ class MPCLIPModel(PreTrainedModel):
 
     def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
         # Not public, but the way that every push takes, from `push_to_hub` or `save_pretrained`.
-        put_card(working_dir, self._card_in_folder, repo_id, self.config, kwargs.get("token"))
+        put_card(working_dir, self._card_in_folder, repo_id, self.config)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @property

@@ -235,11 +235,12 @@ def card_of(hub, repo: str = "me/model") -> ModelCard:
     return ModelCard(hub.repos[repo].files()["README.md"].decode())
 
 
-def test_a_pushed_model_has_a_card(hub, tmp_path):
+def test_a_pushed_model_has_a_card(hub, tmp_path, monkeypatch):
     processor, model = make_processor(make_tokenizer()), make_model(loss="sigmoid")
     processor.push_to_hub("me/model")
     assert "README.md" not in hub.repos["me/model"].files()  # the model's to write
-    huggingface_hub.HfApi().create_repo("me/tower")
+    (tmp_path / "some/folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)  # where the second tower's path would pass for an id
     model.config.text_config._name_or_path, model.config.vision_config._name_or_path = "me/tower", "some/folder"
     model.push_to_hub("me/model", tags=["squares"])
     card, data = card_of(hub), card_of(hub).data

@@ -300,7 +300,7 @@ def test_every_recipe_of_the_project_parses(tmp_path):
     recipes = sorted(Path(train_hf.__file__).parent.glob("configs/*.yaml"))
     assert recipes
     for recipe in recipes:
-        parse_arguments([str(recipe), "--output_dir", str(tmp_path)])
+        parse_arguments([str(recipe), "--output_dir", str(tmp_path), "--use_cpu", "true"])
 
 
 def test_group_sampler_keeps_chunks_of_a_group_together():
