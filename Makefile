@@ -33,9 +33,12 @@ check: setup  ## ruff: style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: setup  ## measure what docs/cost.md reports and write it anew; an hour on two cores
+# The formats of cached states need photos with captions: python -m benchmarks.cache_formats --data path/to/flickr8k
+bench: setup  ## measure what docs/cost.md reports and write it anew; half an hour on two cores
 	$(BIN)/python -m benchmarks.flops --json docs/cost/flops.json
 	$(BIN)/python -m benchmarks.speed --json docs/cost/speed.json --png docs/cost/speed.png
+	$(BIN)/pip install --quiet --editable '.[deploy]'
+	$(BIN)/python -m benchmarks.serving --json docs/cost/serving.json
 	$(BIN)/python -m benchmarks.cost_page
 
 clean:  ## remove what runs have written (runs/); the environment and ~/.cache/mpclip stay

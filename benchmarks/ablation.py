@@ -26,6 +26,8 @@ import shlex
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -39,14 +41,29 @@ import train_hf
 from benchmarks.record import provenance, write_json
 from eval.aspects import says_absence
 from eval.metrics import retrieval_compute_metrics, retrieval_ranks
-from eval.report import systems_table
+from eval.report import METRIC_NAMES, systems_table
 from mpclip_data.image_text import ImageTextDataset, load_image_text
 from mpclip_training.arguments import DataArguments, parse_arguments
 from mpclip_training.collator import MPCLIPCollator
 
-COMPARED = ("mean_recall", "t2i_R@1", "i2t_R@1")
 # What is one cell's own, or changes nothing in what is learned.
 NOT_COMPARED = ("seed", "eval_split", "bad_images")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What cells are trained for.
+
+    Attributes:
+        prog, description: of the command.
+        train_cell: command line of train_hf.py, splits -> split -> metrics.
+        metrics: those that are compared; the first one decides.
+    """
+
+    prog: str
+    description: str
+    train_cell: Callable[[list[str], list[str]], dict[str, dict]]
+    metrics: tuple[str, ...]
 
 
 # One cell ---------------------------------------------------------------------------------------------------------
@@ -166,7 +183,7 @@ def summarise(rows: list[dict]) -> list[dict]:
     return summary
 
 
-def compare(rows: list[dict], baselines: list[str]) -> list[dict]:
+def compare(rows: list[dict], baselines: list[str], metrics: tuple[str, ...]) -> list[dict]:
     """Paired differences to each baseline on each split, over the seeds that both have."""
     of = {(row["system"], row["split"], row["seed"]): row["metrics"] for row in rows}
     pairs = dict.fromkeys((row["system"], row["split"]) for row in rows)
@@ -176,7 +193,7 @@ def compare(rows: list[dict], baselines: list[str]) -> list[dict]:
             seeds = [s for (name, part, s) in of if (name, part) == (system, split) and (baseline, split, s) in of]
             if system == baseline or not seeds:
                 continue
-            for metric in COMPARED:
+            for metric in metrics:
                 change = [of[system, split, seed][metric] - of[baseline, split, seed][metric] for seed in seeds]
                 comparisons.append(
                     {
@@ -208,26 +225,36 @@ def plot(result: dict, split: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     order = [row["system"] for row in result["summary"] if row["split"] == split]
-    figure, panels = plt.subplots(1, len(COMPARED), figsize=(12, 0.8 + 0.32 * len(order)), sharey=True, constrained_layout=True)
-    titles = {"mean_recall": "mean recall", "t2i_R@1": "text to image R@1", "i2t_R@1": "image to text R@1"}
-    for panel, metric in zip(panels, COMPARED, strict=True):
+    count = len(result["metrics"])
+    figure, panels = plt.subplots(
+        1, count, figsize=(2 + 3.4 * count, 0.8 + 0.32 * len(order)), sharey=True, constrained_layout=True, squeeze=False
+    )
+    for panel, metric in zip(panels[0], result["metrics"], strict=True):
         for y, system in enumerate(order):
             values = [row["metrics"][metric] for row in result["rows"] if (row["system"], row["split"]) == (system, split)]
             panel.plot(values, [y] * len(values), "o", color="#2a6f97", alpha=0.5, markersize=5)
             panel.plot([statistics.mean(values)] * 2, [y - 0.3, y + 0.3], color="#c44e52", linewidth=2)
-        panel.set(title=titles[metric], xlabel="percent")
+        panel.set(title=METRIC_NAMES[metric], xlabel="percent")
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(order)), [system.replace("_", " ") for system in order])
-    panels[0].invert_yaxis()
+    panels[0, 0].set_yticks(range(len(order)), [system.replace("_", " ") for system in order])
+    panels[0, 0].invert_yaxis()
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def main(argv: list[str] | None = None) -> dict:
+RETRIEVAL = Task(
+    "python -m benchmarks.ablation",
+    __doc__,
+    lambda argv, splits: train_cell(argv, splits),
+    ("mean_recall", "t2i_R@1", "i2t_R@1"),
+)
+
+
+def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=task.prog, description=task.description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("systems", nargs="+", metavar="CONFIG", help="recipes of what each system does otherwise")
     parser.add_argument("--setting", required=True, help="recipe that all share: towers, data, schedule")
@@ -260,7 +287,7 @@ def main(argv: list[str] | None = None) -> dict:
             if done >= set(splits):
                 continue
             with tempfile.TemporaryDirectory() as out:
-                cell = train_cell(recipe(options.setting, system, overrides, seed, out), splits)
+                cell = task.train_cell(recipe(options.setting, system, overrides, seed, out), splits)
             gc.collect()  # a Trainer and its model refer to one another
             rows += [
                 {"system": name, "data": data, "split": split, "seed": seed, "metrics": metrics}
@@ -270,17 +297,21 @@ def main(argv: list[str] | None = None) -> dict:
             result = {
                 "setting": options.setting,
                 "reported": splits[-1],
+                "metrics": list(task.metrics),
                 "baselines": options.baselines,
                 "rows": rows,
                 "summary": summarise(rows),
-                "comparisons": compare(rows, options.baselines),
+                "comparisons": compare(rows, options.baselines, task.metrics),
                 "options": known,
-                **provenance("benchmarks.ablation", command),
+                **provenance(task.prog.split()[-1], command),
             }
             write_json(file, result)
             plot(result, splits[-1], file.with_suffix(".png"))
-            recall = cell[splits[-1]]["mean_recall"]
-            print(f"{name}, seed {seed}: mean recall {recall:.1f}, {cell[splits[-1]]['train_seconds']:.0f} s", flush=True)
+            reached, decides = cell[splits[-1]], task.metrics[0]
+            print(
+                f"{name}, seed {seed}: {METRIC_NAMES[decides]} {reached[decides]:.1f}, {reached['train_seconds']:.0f} s",
+                flush=True,
+            )
     print(f"\n{shlex.quote(splits[-1])}\n{systems_table(result, splits[-1])}")
     return result
 

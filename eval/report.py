@@ -12,9 +12,12 @@ several seeds were run: there it is the standard deviation over seeds, and a dif
 of Student's t.
 """
 
+METRIC_NAMES = {"mean_recall": "mean recall", "t2i_R@1": "T2I R@1", "i2t_R@1": "I2T R@1", "spearman": "Spearman"}
+METRIC_NAMES |= {"negated_R@1": 'T2I R@1 of "without ..."'}
+
 # R@1 image-to-text and text-to-image on Flickr30k, zero-shot after training on LAION (arXiv 2508.02762); batch 1,024, with
 # the sigmoid loss 4,096.
-PAPER = {
+PAPER_RETRIEVAL = {
     "vanilla_clip": (61.4, 43.7),
     "mean_pooling": (60.6, 43.4),
     "mean_pooling_lora": (63.1, 44.6),
@@ -23,6 +26,8 @@ PAPER = {
     "vanilla_clip_sigmoid": (80.6, 60.0),
     "multi_prompt_sigmoid": (83.2, 64.2),
 }
+# Spearman correlation on the test split of STS-B, Gemma-2B.
+PAPER_STS = {"single_prompt": (87.2,), "multi_prompt_diversity": (88.9,)}
 
 
 def main(arguments: list[str]) -> None:
@@ -98,18 +103,19 @@ def _systems_section(name: str, result: dict) -> str:
 
 
 def systems_table(result: dict, split: str) -> str:
-    """Markdown: recall and its standard deviation, the difference to each baseline, and the paper's recall of that system."""
-    head = ["system", "seeds", "T2I R@1", "I2T R@1", "mean recall", *(f"against {_words(b)}" for b in result["baselines"])]
+    """Markdown: each metric with its standard deviation, the first one's difference to each baseline, the paper's figures."""
+    metrics = list(result["metrics"])
+    paper, paper_head = (PAPER_STS, ["paper"]) if metrics == ["spearman"] else (PAPER_RETRIEVAL, ["paper: I2T R@1", "T2I R@1"])
     summary = [row for row in result["summary"] if row["split"] == split]
-    negated = any("negated_R@1" in row["mean"] for row in summary)
-    head += ['T2I R@1 of "without ..."'] if negated else []
-    lines = [[*head, "paper: T2I R@1", "I2T R@1"], ["---"] * (len(head) + 2)]
+    metrics = [*metrics, *(["negated_R@1"] if any("negated_R@1" in row["mean"] for row in summary) else [])]
+    head = ["system", "seeds", *(METRIC_NAMES[metric] for metric in metrics)]
+    head += [f"{METRIC_NAMES[metrics[0]]} against {_words(baseline)}" for baseline in result["baselines"]]
+    lines = [[*head, *paper_head], ["---"] * (len(head) + len(paper_head))]
     for row in summary:
-        measured = [_spread(row, metric) for metric in ("t2i_R@1", "i2t_R@1", "mean_recall")]
+        measured = [_spread(row, metric) for metric in metrics]
         differences = [_difference(result, row["system"], baseline, split) for baseline in result["baselines"]]
-        differences += [_spread(row, "negated_R@1")] if negated else []
-        paper = [str(value) for value in PAPER.get(row["system"], ("-", "-"))[::-1]]
-        lines.append([_words(row["system"]), str(row["seeds"]), *measured, *differences, *paper])
+        theirs = [str(value) for value in paper.get(row["system"], ["-"] * len(paper_head))]
+        lines.append([_words(row["system"]), str(row["seeds"]), *measured, *differences, *theirs])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -123,7 +129,7 @@ def _spread(row: dict, metric: str) -> str:
 
 
 def _difference(result: dict, system: str, baseline: str, split: str) -> str:
-    wanted = {"system": system, "baseline": baseline, "split": split, "metric": "mean_recall"}
+    wanted = {"system": system, "baseline": baseline, "split": split, "metric": result["metrics"][0]}
     for row in result["comparisons"]:
         if all(row[name] == value for name, value in wanted.items()):
             interval = row["interval"]

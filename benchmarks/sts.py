@@ -1,0 +1,71 @@
+"""Fine-tune the text side of systems on STS-B over several seeds, and compare them.
+
+    python -m benchmarks.sts configs/systems/single_prompt.yaml configs/systems/multi_prompt_diversity.yaml \\
+        --setting configs/stsb_smollm2.yaml --dataset data/stsb --json docs/results/stsb_smollm2.json
+    python -m benchmarks.sts ... --text_model gemma3-270m --json docs/results/stsb_gemma3.json
+
+Settings, systems, cells and JSON are as in `python -m benchmarks.ablation`, which this is for another task: the loss is
+CoSENT on the cosine of the two sentences' embeddings, and what is reported is its Spearman correlation with the scores. Of a
+system's losses the diversity loss applies; negation needs images. With the setting's cached states the layers that stay
+frozen run once.
+"""
+
+import time
+from pathlib import Path
+
+from transformers import set_seed
+
+import train_hf
+from benchmarks.ablation import Task
+from benchmarks.ablation import main as compare_systems
+from mpclip_data.sts import load_sts
+from mpclip_training.arguments import parse_arguments
+from mpclip_training.state_cache import cache_text_states
+from mpclip_training.sts_trainer import STSCollator, STSTrainer
+from mpclip_training.tuning import prepare_tuning
+
+
+def build_trainer(argv: list[str], splits: list[str]) -> tuple[STSTrainer, dict]:
+    """The trainer of a cell, and the rows of each split."""
+    model_arguments, data_arguments, arguments = parse_arguments(argv)
+    set_seed(arguments.seed)
+    rows = {split: load_sts(data_arguments.dataset, split) for split in (data_arguments.train_split, *splits)}
+    base, processor = train_hf.build_model(model_arguments, data_arguments.max_text_length)
+    model = prepare_tuning(base, model_arguments)
+    states = None
+    if data_arguments.cache_states and data_arguments.cache_text_states:
+        texts = [row[name] for part in rows.values() for row in part for name in ("sentence1", "sentence2")]
+        folder, form = Path(data_arguments.cache_dir), data_arguments.cache_format
+        states = cache_text_states(base, processor.tokenizer, texts, folder, False, form, arguments.device)
+    collator = STSCollator(processor, states)
+    trainer = STSTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows[data_arguments.train_split],
+        data_collator=collator,
+        eval_collator=collator,
+        processing_class=processor,
+    )
+    return trainer, rows
+
+
+def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
+    """Split -> Spearman correlation in percent of one trained cell, with its seconds."""
+    started = time.monotonic()
+    trainer, rows = build_trainer(argv, splits)
+    trainer.train()
+    seconds = round(time.monotonic() - started, 1)
+    return {
+        split: {"spearman": trainer.predict(rows[split]).metrics["test_spearman"], "train_seconds": seconds} for split in splits
+    }
+
+
+STS = Task("python -m benchmarks.sts", __doc__, lambda argv, splits: train_cell(argv, splits), ("spearman",))
+
+
+def main(argv: list[str] | None = None) -> dict:
+    return compare_systems(argv, STS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""STSTrainer: fine-tunes the text side on pairs of sentences whose similarity was scored."""
+
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+from transformers.trainer_utils import EvalPrediction
+
+from modeling_mpclip.contrastive_losses import diversity_loss
+
+from .state_cache import TextStates
+from .trainer import MPCLIPTrainer
+
+SCALE = 20.0  # of cosines in the CoSENT loss, as in sentence-transformers
+
+
+def cosent_loss(cosine: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """log(1 + sum of exp(20 (cos_i - cos_j)) over the pairs i, j of which j is scored as more alike).
+
+    Args:
+        cosine: (B,) similarity of each pair of sentences.
+        score: (B,) what it should be ordered by, on any scale.
+    """
+    difference = SCALE * (cosine[:, None] - cosine[None, :])  # (B, B)
+    wrong_if_positive = difference[score[:, None] < score[None, :]]  # (pairs,)
+    return torch.cat([difference.new_zeros(1), wrong_if_positive]).logsumexp(dim=0)
+
+
+class STSCollator:
+    """Rows of `load_sts` -> texts of both sides in one batch, (2B, N), from token ids or from cached states, and `score`."""
+
+    def __init__(self, processor, text_states: TextStates | None = None):
+        self.processor, self.text_states = processor, text_states
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        texts = [row["sentence1"] for row in rows] + [row["sentence2"] for row in rows]
+        batch = self.processor(text=texts, truncation=True) if self.text_states is None else self.text_states.batch(texts)
+        return {**batch, "score": torch.tensor([float(row["score"]) for row in rows])}
+
+
+class STSTrainer(MPCLIPTrainer):
+    """Trains on an `STSCollator`'s batches; evaluation gives the Spearman correlation of cosine and score, in percent."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, compute_metrics=spearman, **kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        cosine, output = self._cosine(model, inputs)
+        loss, config = cosent_loss(cosine, inputs["score"]), self.accelerator.unwrap_model(model).config
+        if config.diversity_weight:
+            loss = loss + config.diversity_weight * diversity_loss(output.text_prompt_embeds, config.diversity_margin)
+        return (loss, output) if return_outputs else loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(dict(inputs))
+        with torch.inference_mode(), self.compute_loss_context_manager():
+            cosine, _ = self._cosine(model, inputs)
+        return None, cosine, inputs["score"]
+
+    @staticmethod
+    def _cosine(model: nn.Module, inputs: dict) -> tuple[torch.Tensor, object]:
+        output = model(**{name: value for name, value in inputs.items() if name != "score"})
+        first, second = output.text_embeds.chunk(2)  # (B, D) each
+        return (first * second).sum(dim=1), output
+
+
+def spearman(prediction: EvalPrediction) -> dict[str, float]:
+    """Of predictions (cosines) and label_ids (scores), in percent."""
+    return {"spearman": 100.0 * float(spearmanr(prediction.predictions, prediction.label_ids).statistic)}

@@ -1,0 +1,66 @@
+"""STS: data, loss, and systems fine-tuned and compared."""
+
+import json
+
+import pytest
+import torch
+from conftest import arguments
+
+from benchmarks import sts
+from mpclip_data.sts import load_sts
+from mpclip_training.sts_trainer import cosent_loss
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Train and dev splits of sentences about squares."""
+    lines = ['"a red square","red, all over",5.0', "a blue square,a cat,0.5", "a cat,the cat,4.2", "a dog,a boat,0.0"]
+    (tmp_path / "pairs").mkdir()
+    for split in ("train", "dev"):
+        (tmp_path / "pairs" / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "pairs"
+
+
+def test_pairs_are_read_and_faults_named(pairs):
+    rows = load_sts(pairs, "dev")
+    assert rows[0] == {"sentence1": "a red square", "sentence2": "red, all over", "score": 5.0} and len(rows) == 4
+    with pytest.raises(FileNotFoundError, match=r"test\.csv; .* holds dev, train"):
+        load_sts(pairs, "test")
+    (pairs / "odd.csv").write_text("a,b,high\n")
+    with pytest.raises(ValueError, match="not all numbers"):
+        load_sts(pairs, "odd")
+
+
+def test_cosent_loss_is_that_of_its_definition():
+    cosine, score = torch.tensor([0.9, 0.1, 0.4], requires_grad=True), torch.tensor([1.0, 3.0, 3.0])
+    expected = torch.log(1 + torch.exp(20 * (cosine[0] - cosine[1])) + torch.exp(20 * (cosine[0] - cosine[2])))
+    torch.testing.assert_close(cosent_loss(cosine, score), expected)
+    equal = cosent_loss(cosine, torch.ones(3))
+    equal.backward()
+    assert equal == 0 and not cosine.grad.any()  # nothing to order
+
+
+@pytest.mark.parametrize("cached", ["true", "false"])
+def test_systems_are_fine_tuned_and_compared(folder, pairs, tmp_path, cached):
+    options = arguments(folder, tmp_path / "unused")
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    del given["--num_prompts"], given["--output_dir"]
+    given |= {"--dataset": str(pairs), "--num_train_epochs": "30", "--learning_rate": "0.01", "--text_learning_rate": "0.01"}
+    (tmp_path / "setting.yaml").write_text(f"templates: ['The [APT-{{i}}]:']\ncache_states: {cached}\n")
+    (tmp_path / "single_prompt.yaml").write_text("num_prompts: 1\n")
+    (tmp_path / "multi_prompt.yaml").write_text("num_prompts: 3\ndiversity_weight: 0.1\n")
+    argv = [str(tmp_path / f"{name}.yaml") for name in ("single_prompt", "multi_prompt")]
+    argv += [
+        "--setting",
+        str(tmp_path / "setting.yaml"),
+        "--seeds",
+        "1",
+        "--splits",
+        "dev",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    result = sts.main([*argv, "--baselines", "single_prompt", *(part for pair in given.items() for part in pair)])
+    assert json.loads((tmp_path / "out.json").read_text())["metrics"] == ["spearman"]
+    assert all(row["metrics"]["spearman"] > 90 for row in result["rows"])  # trained on the pairs it is asked for
+    assert [row["system"] for row in result["comparisons"]] == ["multi_prompt"]
