@@ -7,7 +7,7 @@ well as one of its users could write them.
 import inspect
 
 import torch
-from transformers import AutoModel, AutoTokenizer, DynamicCache, LlamaModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, DynamicCache, LlamaModel
 
 from benchmarks.flops import TEXT_CONFIGS, single_prompts
 from modeling_mpclip import PromptTree, compile_prompt_tree, default_templates
@@ -37,16 +37,18 @@ class Contenders:
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         ids = tuple(add_adaptive_tokens(self.tokenizer, default_templates(MAX_K)))
         if tower == REAL:
-            config = AutoModel.from_pretrained(folder).config
+            config = AutoConfig.from_pretrained(folder)
             cls = text_tower_class(type(config))
             self.prompted = cls.from_pretrained(folder, adaptive_token_ids=ids, dtype=dtype).to(device)
+            self.plain = AutoModel.from_pretrained(folder, dtype=dtype).to(device)
         else:
             config = SHAPES[tower]()
             with torch.device(device):
                 self.prompted = text_tower_class(type(config))(config, adaptive_token_ids=ids).to(dtype)
-        self.prompted.eval().requires_grad_(False)
-        self.plain = AutoModel.from_config(config, dtype=dtype).to(device).eval().requires_grad_(False)
-        self.plain.load_state_dict(self.prompted.state_dict(), strict=False)
+            self.plain = AutoModel.from_config(config, dtype=dtype).to(device)
+            self.plain.load_state_dict(self.prompted.state_dict(), strict=False)
+        for model in (self.prompted, self.plain):
+            model.eval().requires_grad_(False)
         # A user of the plain model gives the [APT-i] rows of the embedding matrix.
         rows = torch.cat([self.plain.embed_tokens.weight[: ids[0]], self.prompted.adaptive_embedding.weight])
         self.plain.embed_tokens.weight = torch.nn.Parameter(rows, requires_grad=False)

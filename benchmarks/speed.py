@@ -69,10 +69,10 @@ def passes(bench: Contenders, clock: Clock, texts: list[str], size: int, names: 
     """The three ratios of hidden states, and which attention implementation each contender used."""
     ids, mask = bench.batch(texts[:size])
     tree, both = bench.tree(), bench.tree(negated=True)
-    expected = bench.separate(ids, mask, both)
-    _check_same(bench.masked(ids, mask, both), expected)
-    _check_same(bench.prefix_cached(ids, mask, tree), expected[:, :K])
     few = ids[: max(size // 4, 1)], mask[: max(size // 4, 1)]
+    expected = bench.separate(*few, both)
+    _check_same(bench.masked(*few, both), expected)
+    _check_same(bench.prefix_cached(*few, tree), expected[:, :K])
     used = {
         "masked": clock.best_implementation(bench.prompted, lambda: bench.masked(*few, tree), names),
         "plain": clock.best_implementation(bench.plain, lambda: bench.separate(*few, tree), names),
@@ -96,8 +96,15 @@ def _check_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
         raise RuntimeError(f"The contenders disagree: cosine {cosine.min():.3f}. Their times cannot be compared.")
 
 
-def encode(bench: Contenders, clock: Clock, texts: list[str], folder: Path) -> dict:
-    """All K embeddings against one, both through sentence-transformers with its defaults; long and short templates."""
+# Our templates (None: the paper's), and a prompt for the plain model with as many tokens as one of them.
+WORDINGS = {
+    "encode_vs_single_prompt": (None, " The aspect of this image means:"),
+    "encode_vs_single_prompt_short": (SHORT_TEMPLATES, " The aspect:"),
+}
+
+
+def encode(bench: Contenders, clock: Clock, texts: list[str], folder: Path, wordings: dict) -> dict:
+    """All K embeddings against one, both through sentence-transformers with its defaults, for each of some `WORDINGS`."""
     kwargs = {"dtype": bench.dtype, "attn_implementation": bench.plain.config._attn_implementation}
     # Texts as they are: by itself it would wrap them in this chat model's dialogue, twice as many tokens again.
     plain_text = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
@@ -109,11 +116,6 @@ def encode(bench: Contenders, clock: Clock, texts: list[str], folder: Path) -> d
         modules=[transformer, Pooling(transformer.get_embedding_dimension(), "lasttoken")], device=bench.device
     )
     kwargs["attn_implementation"] = {"text_config": bench.prompted.config._attn_implementation}
-    # The plain model's prompt has as many tokens as one of ours.
-    wordings = {
-        "encode_vs_single_prompt": (None, " The aspect of this image means:"),
-        "encode_vs_single_prompt_short": (SHORT_TEMPLATES, " The aspect:"),
-    }
     ratios = {}
     for name, (templates, prompt) in wordings.items():
         for part in retrieval_model(templates):
@@ -261,9 +263,10 @@ RATIOS = ("masked_vs_separate", "masked_vs_separate_negation", "masked_vs_prefix
 
 
 def measure(bench: Contenders, options: argparse.Namespace) -> dict:
-    seconds, size = (2.0, 8) if options.quick else (options.seconds, options.batch_size)
+    quick = options.quick
+    seconds, size = (0.5, 6) if quick else (options.seconds, options.batch_size)
     clock = Clock(options.device, seconds)
-    texts, data = captions(options.data)
+    texts, data = captions(options.data, 256 if quick else 2048)
     names = tuple(options.attention or (("sdpa", "eager") if options.device == "cpu" else ("sdpa",)))
     result = {"tower": options.tower, "dtype": options.dtype, "batch_size": size, "data": data, "quick": options.quick}
 
@@ -271,12 +274,14 @@ def measure(bench: Contenders, options: argparse.Namespace) -> dict:
     _show({name: detail[name]["ratio"] for name in RATIOS})
     if options.tower == REAL:
         with tempfile.TemporaryDirectory() as folder:
-            encoded = encode(bench, clock, texts[: 8 * size], Path(folder))
+            wordings = dict(list(WORDINGS.items())[:1]) if quick else WORDINGS
+            encoded = encode(bench, clock, texts[: (4 if quick else 8) * size], Path(folder), wordings)
             _show({name: value["ratio"] for name, value in encoded.items()})
             detail |= encoded
             detail["cached_vs_live_step"] = training_step(bench, clock, texts, 2 * size, Path(folder))
             _show({"cached_vs_live_step": detail["cached_vs_live_step"]["ratio"]})
-    shares = peak_shares(bench, clock, texts, 4 * size, names, options.compile)
+    tried = (detail["implementations"]["masked"],) if quick else names
+    shares = peak_shares(bench, clock, texts, 4 * size, tried, options.compile)
     best = max(shares, key=lambda row: row["share"])
     result |= {name: value["ratio"] for name, value in detail.items() if isinstance(value, dict) and "ratio" in value}
     result |= {"peak_share": best["share"], "tokens_per_second": best["tokens_per_second"]}
