@@ -77,13 +77,14 @@ def recipe(setting: str, system: str, overrides: list[str], seed: int, out: str)
 
 
 @functools.lru_cache
-def _rows(dataset: str, split: str, image_column: str | None, caption_column: str | None) -> datasets.Dataset:
-    return load_image_text(dataset, split, image_column=image_column, caption_column=caption_column)
+def _rows(dataset: str, split: str, **options) -> datasets.Dataset:
+    return load_image_text(dataset, split, **options)
 
 
 def open_once(arguments: DataArguments, split: str) -> datasets.Dataset:
     """As `train_hf.open_rows`; looks at every image once for all cells."""
-    return _rows(arguments.dataset, split, arguments.image_column, arguments.caption_column)
+    options = {name: getattr(arguments, name) for name in ("image_column", "caption_column", "bad_images")}
+    return _rows(arguments.dataset, split, **options)
 
 
 def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
@@ -279,7 +280,8 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
         known[name] = told
     data = known[next(iter(systems))]["dataset"]
     shared = [f"--{name}={value}" for name, value in (("setting", options.setting), ("json", options.json))]
-    command = [*systems.values(), *shared, "--seeds", str(options.seeds), "--splits", *splits, *overrides]
+    command = [*systems.values(), *shared, "--seeds", str(options.seeds), "--splits", *splits]
+    command += ["--baselines", *options.baselines, *overrides]
 
     for seed in range(options.seeds):
         for name, system in systems.items():

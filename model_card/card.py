@@ -245,8 +245,9 @@ def _draw(picture: Path, folder: Path, config: dict, training: dict, model, proc
             model, processor = MPCLIPModel.from_pretrained(folder), MPCLIPProcessor.from_pretrained(folder)
         chosen = np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int)
         images = [rows[int(i)]["image"] for i in chosen]
-        titles = ["all prompts"]
-        if config["image_pooling"] == "attention_per_prompt":
+        queries = model.config.num_pooling_queries
+        titles = [f"query {number} of {queries}" for number in range(1, queries + 1)] if queries > 1 else ["all prompts"]
+        if config["image_pooling"] == "attention_per_prompt" and queries == config["num_prompts"]:
             prompts = prompt_rows(config, training["ModelArguments"]["adaptive_init"])
             titles = [p["template"] + (f" ({p['init']})" if p["init"] else "") for p in prompts] or ["the picture"]
         attention_grid(*pooling_maps(model, processor, images), titles, picture)

@@ -73,13 +73,12 @@ def loss_in_words(config: dict) -> str:
 
 
 def image_pooling_in_words(config: dict) -> str:
-    return {
-        "attention_per_prompt": f"attention with {config['num_prompts']} learned queries, one per prompt, "
-        f"{config['pooling_heads']} heads",
-        "attention": f"attention with one learned query, {config['pooling_heads']} heads",
-        "mean": "mean of the vision tokens",
-        "cls": "the class token",
-    }[config["image_pooling"]]
+    by_default = config["num_prompts"] if config["image_pooling"] == "attention_per_prompt" else 1
+    queries, heads = config["pooling_queries"] or by_default, config["pooling_heads"]
+    of_prompts = ", one per prompt" if queries == config["num_prompts"] > 1 else ""
+    counted = "one learned query" if queries == 1 else f"{queries} learned queries{of_prompts}"
+    words = {"mean": "mean of the vision tokens", "cls": "the class token"}
+    return words.get(config["image_pooling"], f"attention with {counted}, {heads} heads")
 
 
 def trained_in_words(config: dict, arguments: dict) -> list[str]:

@@ -43,6 +43,8 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         text_pooling: "prompts" reads each prompt's last token; the baselines "mean" and "last_token" read the text itself
             and have num_prompts=1.
         image_pooling: "attention" (one learned query), "attention_per_prompt" (K of them, ours), "mean", or "cls".
+        pooling_queries: Q, queries of the attention pooling, each of which gives D / Q dimensions; by default K for
+            "attention_per_prompt" and 1 for "attention". Others tell what the queries do apart from the prompts.
         pooling_width: channels inside the attention pooling.
         pooling_heads: its heads; a divisor of `pooling_width`.
         loss: "softmax" (CLIP) or "sigmoid" (SigLIP, with a learned bias).
@@ -80,6 +82,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         boundary_layer: int | None = None,
         text_pooling: str = "prompts",
         image_pooling: str = "attention_per_prompt",
+        pooling_queries: int | None = None,
         pooling_width: int = 512,
         pooling_heads: int = 8,
         loss: str = "softmax",
@@ -115,6 +118,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         self.boundary_layer = boundary_layer
         self.text_pooling = text_pooling
         self.image_pooling = image_pooling
+        self.pooling_queries = pooling_queries
         self.pooling_width = pooling_width
         self.pooling_heads = pooling_heads
         self.loss = loss
@@ -175,6 +179,12 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
                 "boundary_layer belongs to adaptive_tokens='boundary'; with 'input' the adaptive tokens are learned below "
                 "all layers. Leave it out, or set adaptive_tokens='boundary'."
             )
+        if self.num_pooling_queries < 1 or D % self.num_pooling_queries:
+            raise ValueError(
+                f"pooling_queries={self.pooling_queries} does not divide projection_dim={D}; every query gives as many of them."
+            )
+        if self.num_pooling_queries > 1 and not self.image_pooling.startswith("attention"):
+            raise ValueError(f"pooling_queries belong to the attention pooling, not to image_pooling={self.image_pooling!r}.")
         if self.image_pooling.startswith("attention") and self.pooling_width % self.pooling_heads:
             raise ValueError(f"pooling_width={self.pooling_width} is not a multiple of pooling_heads={self.pooling_heads}.")
 
@@ -192,6 +202,13 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         """
         super().save_pretrained(save_directory, **kwargs)
         save_sentence_files(save_directory)
+
+    @property
+    def num_pooling_queries(self) -> int:
+        """Q, queries of the image pooling; 1 where it has none and gives one vector."""
+        if self.pooling_queries is not None:
+            return self.pooling_queries
+        return self.num_prompts if self.image_pooling == "attention_per_prompt" else 1
 
     @property
     def num_adaptive_tokens(self) -> int:

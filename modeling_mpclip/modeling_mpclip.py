@@ -157,8 +157,7 @@ class MPCLIPModel(PreTrainedModel):
                 f"image_pooling='cls' needs a class token, and {type(self.vision_model).__name__} has none. "
                 "Use 'attention', 'attention_per_prompt' or 'mean'."
             )
-        K, D, C = config.num_prompts, config.projection_dim, self.image_token_dim
-        queries = K if config.image_pooling == "attention_per_prompt" else 1
+        queries, D, C = config.num_pooling_queries, config.projection_dim, self.image_token_dim
         attends = config.image_pooling.startswith("attention")
         width = config.pooling_width if attends else C
         self.image_pooling = AttentionPooling(queries, C, width, config.pooling_heads) if attends else None

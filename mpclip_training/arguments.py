@@ -58,6 +58,9 @@ class ModelArguments:
         default="attention_per_prompt",
         metadata={"help": "'attention' (one query), 'attention_per_prompt', 'mean' or 'cls'."},
     )
+    pooling_queries: int | None = field(
+        default=None, metadata={"help": "Queries of the attention pooling, if not one per prompt ('attention': one in all)."}
+    )
     pooling_width: int = field(default=512, metadata={"help": "Channels inside the attention pooling."})
     pooling_heads: int = field(default=8, metadata={"help": "Its heads."})
     loss: str = field(default="softmax", metadata={"help": "'softmax' (CLIP) or 'sigmoid' (SigLIP)."})

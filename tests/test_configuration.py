@@ -30,12 +30,29 @@ def test_defaults_follow_the_paper():
         ({"boundary_layer": 2}, "belongs to adaptive_tokens='boundary'"),
         ({"adaptive_tokens": "boundary", "boundary_layer": 99}, "outside 0..3"),
         ({"pooling_width": 100, "pooling_heads": 8}, "not a multiple of pooling_heads"),
+        ({"pooling_queries": 5}, "pooling_queries=5 does not divide projection_dim=768"),
+        ({"pooling_queries": 2, "image_pooling": "mean"}, "belong to the attention pooling"),
+        ({"num_prompts": 1, "elastic_prompts": True}, "drops some of the prompts"),
         ({"text_config": "llama"}, "give a transformers config"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_fix(kwargs, message):
     with pytest.raises(ValueError, match=message):
         MPCLIPConfig(**{"text_config": TEXT_CONFIGS["llama"](), **kwargs})
+
+
+@pytest.mark.parametrize(
+    "kwargs, queries",
+    [
+        ({}, 6),
+        ({"image_pooling": "attention"}, 1),
+        ({"image_pooling": "cls"}, 1),
+        ({"num_prompts": 1, "pooling_queries": 4}, 4),
+    ],
+)
+def test_queries_of_the_image_pooling(kwargs, queries):
+    config = MPCLIPConfig(TEXT_CONFIGS["llama"](), **kwargs)
+    assert config.num_pooling_queries == MPCLIPConfig(**config.to_dict()).num_pooling_queries == queries
 
 
 def test_round_trip_on_disk(tmp_path):

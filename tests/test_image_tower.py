@@ -116,3 +116,13 @@ def test_a_frozen_tower_keeps_its_batch_norm_statistics():
     model.get_image_features(torch.randn(2, 3, 64, 64))
     for name, buffer in model.vision_model.named_buffers():
         torch.testing.assert_close(buffer, before[name], atol=0, rtol=0)
+
+
+def test_one_prompt_may_be_matched_by_several_queries():
+    model = make_model(num_prompts=1, pooling_queries=3)
+    pixels = torch.randn(2, 3, 32, 32)
+    output = model.get_image_features(pixels)
+    assert output.prompt_embeds.shape == (2, 1, 12) and output.pooling_attentions.shape[1] == 3
+    pooled, _ = model.image_pooling(model.vision_tokens(pixels))  # (2, 3, 16)
+    segments = [pooled[:, q] @ model.image_projection.weight[q] for q in range(3)]
+    torch.testing.assert_close(output.pooler_output, torch.cat(segments, dim=1))
