@@ -34,11 +34,10 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from scipy import stats
 from transformers.trainer_utils import EvalPrediction
 
 import train_hf
-from benchmarks.record import provenance, write_json
+from benchmarks.record import provenance, t_interval, write_json
 from eval.aspects import says_absence
 from eval.metrics import retrieval_compute_metrics, retrieval_ranks
 from eval.report import METRIC_NAMES, systems_table
@@ -203,19 +202,11 @@ def compare(rows: list[dict], baselines: list[str], metrics: tuple[str, ...]) ->
                         "split": split,
                         "metric": metric,
                         "mean_difference": statistics.mean(change),
-                        "interval": interval(change),
+                        "interval": t_interval(change),
                         "seeds": len(seeds),
                     }
                 )
     return comparisons
-
-
-def interval(values: list[float]) -> list[float] | None:
-    """95% interval of the mean (Student's t); None of a single value."""
-    if len(values) < 2:
-        return None
-    margin = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return [statistics.mean(values) - margin, statistics.mean(values) + margin]
 
 
 def plot(result: dict, split: str, path: Path) -> None:

@@ -13,10 +13,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from scipy import stats
-
 import train_hf
-from benchmarks.record import markdown_table, provenance, write_json
+from benchmarks.record import markdown_table, provenance, t_interval, write_json
 from mpclip_training.arguments import parse_arguments
 from mpclip_training.state_store import FORMATS
 
@@ -61,7 +59,7 @@ def summary(cells: list[dict]) -> list[dict]:
     for form in [form for form in FORMATS if all((form, seed) in of for seed in seeds)]:
         recall = [of[form, seed]["metrics"]["eval_mean_recall"] for seed in seeds]
         change = [a - of["float32", seed]["metrics"]["eval_mean_recall"] for a, seed in zip(recall, seeds, strict=True)]
-        margin = stats.t.ppf(0.975, len(seeds) - 1) * statistics.stdev(change) / len(seeds) ** 0.5 if len(seeds) > 1 else None
+        interval = t_interval(change)
         rows.append(
             {
                 "format": form,
@@ -69,7 +67,7 @@ def summary(cells: list[dict]) -> list[dict]:
                 "size": size(of[form, seeds[0]]) / size(of["float32", seeds[0]]),
                 "mean_recall": statistics.mean(recall),
                 "difference": statistics.mean(change),
-                "margin_95": margin,
+                "margin_95": interval and (interval[1] - interval[0]) / 2,
                 "seeds": len(seeds),
             }
         )

@@ -3,7 +3,10 @@
 import datetime
 import json
 import shlex
+import statistics
 from pathlib import Path
+
+from scipy import stats
 
 from eval.retrieval import describe_machine
 
@@ -23,6 +26,15 @@ def write_json(path: str | Path, result: dict) -> None:
     aside = path.with_name(path.name + ".part")
     aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+def t_interval(values: list[float]) -> list[float] | None:
+    """95% interval of the mean (Student's t), of one value per seed; None of a single value."""
+    if len(values) < 2:
+        return None
+    mean = statistics.mean(values)
+    margin = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return [mean - margin, mean + margin]
 
 
 def markdown_table(head: list[str], rows: list[list]) -> str:

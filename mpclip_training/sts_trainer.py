@@ -2,27 +2,15 @@
 
 import torch
 from scipy.stats import spearmanr
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 from torch import nn
 from transformers.trainer_utils import EvalPrediction
 
 from modeling_mpclip.contrastive_losses import diversity_loss
+from modeling_mpclip.modeling_mpclip import MPCLIPOutput
 
 from .state_cache import TextStates
 from .trainer import MPCLIPTrainer
-
-SCALE = 20.0  # of cosines in the CoSENT loss, as in sentence-transformers
-
-
-def cosent_loss(cosine: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """log(1 + sum of exp(20 (cos_i - cos_j)) over the pairs i, j of which j is scored as more alike).
-
-    Args:
-        cosine: (B,) similarity of each pair of sentences.
-        score: (B,) what it should be ordered by, on any scale.
-    """
-    difference = SCALE * (cosine[:, None] - cosine[None, :])  # (B, B)
-    wrong_if_positive = difference[score[:, None] < score[None, :]]  # (pairs,)
-    return torch.cat([difference.new_zeros(1), wrong_if_positive]).logsumexp(dim=0)
 
 
 class STSCollator:
@@ -42,10 +30,12 @@ class STSTrainer(MPCLIPTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, compute_metrics=spearman, **kwargs)
+        self.cosent = CoSENTLoss(None)  # works on embeddings; the model is for callers that have none yet
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        cosine, output = self._cosine(model, inputs)
-        loss, config = cosent_loss(cosine, inputs["score"]), self.accelerator.unwrap_model(model).config
+        output = self._embed(model, inputs)
+        loss = self.cosent.compute_loss_from_embeddings(output.text_embeds.chunk(2), inputs["score"])
+        config = self.accelerator.unwrap_model(model).config
         if config.diversity_weight:
             loss = loss + config.diversity_weight * diversity_loss(output.text_prompt_embeds, config.diversity_margin)
         return (loss, output) if return_outputs else loss
@@ -53,14 +43,13 @@ class STSTrainer(MPCLIPTrainer):
     def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(dict(inputs))
         with torch.inference_mode(), self.compute_loss_context_manager():
-            cosine, _ = self._cosine(model, inputs)
-        return None, cosine, inputs["score"]
+            first, second = self._embed(model, inputs).text_embeds.chunk(2)  # (B, D) each
+        return None, (first * second).sum(dim=1), inputs["score"]
 
     @staticmethod
-    def _cosine(model: nn.Module, inputs: dict) -> tuple[torch.Tensor, object]:
-        output = model(**{name: value for name, value in inputs.items() if name != "score"})
-        first, second = output.text_embeds.chunk(2)  # (B, D) each
-        return (first * second).sum(dim=1), output
+    def _embed(model: nn.Module, inputs: dict) -> MPCLIPOutput:
+        """`text_embeds` (2B, D): the first sentences, then the second."""
+        return model(**{name: value for name, value in inputs.items() if name != "score"})
 
 
 def spearman(prediction: EvalPrediction) -> dict[str, float]:

@@ -8,6 +8,7 @@ from conftest import arguments
 from scipy import stats
 
 from benchmarks import ablation
+from benchmarks.record import t_interval
 from eval.aspects import says_absence
 
 
@@ -56,7 +57,7 @@ def test_cells_are_trained_once_and_compared(command, tmp_path, monkeypatch, cap
 def test_the_interval_is_that_of_the_t_distribution():
     values = [1.0, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-    assert ablation.interval(values) == pytest.approx([low, high])
+    assert t_interval(values) == pytest.approx([low, high])
 
 
 def test_the_first_prompts_alone_are_measured_by_their_own_norm():

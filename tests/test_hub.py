@@ -244,7 +244,8 @@ def test_a_pushed_model_has_a_card(hub, tmp_path, monkeypatch):
     model.config.text_config._name_or_path, model.config.vision_config._name_or_path = "me/tower", "some/folder"
     model.push_to_hub("me/model", tags=["squares"])
     card, data = card_of(hub), card_of(hub).data
-    assert (data.library_name, data.pipeline_tag) == ("transformers", "zero-shot-image-classification")
+    said = {name: data.get(name) for name in ("library_name", "pipeline_tag")}
+    assert said == {"library_name": "transformers", "pipeline_tag": "zero-shot-image-classification"}
     assert {"mp-clip", "squares"} <= set(data.tags) and data.base_model == ["me/tower"]
     assert "More Information Needed" not in card.text and "through 3 prompts" in card.text and " 4 of the 12 dim" in card.text
     assert all(template in card.text for template in model.config.templates)

@@ -1,14 +1,12 @@
-"""STS: data, loss, and systems fine-tuned and compared."""
+"""STS: data, and systems fine-tuned and compared."""
 
 import json
 
 import pytest
-import torch
 from conftest import arguments
 
 from benchmarks import sts
 from mpclip_data.sts import load_sts
-from mpclip_training.sts_trainer import cosent_loss
 
 
 @pytest.fixture
@@ -29,15 +27,6 @@ def test_pairs_are_read_and_faults_named(pairs):
     (pairs / "odd.csv").write_text("a,b,high\n")
     with pytest.raises(ValueError, match="not all numbers"):
         load_sts(pairs, "odd")
-
-
-def test_cosent_loss_is_that_of_its_definition():
-    cosine, score = torch.tensor([0.9, 0.1, 0.4], requires_grad=True), torch.tensor([1.0, 3.0, 3.0])
-    expected = torch.log(1 + torch.exp(20 * (cosine[0] - cosine[1])) + torch.exp(20 * (cosine[0] - cosine[2])))
-    torch.testing.assert_close(cosent_loss(cosine, score), expected)
-    equal = cosent_loss(cosine, torch.ones(3))
-    equal.backward()
-    assert equal == 0 and not cosine.grad.any()  # nothing to order
 
 
 @pytest.mark.parametrize("cached", ["true", "false"])
