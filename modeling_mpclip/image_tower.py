@@ -67,8 +67,10 @@ class AttentionPooling(nn.Module):
     """Q learned queries attend to the image tokens; each gives one vector (paper, section 1.4; a query per prompt is ours).
 
     The queries are constants, so keys and values never have to be computed per token: q . (W_k x) = (W_k^T q) . x, and the
-    weighted mean is taken over x before W_v. The function is that of ordinary multi-head attention (W_k has no bias, which
-    the softmax would cancel) at a small part of its cost.
+    weighted mean is taken over x before W_v. The norm's scale g and shift b, x = g n + b, go into the weights in the same way:
+    the attention weights sum to one, so the mean of x is g (mean of n) + b, and what b adds to the scores of a query the softmax
+    cancels. Tokens of a frozen encoder then need no gradient at all. The function is that of a layer norm and ordinary
+    multi-head attention (W_k has no bias, which the softmax would cancel too) at a small part of its cost.
     """
 
     def __init__(self, num_queries: int, token_dim: int, width: int, heads: int):
@@ -92,17 +94,18 @@ class AttentionPooling(nn.Module):
             (B, Q, width) pooled vectors and (B, Q, heads, N) attention weights.
         """
         Q, h = len(self.queries), self.heads
-        x = self.norm(tokens)  # (B, N, C)
+        n = F.layer_norm(tokens, self.norm.normalized_shape, eps=self.norm.eps)  # (B, N, C)
         query = self.queries.view(Q, h, -1)  # (Q, h, d)
         key = self.key.weight.view(h, query.shape[-1], -1)  # (h, d, C)
         probe = torch.einsum("qhd,hdc->qhc", query, key) / query.shape[-1] ** 0.5  # (Q, h, C)
-        scores = torch.einsum("bnc,qhc->bqhn", x, probe)  # (B, Q, h, N)
+        scores = torch.einsum("bnc,qhc->bqhn", n, probe * self.norm.weight)  # (B, Q, h, N)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
-        weights = scores.float().softmax(dim=-1).to(x.dtype)  # (B, Q, h, N)
-        seen = torch.einsum("bqhn,bnc->bqhc", weights, x)  # (B, Q, h, C)
-        value = self.value.weight.view(h, query.shape[-1], -1)  # (h, d, C)
-        pooled = torch.einsum("bqhc,hdc->bqhd", seen, value).flatten(2) + self.value.bias  # (B, Q, width)
+        weights = scores.float().softmax(dim=-1).to(n.dtype)  # (B, Q, h, N)
+        seen = torch.einsum("bqhn,bnc->bqhc", weights, n)  # (B, Q, h, C)
+        value = (self.value.weight * self.norm.weight).view(h, query.shape[-1], -1)  # (h, d, C)
+        pooled = torch.einsum("bqhc,hdc->bqhd", seen, value).flatten(2)  # (B, Q, width)
+        pooled = pooled + self.value(self.norm.bias)
         pooled = self.output(pooled)
         return pooled + self.mlp(self.mlp_norm(pooled)), weights
 

@@ -23,7 +23,9 @@ def test_attention_pooling_equals_multi_head_attention(masked):
     torch.manual_seed(0)
     pooling = AttentionPooling(num_queries=3, token_dim=20, width=16, heads=4)
     torch.nn.init.normal_(pooling.queries, std=3.0)
-    tokens = torch.randn(2, 7, 20)
+    torch.nn.init.normal_(pooling.norm.weight, mean=1.0)
+    torch.nn.init.normal_(pooling.norm.bias)
+    tokens = torch.randn(2, 7, 20, requires_grad=True)
     mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3]) if masked else None
     ours, weights = pooling(tokens, mask)
     theirs = multi_head_attention(pooling, tokens, mask)
@@ -31,7 +33,7 @@ def test_attention_pooling_equals_multi_head_attention(masked):
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 3, 4))
     if masked:
         assert (weights[1, ..., 4:] == 0).all()
-    parameters = list(pooling.parameters())
+    parameters = [*pooling.parameters(), tokens]
     seed = torch.randn_like(ours)
     fast = torch.autograd.grad((ours * seed).sum(), parameters)
     slow = torch.autograd.grad((theirs * seed).sum(), parameters)
