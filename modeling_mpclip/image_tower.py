@@ -68,9 +68,9 @@ class AttentionPooling(nn.Module):
 
     The queries are constants, so keys and values never have to be computed per token: q . (W_k x) = (W_k^T q) . x, and the
     weighted mean is taken over x before W_v. The norm's scale g and shift b, x = g n + b, go into the weights in the same way:
-    the attention weights sum to one, so the mean of x is g (mean of n) + b, and what b adds to the scores of a query the softmax
-    cancels. Tokens of a frozen encoder then need no gradient at all. The function is that of a layer norm and ordinary
-    multi-head attention (W_k has no bias, which the softmax would cancel too) at a small part of its cost.
+    the mean of x is g (mean of n) + b, and what b adds to all scores of a query, the softmax cancels. Tokens of a frozen
+    encoder then need no gradient at all. The function is that of a layer norm and ordinary multi-head attention (W_k has no
+    bias, which the softmax would cancel too) at a small part of its cost.
     """
 
     def __init__(self, num_queries: int, token_dim: int, width: int, heads: int):
