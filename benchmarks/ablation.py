@@ -13,8 +13,9 @@ started again, also with more systems or seeds. A cell that was trained with oth
 that is refused, with what differs.
 
 The JSON holds `rows` (a cell on a split, with its metrics), `summary` (mean and standard deviation over seeds),
-`comparisons` (paired difference to each baseline, mean and 95% interval of Student's t over seeds), `options` of each
-system, and how to repeat it. A plot of the same name goes beside it.
+`comparisons` (paired difference to each baseline, and to those of the paper; mean and 95% interval of Student's t over
+seeds), `options` of each system, and how to repeat it: `commands`, of which `command` is the last. A plot of the same name
+goes beside it.
 """
 
 import argparse
@@ -40,7 +41,7 @@ import train_hf
 from benchmarks.record import provenance, t_interval, write_json
 from eval.aspects import says_absence
 from eval.metrics import retrieval_compute_metrics, retrieval_ranks
-from eval.report import METRIC_NAMES, systems_table
+from eval.report import METRIC_NAMES, PAPER_DIFFERENCES, systems_table
 from mpclip_data.image_text import ImageTextDataset, load_image_text
 from mpclip_training.arguments import DataArguments, parse_arguments
 from mpclip_training.collator import MPCLIPCollator
@@ -184,14 +185,16 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def compare(rows: list[dict], baselines: list[str], metrics: tuple[str, ...]) -> list[dict]:
-    """Paired differences to each baseline on each split, over the seeds that both have."""
+    """Paired differences to each baseline on each split, over the seeds that both have; and those the paper reports."""
+    asked = {(system, baseline) for system in {row["system"] for row in rows} for baseline in baselines}
+    asked |= PAPER_DIFFERENCES.keys()
     of = {(row["system"], row["split"], row["seed"]): row["metrics"] for row in rows}
     pairs = dict.fromkeys((row["system"], row["split"]) for row in rows)
     comparisons = []
-    for baseline in baselines:
+    for baseline in dict.fromkeys([*baselines, *(baseline for _, baseline in PAPER_DIFFERENCES)]):
         for system, split in pairs:
             seeds = [s for (name, part, s) in of if (name, part) == (system, split) and (baseline, split, s) in of]
-            if system == baseline or not seeds:
+            if system == baseline or (system, baseline) not in asked or not seeds:
                 continue
             for metric in metrics:
                 change = [of[system, split, seed][metric] - of[baseline, split, seed][metric] for seed in seeds]
@@ -287,6 +290,7 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
                 for split, metrics in cell.items()
                 if split not in done
             ]
+            made = provenance(task.prog.split()[-1], command)
             result = {
                 "setting": options.setting,
                 "reported": splits[-1],
@@ -296,7 +300,8 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
                 "summary": summarise(rows),
                 "comparisons": compare(rows, options.baselines, task.metrics),
                 "options": known,
-                **provenance(task.prog.split()[-1], command),
+                "commands": list(dict.fromkeys([*result.get("commands", []), made["command"]])),
+                **made,
             }
             write_json(file, result)
             plot(result, splits[-1], file.with_suffix(".png"))

