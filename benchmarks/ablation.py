@@ -259,6 +259,7 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
         "--baselines", nargs="+", default=["mean_pooling", "single_prompt"], help="to compare with (%(default)s)"
     )
     parser.add_argument("--json", required=True, metavar="OUT.json", help="result, and where to go on from")
+    parser.add_argument("--about", help="a sentence for docs/results.md (default: the one already in the JSON)")
     options, overrides = parser.parse_known_args(argv)
     logging.basicConfig(format="%(message)s")
     transformers.logging.set_verbosity_error()
@@ -292,6 +293,7 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
             ]
             made = provenance(task.prog.split()[-1], command)
             result = {
+                "about": options.about or result.get("about", ""),
                 "setting": options.setting,
                 "reported": splits[-1],
                 "metrics": list(task.metrics),

@@ -22,8 +22,9 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from benchmarks.record import bootstrap_interval, markdown_table, provenance, with_interval, write_json
+from benchmarks.record import bootstrap_interval, provenance, write_json
 from eval.metrics import recalls_of_images, retrieval_ranks
+from eval.report import weights_table
 from eval.retrieval import encode_dataset
 from mpclip_data.image_text import load_image_text
 from mpclip_data.openmoji_objects import CATEGORIES, Drawings
@@ -166,21 +167,8 @@ def main(argv: list[str] | None = None) -> dict:
     }
     write_json(options.json, result)
     plot(tasks, Path(options.json).with_suffix(".png"))
-    print(table(tasks))
+    print(weights_table(tasks))
     return result
-
-
-def table(tasks: dict[str, dict]) -> str:
-    """Markdown: on test without weights, and what weights change there."""
-    rows = []
-    for name, task in tasks.items():
-        for weights in ("chosen", "paper"):
-            gained = task["validation"][weights] - task["validation"]["equal"]
-            of = " ".join(f"{w:g}" for w in task["chosen"]) if weights == "chosen" else "as in the paper"
-            rows.append(
-                [name, task["metric"], of, task["test"]["equal"], f"{gained:+.2f}", with_interval(task["difference"][weights])]
-            )
-    return markdown_table(["task", "metric", "weights", "equal weights", "change on validation", "change on test"], rows)
 
 
 if __name__ == "__main__":

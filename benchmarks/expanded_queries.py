@@ -20,8 +20,9 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
-from benchmarks.record import bootstrap_interval, markdown_table, provenance, with_interval, write_json
+from benchmarks.record import bootstrap_interval, provenance, write_json
 from eval.metrics import recalls, recalls_of_images, retrieval_ranks
+from eval.report import expansion_table
 from eval.retrieval import encode_dataset
 from mpclip_data.backbones import prepare_backbone
 from mpclip_data.image_text import load_image_text
@@ -101,17 +102,6 @@ def main(argv: list[str] | None = None) -> dict:
     write_json(options.json, result)
     print(expansion_table(results))
     return result
-
-
-def expansion_table(results: dict[str, dict]) -> str:
-    """Markdown: recall at 1 both ways and mean recall, with the caption alone and expanded."""
-    rows = []
-    for model, result in results.items():
-        for name in ("captions", "expanded"):
-            both = [result[name][way]["R@1"] for way in ("image_to_text", "text_to_image")]
-            change = with_interval(result["difference"]) if name == "expanded" else None
-            rows.append([model.replace("_", " "), name, *both, result[name]["mean_recall"], change])
-    return markdown_table(["model", "queries", "I2T R@1", "T2I R@1", "mean recall", "change"], rows)
 
 
 if __name__ == "__main__":

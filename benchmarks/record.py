@@ -46,12 +46,6 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> list[float]:
     return [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
 
 
-def with_interval(difference: dict) -> str:
-    """{"mean", "interval_95"} as "+1.20 (+0.90 to +1.50)"."""
-    low, high = difference["interval_95"]
-    return f"{difference['mean']:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
 def markdown_table(head: list[str], rows: list[list]) -> str:
     """Floats with two decimals, None as a dash."""
     cell = lambda x: "-" if x is None else f"{x:,.2f}" if isinstance(x, float) else str(x)  # noqa: E731

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from benchmarks.record import markdown_table
+
 HEAD = """# Results
 
 Written by `python -m eval report` from the JSON files in docs/results; no number here was typed by hand.
@@ -56,7 +58,9 @@ def main(arguments: list[str]) -> None:
     sections = []
     for file in sorted(options.results.glob("*.json")):
         result = json.loads(file.read_text())
-        sections.append((_systems_section if "comparisons" in result else _section)(file.stem, result))
+        kinds = {"comparisons": _systems_section, "tasks": _weights_section, "expansions": _expansion_section}
+        section = next((write for key, write in kinds.items() if key in result), _section)
+        sections.append(section(file.stem, result))
     options.out.write_text("\n".join([HEAD, *sections]))
     print(f"written: {options.out}")
 
@@ -184,3 +188,57 @@ def _comparison(result: dict, system: str, baseline: str, split: str, metric: st
         if all(row[name] == value for name, value in wanted.items()):
             return row
     return None
+
+
+# Weights of the segments, and expanded queries ----------------------------------------------------------------------
+
+
+def _weights_section(name: str, result: dict) -> str:
+    told = (
+        "Segment k of the text is scaled by w_k. Chosen on validation, one weight after the other as long as it gains; changes "
+        "on test with the 95% interval of a paired bootstrap over pictures. Source: 61.4 to 61.8 on ImageNet, zero-shot."
+    )
+    lines = [f"## {name}", "", told, "", weights_table(result["tasks"]), ""]
+    lines += [f"![The metric on validation over the weight of each segment.](results/{name}.png)", ""]
+    facts = {"model": result["model"], "data": result["data"], "validation and test": ", ".join(result["splits"])}
+    return "\n".join([*lines, *_facts(facts, result)])
+
+
+def weights_table(tasks: dict[str, dict]) -> str:
+    """Markdown: the metric on test without weights, and what the chosen and the paper's weights change."""
+    rows = []
+    for name, task in tasks.items():
+        for weights in ("chosen", "paper"):
+            gained = task["validation"][weights] - task["validation"]["equal"]
+            of = " ".join(f"{w:g}" for w in task["chosen"]) if weights == "chosen" else "as in the paper"
+            rows.append(
+                [name, task["metric"], of, task["test"]["equal"], f"{gained:+.2f}", _change(task["difference"][weights])]
+            )
+    return markdown_table(["task", "metric", "weights", "equal weights", "change on validation", "change on test"], rows)
+
+
+def _expansion_section(name: str, result: dict) -> str:
+    told = (
+        f"{result['writer']} adds a sentence to every caption at test time. Changes with the 95% interval of a paired "
+        "bootstrap over images. Source, vanilla CLIP: 61.4 to 60.2 image-to-text, 43.7 to 43.3 text-to-image."
+    )
+    caption, written = next(iter(result["expansions"].items()))
+    lines = [f"## {name}", "", told, "", expansion_table(result["models"]), ""]
+    lines += [f'An example: "{caption}" is followed by "{written}"', ""]
+    return "\n".join([*lines, *_facts({"data": result["data"], "split": result["split"]}, result)])
+
+
+def expansion_table(models: dict[str, dict]) -> str:
+    """Markdown: recall at 1 both ways and mean recall, with the captions alone and expanded."""
+    rows = []
+    for model, result in models.items():
+        for name in ("captions", "expanded"):
+            both = [result[name][way]["R@1"] for way in ("image_to_text", "text_to_image")]
+            change = _change(result["difference"]) if name == "expanded" else None
+            rows.append([_words(model), name, *both, result[name]["mean_recall"], change])
+    return markdown_table(["model", "queries", "I2T R@1", "T2I R@1", "mean recall", "change"], rows)
+
+
+def _change(difference: dict) -> str:
+    low, high = difference["interval_95"]
+    return f"{difference['mean']:+.2f} ({low:+.2f} to {high:+.2f})"
