@@ -125,6 +125,12 @@ def build_trainer(
             f"One process sees {arguments.n_gpu} GPUs, among which torch would split every batch. "
             "Start a process for each: accelerate launch train_hf.py ..., or show it one: CUDA_VISIBLE_DEVICES=0."
         )
+    cached_images = data_arguments.cache_states and model_arguments.vision_tuning == "frozen"
+    if cached_images and data_arguments.smallest_crop < 1:
+        raise ValueError(
+            f"smallest_crop={data_arguments.smallest_crop} draws new crops in every epoch, but cache_states keeps the states "
+            "of whole images. Use --vision_tuning full, --cache_states false or --smallest_crop 1."
+        )
     hub_pusher = None
     if arguments.push_to_hub:
         hub_pusher = HubPusher(arguments, data_arguments.cache_dir)  # refuses before hours are spent
@@ -148,11 +154,12 @@ def build_trainer(
         states = cached_states(base, processor, rows[which], negated, model_arguments, data_arguments, device)
         return MPCLIPCollator(processor, *states, all_captions=which != "train")
 
-    cached_images = data_arguments.cache_states and model_arguments.vision_tuning == "frozen"
     trainer = MPCLIPTrainer(
         model=model,
         args=arguments,
-        train_dataset=ImageTextDataset(rows["train"], "random", arguments.seed, with_images=not cached_images),
+        train_dataset=ImageTextDataset(
+            rows["train"], "random", arguments.seed, not cached_images, data_arguments.smallest_crop
+        ),
         eval_dataset=ImageTextDataset(rows["eval"], "all", with_images=not cached_images) if "eval" in rows else None,
         data_collator=collator("train"),
         eval_collator=collator("eval") if "eval" in rows else None,
@@ -294,13 +301,24 @@ class OtherRun(ValueError):
     """The checkpoints to go on from belong to a run with other options."""
 
 
+def changed_options(before: dict, now: dict) -> dict[str, tuple]:
+    """Option -> (value before, value now), of two of `what_shapes_the_weights` as JSON.
+
+    An option that was not there yet when `before` was recorded had its default.
+    """
+    defaults = json.loads(json.dumps({**asdict(ModelArguments()), **asdict(DataArguments())}, default=str))
+    before, now = defaults | before, defaults | now
+    names = sorted(before.keys() | now.keys())
+    return {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
+
+
 def _refuse_other_run(file: Path, now: dict) -> None:
-    now = json.loads(json.dumps(now, default=str))
     before = json.loads(file.read_text()) if file.exists() else {}
-    changed = [f"{name}: {before.get(name)!r} -> {value!r}" for name, value in now.items() if before.get(name) != value]
+    changed = changed_options(before, json.loads(json.dumps(now, default=str)))
     if changed:
+        told = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items())
         raise OtherRun(
-            f"{file.parent} holds checkpoints of a run with other options ({'; '.join(changed)}). "
+            f"{file.parent} holds checkpoints of a run with other options ({told}). "
             "Give another --output_dir, the old options, or --resume_from_checkpoint false to start anew."
         )
 

@@ -154,14 +154,10 @@ def options_of(argv: list[str]) -> dict:
 
 
 def refuse_other_options(known: dict, system: str, options: dict, file: str) -> None:
-    changed = {
-        name
-        for name in options.keys() | known.get(system, options).keys()
-        if options.get(name) != known.get(system, options).get(name)
-    }
+    changed = train_hf.changed_options(known.get(system, options), options)
     if changed:
         raise SystemExit(
-            f"{file} has cells of {system!r} with other options: {', '.join(sorted(changed))}. "
+            f"{file} has cells of {system!r} with other options: {', '.join(changed)}. "
             "Give another --json, or take those rows out of it."
         )
 

@@ -17,6 +17,7 @@ Every image is decoded once on loading, so that a picture which cannot be read i
 import contextlib
 import glob
 import json
+import math
 import os
 import random
 import re
@@ -137,6 +138,8 @@ class ImageTextDataset(torch.utils.data.Dataset):
         captions: "random" for one caption per item, "all" for every caption.
         seed: of the draw.
         with_images: False leaves images unread and out of the items, for features that are already cached.
+        smallest_crop: below 1, an image is a random crop of at least this share of its area, drawn like the caption. It is
+            never mirrored: captions say left and right.
     """
 
     def __init__(
@@ -145,6 +148,7 @@ class ImageTextDataset(torch.utils.data.Dataset):
         captions: Literal["random", "all"] = "random",
         seed: int = 0,
         with_images: bool = True,
+        smallest_crop: float = 1.0,
     ):
         needed = ["image", "captions"] if with_images else ["captions"]
         if missing := [name for name in needed if name not in rows.column_names]:
@@ -154,6 +158,7 @@ class ImageTextDataset(torch.utils.data.Dataset):
         self.rows = rows.select_columns(needed)
         self.captions = captions
         self.seed = seed
+        self.smallest_crop = smallest_crop
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -175,13 +180,25 @@ class ImageTextDataset(torch.utils.data.Dataset):
             indices = [self._drawn(index, len(indices))]
         item = {"index": index, "captions": [row["captions"][i] for i in indices], "caption_indices": indices}
         if "image" in row:
-            item["image"] = to_rgb(row["image"])
+            item["image"] = self._cropped(to_rgb(row["image"]), index)
         return item
 
     def caption_lengths(self) -> list[int]:
         """Characters of the caption that each row gets in this epoch (of "random")."""
         captions = self.rows.with_format(None)["captions"]
         return [len(row[self._drawn(i, len(row))]) for i, row in enumerate(captions)]
+
+    def _cropped(self, image: PIL.Image.Image, index: int) -> PIL.Image.Image:
+        if self.smallest_crop == 1:
+            return image
+        draw = random.Random(f"crop {self.seed} {self.epoch} {index}")
+        area = draw.uniform(self.smallest_crop, 1)
+        widest = min(0.3, -math.log(area))  # sides from 3:4 to 4:3, none longer than the image's
+        stretch = math.exp(draw.uniform(-widest, widest))
+        width = max(1, round((area * stretch) ** 0.5 * image.width))
+        height = max(1, round((area / stretch) ** 0.5 * image.height))
+        left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
+        return image.crop((left, top, left + width, top + height))
 
     def _drawn(self, index: int, count: int) -> int:
         return random.Random(f"{self.seed} {self.epoch} {index}").choice(range(count))

@@ -115,6 +115,13 @@ class DataArguments:
     bad_images: str = field(
         default="skip", metadata={"help": "Corrupt or missing images are named and skipped ('skip'), or end the run ('fail')."}
     )
+    smallest_crop: float = field(
+        default=1.0,
+        metadata={
+            "help": "Training images are random crops of at least this share of their area, never mirrored; 1: whole images. "
+            "For vision_tuning='full'."
+        },
+    )
     max_text_length: int = field(default=128, metadata={"help": "Tokens a caption is cut to, prompts not counted."})
     cache_states: bool = field(
         default=False,
@@ -140,6 +147,8 @@ class DataArguments:
             self.eval_split = None
         if self.bad_images not in ("skip", "fail"):
             raise ValueError(f"bad_images={self.bad_images!r} is unknown; use 'skip' or 'fail'.")
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(f"smallest_crop={self.smallest_crop} is outside (0, 1]: it is a share of the image's area.")
 
 
 @dataclass

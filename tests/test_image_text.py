@@ -384,6 +384,23 @@ def test_random_caption_depends_on_seed_epoch_and_index_alone(rows):
     assert drawn(again) == drawn(examples)
 
 
+def test_crops_are_drawn_anew_and_alike_after_a_resume(folder):
+    rows = load_image_text(str(folder / "data"), "train")
+    whole = ImageTextDataset(rows)[0]["image"]
+    examples, again = (ImageTextDataset(rows, seed=1, smallest_crop=0.5) for _ in range(2))
+    sizes = set()
+    for epoch in range(40):
+        examples.set_epoch(epoch)
+        crop = examples[0]["image"]
+        sizes.add(crop.size)
+        assert crop.width <= whole.width and crop.height <= whole.height
+        assert crop.width * crop.height >= 0.45 * whole.width * whole.height  # whole pixels
+        assert 0.7 < crop.width / crop.height < 1.4
+    assert len(sizes) > 20
+    again.set_epoch(39)
+    assert again[0]["image"].tobytes() == crop.tobytes()
+
+
 def test_epoch_reaches_running_workers(rows):
     examples = ImageTextDataset(rows, with_images=False)
     loader = torch.utils.data.DataLoader(examples, None, num_workers=2, persistent_workers=True)

@@ -251,6 +251,21 @@ def test_a_text_tower_from_scratch(folder, tmp_path):
     assert towers[0].embed_tokens.num_embeddings == vocabulary
 
 
+def test_an_option_that_is_new_had_its_default(tmp_path):
+    described = parse_arguments(["--output_dir", str(tmp_path), "--dataset", "x"])
+    now = json.loads(json.dumps(train_hf.what_shapes_the_weights(*described), default=str))
+    before = {name: value for name, value in now.items() if name != "smallest_crop"}
+    assert train_hf.changed_options(before, now) == {}
+    assert train_hf.changed_options(before, now | {"smallest_crop": 0.5}) == {"smallest_crop": (1.0, 0.5)}
+
+
+def test_crops_need_pixels(folder, tmp_path):
+    with pytest.raises(SystemExit, match=r"smallest_crop=0\.5 draws new crops in every epoch"):
+        train_hf.main(arguments(folder, tmp_path, "--cache_states", "true", "--smallest_crop", "0.5"))
+    with pytest.raises(SystemExit, match=r"smallest_crop=0.0 is outside \(0, 1\]"):
+        train_hf.main(arguments(folder, tmp_path, "--smallest_crop", "0"))
+
+
 @pytest.mark.parametrize(
     "recipe, argv, message",
     [
