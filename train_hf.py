@@ -64,7 +64,7 @@ logger = logging.getLogger("train_hf")
 CONFIG_OPTIONS = (
     *("num_prompts", "projection_dim", "templates", "negated_templates", "adaptive_tokens", "text_pooling"),
     *("image_pooling", "pooling_queries", "pooling_width", "pooling_heads"),
-    *("loss", "diversity_weight", "negation_weight", "negation_form", "elastic_prompts"),
+    *("loss", "logit_scale_init_value", "diversity_weight", "negation_weight", "negation_form", "elastic_prompts"),
 )
 RUN_FILE = "run.json"  # beside the checkpoints: what they were trained with
 SHAPING_ARGUMENTS = (

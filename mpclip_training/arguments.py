@@ -64,6 +64,10 @@ class ModelArguments:
     pooling_width: int = field(default=512, metadata={"help": "Channels inside the attention pooling."})
     pooling_heads: int = field(default=8, metadata={"help": "Its heads."})
     loss: str = field(default="softmax", metadata={"help": "'softmax' (CLIP) or 'sigmoid' (SigLIP)."})
+    logit_scale_init_value: float | None = field(
+        default=None,
+        metadata={"help": "Logarithm of the scale of similarities at the start; default log(1 / 0.07), log(10) for sigmoid."},
+    )
     diversity_weight: float = field(default=0.0, metadata={"help": "lambda_div; prompts of a text repel each other."})
     negation_weight: float = field(default=0.0, metadata={"help": "lambda_neg; the negated prompts are negatives."})
     negation_form: str = field(default="contrastive", metadata={"help": "'contrastive' or 'hinge'."})
