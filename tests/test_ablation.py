@@ -10,6 +10,7 @@ from scipy import stats
 from benchmarks import ablation
 from benchmarks.record import t_interval
 from eval.aspects import says_absence
+from eval.report import _beside_the_paper
 
 
 @pytest.fixture
@@ -79,3 +80,27 @@ def test_the_first_prompts_alone_are_measured_by_their_own_norm():
 )
 def test_captions_that_say_what_is_absent(caption, absent):
     assert says_absence(caption) == absent
+
+
+def test_the_papers_comparisons_stand_beside_ours():
+    def rows(system, values):
+        metrics = ("mean_recall", "i2t_R@1", "t2i_R@1")
+        return [
+            {"system": system, "split": "test", "seed": seed, "metrics": dict.fromkeys(metrics, value)}
+            for seed, value in enumerate(values)
+        ]
+
+    cells = rows("mean_pooling", [40.0, 41.0, 42.0]) + rows("multi_prompt_both", [45.0, 46.1, 47.0])
+    cells += rows("appended_tokens", [37.0, 38.1, 39.0]) + rows("mean_pooling_lora", [38.0, 41.0, 45.0])
+    metrics = ["mean_recall", "i2t_R@1", "t2i_R@1"]
+    comparisons = ablation.compare(cells, ["mean_pooling"], tuple(metrics))
+    lines = _beside_the_paper({"comparisons": comparisons, "metrics": metrics}, "test")
+    verdicts = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines[2:] if line}
+    assert verdicts == {
+        "mean pooling lora against mean pooling": "not decided",
+        "appended tokens against mean pooling": "no",
+        "multi prompt both against mean pooling": "yes",
+        "multi prompt both against mean pooling lora": "not decided",
+        "multi prompt both against appended tokens": "yes",
+    }
+    assert "| +5.4 | +5.0 (+4.9 to +5.2) | +3.7 |" in lines[4]  # 66.0 - 60.6 and 47.1 - 43.4
