@@ -157,6 +157,16 @@ def measure(embeds: dict, rows: datasets.Dataset) -> dict:
     return result
 
 
+def usable_device(name: str) -> str:
+    """`name` as it is, for argparse; refuses what torch does not know or this machine does not have."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        has = "cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
+        raise argparse.ArgumentTypeError(f"device {name!r} cannot be used; this machine has {has}") from error
+    return name
+
+
 def describe_machine(device: str = "cpu") -> dict:
     """What a time or a rounding may depend on: `cpu`, `cores`, `torch`, `transformers`, and `gpu` if one is used."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -207,7 +217,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--quantize", choices=("int8",), help="load the LLM's weights as int8, whatever the checkpoint holds (needs torchao)"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    parser.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     parser.add_argument("--limit", type=int, help="only the first LIMIT images, for a quick look")
     options = parser.parse_args(arguments)
 

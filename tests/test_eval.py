@@ -302,6 +302,14 @@ def test_what_the_user_can_mend_is_one_line(saved, monkeypatch):
         eval.__main__.main(arguments)
 
 
+@pytest.mark.parametrize("command", ["retrieval", "index query"])
+def test_a_device_that_is_not_there(command, capsys):
+    for name in ("foo", "cuda:99"):
+        with pytest.raises(SystemExit):
+            eval.__main__.main([*command.split(), "--device", name])
+        assert f"device {name!r} cannot be used; this machine has cpu" in capsys.readouterr().err
+
+
 def test_help_and_unknown_command(capsys):
     eval.__main__.main([])
     assert "retrieval" in capsys.readouterr().out

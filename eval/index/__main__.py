@@ -23,6 +23,7 @@ from eval.index.encoder import Encoder
 from eval.index.page import write_page
 from eval.index.search import Answer, PictureIndex, query_index, read_settings
 from eval.index.stores import KINDS, STORES
+from eval.retrieval import usable_device
 
 
 def main(arguments: list[str]) -> None:
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> None:
     )
     build.add_argument("--batch_size", type=int, default=64, help="pictures at a time (default: %(default)s)")
     build.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)")
-    build.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    build.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     build.set_defaults(run=_build)
 
     query = commands.add_parser("query", help="find pictures")
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> None:
     query.add_argument("--html", type=Path, metavar="OUT.html", help="write a page of thumbnails")
     query.add_argument("--json", type=Path, metavar="OUT.json", help="write the results, with the score of every aspect")
     query.add_argument("--model", help="where the checkpoint lies now, if not where it was")
-    query.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    query.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     query.set_defaults(run=_query)
 
     options = parser.parse_args(arguments)
