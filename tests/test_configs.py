@@ -81,3 +81,21 @@ def test_systems_fit_the_settings_with_cached_states(setting, system, tmp_path, 
     config = MPCLIPConfig(FULL_SIZE["SmolLM2-135M"](), **{name: getattr(model, name) for name in train_hf.CONFIG_OPTIONS})
     assert data.cache_states
     assert data.cache_text_states == (config.adaptive_tokens == "boundary" and not model.text_from_scratch)
+
+
+SETTINGS = sorted((ROOT / "configs").glob("*.yaml"))
+LAID = [("flickr8k_smollm2", recipe) for recipe in sorted((ROOT / "configs/search").glob("*.yaml"))]
+LAID += [("stsb_after_flickr8k", recipe) for recipe in sorted((ROOT / "configs/stsb_after_flickr8k").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda path: path.stem)
+def test_every_setting_is_understood(setting, tmp_path):
+    model, data, _ = parse_arguments([str(setting), "--output_dir", str(tmp_path), "--bf16", "false"])
+    assert model.vision_tuning == "full" or data.smallest_crop == 1
+
+
+@pytest.mark.parametrize("setting, recipe", LAID, ids=lambda value: getattr(value, "stem", value))
+def test_recipes_of_searches_change_what_they_say(setting, recipe, tmp_path):
+    known = [str(ROOT / f"configs/{setting}.yaml"), "--output_dir", str(tmp_path), "--bf16", "false"]
+    plain, changed = (parse_arguments(argv) for argv in (known, [known[0], str(recipe), *known[1:]]))
+    assert train_hf.what_shapes_the_weights(*plain) != train_hf.what_shapes_the_weights(*changed)
