@@ -69,11 +69,11 @@ class Task:
 # One cell ---------------------------------------------------------------------------------------------------------
 
 
-def recipe(setting: str, system: str, overrides: list[str], seed: int, out: str) -> list[str]:
+def recipe(settings: list[str], system: str, overrides: list[str], seed: int, out: str) -> list[str]:
     """The command line of train_hf.py for a cell."""
     last = {"seed": seed, "output_dir": out, "eval_split": "none", "save_strategy": "no", "logging_strategy": "no"}
     last |= {"eval_strategy": "no", "load_best_model_at_end": "false", "disable_tqdm": "true"}
-    return [setting, system, *overrides, *(part for name, value in last.items() for part in (f"--{name}", str(value)))]
+    return [*settings, system, *overrides, *(part for name, value in last.items() for part in (f"--{name}", str(value)))]
 
 
 @functools.lru_cache
@@ -248,7 +248,9 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
         prog=task.prog, description=task.description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("systems", nargs="+", metavar="CONFIG", help="recipes of what each system does otherwise")
-    parser.add_argument("--setting", required=True, help="recipe that all share: towers, data, schedule")
+    parser.add_argument(
+        "--setting", nargs="+", required=True, help="recipe that all share: towers, data, schedule; several are laid over"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs per system, seeds 0, 1, ... (%(default)s)")
     parser.add_argument("--splits", nargs="+", help="to measure on; the last one is reported (default: the setting's)")
     parser.add_argument(
@@ -264,14 +266,23 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
     result = json.loads(file.read_text()) if file.exists() else {}
     known, rows = result.get("options", {}), result.get("rows", [])
     systems = {Path(system).stem: system for system in options.systems}
-    splits = options.splits or [parse_arguments([options.setting, *overrides])[1].eval_split]
+    splits = options.splits or [parse_arguments([*options.setting, *overrides])[1].eval_split]
     for name, system in systems.items():
         told = options_of(recipe(options.setting, system, overrides, 0, "runs/ablation"))
         refuse_other_options(known, name, told, options.json)
         known[name] = told
     data = known[next(iter(systems))]["dataset"]
-    shared = [f"--{name}={value}" for name, value in (("setting", options.setting), ("json", options.json))]
-    command = [*systems.values(), *shared, "--seeds", str(options.seeds), "--splits", *splits]
+    command = [
+        *systems.values(),
+        "--setting",
+        *options.setting,
+        "--json",
+        options.json,
+        "--seeds",
+        str(options.seeds),
+        "--splits",
+        *splits,
+    ]
     command += ["--baselines", *options.baselines, *overrides]
 
     for seed in range(options.seeds):
@@ -290,7 +301,7 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
             made = provenance(task.prog.split()[-1], command)
             result = {
                 "about": options.about or result.get("about", ""),
-                "setting": options.setting,
+                "setting": " ".join(options.setting),
                 "reported": splits[-1],
                 "metrics": list(task.metrics),
                 "baselines": options.baselines,
