@@ -21,13 +21,17 @@ goes beside it.
 import argparse
 import functools
 import gc
+import importlib
 import json
 import logging
+import multiprocessing
+import os
 import shlex
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,23 +59,22 @@ class Task:
     """What cells are trained for.
 
     Attributes:
-        prog, description: of the command.
-        train_cell: command line of train_hf.py, splits -> split -> metrics.
+        module: whose `train_cell` turns a command line of train_hf.py and splits into split -> metrics.
+        description: of its command.
         metrics: those that are compared; the first one decides.
     """
 
-    prog: str
+    module: str
     description: str
-    train_cell: Callable[[list[str], list[str]], dict[str, dict]]
     metrics: tuple[str, ...]
 
 
 # One cell ---------------------------------------------------------------------------------------------------------
 
 
-def recipe(settings: list[str], system: str, overrides: list[str], seed: int, out: str) -> list[str]:
-    """The command line of train_hf.py for a cell."""
-    last = {"seed": seed, "output_dir": out, "eval_split": "none", "save_strategy": "no", "logging_strategy": "no"}
+def recipe(settings: list[str], system: str, overrides: list[str], seed: int) -> list[str]:
+    """The command line of train_hf.py for a cell, but for --output_dir."""
+    last = {"seed": seed, "eval_split": "none", "save_strategy": "no", "logging_strategy": "no"}
     last |= {"eval_strategy": "no", "load_best_model_at_end": "false", "disable_tqdm": "true"}
     return [*settings, system, *overrides, *(part for name, value in last.items() for part in (f"--{name}", str(value)))]
 
@@ -143,7 +146,7 @@ def negation_metrics(
     return {name: 100.0 * float(np.mean(part <= 1)) for name, part in parts.items() if len(part)}
 
 
-# All cells --------------------------------------------------------------------------------------------------------
+# What is compared -------------------------------------------------------------------------------------------------
 
 
 def options_of(argv: list[str]) -> dict:
@@ -235,17 +238,49 @@ def plot(result: dict, split: str, path: Path) -> None:
     plt.close(figure)
 
 
-RETRIEVAL = Task(
-    "python -m benchmarks.ablation",
-    __doc__,
-    lambda argv, splits: train_cell(argv, splits),
-    ("mean_recall", "t2i_R@1", "i2t_R@1"),
-)
+# All cells, one or several at a time --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    system: str
+    seed: int
+    argv: tuple[str, ...]
+
+
+def run_cell(module: str, cell: Cell, splits: list[str]) -> dict[str, dict]:
+    transformers.logging.set_verbosity_error()
+    try:
+        with tempfile.TemporaryDirectory() as out:
+            return importlib.import_module(module).train_cell([*cell.argv, "--output_dir", out], splits)
+    finally:
+        gc.collect()  # a Trainer and its model refer to one another
+
+
+def run_cells(module: str, cells: list[Cell], splits: list[str], jobs: int) -> Iterator[tuple[Cell, dict[str, dict]]]:
+    """Each cell with its metrics as it gets done; `jobs` of them at a time, in processes that share the cores."""
+    if jobs == 1:
+        for cell in cells:
+            yield cell, run_cell(module, cell, splits)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
+    try:
+        futures = {pool.submit(run_cell, module, cell, splits): cell for cell in cells}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error those that run are waited for, the others not begun
+
+
+RETRIEVAL = Task("benchmarks.ablation", __doc__, ("mean_recall", "t2i_R@1", "i2t_R@1"))
 
 
 def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
     parser = argparse.ArgumentParser(
-        prog=task.prog, description=task.description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {task.module}",
+        description=task.description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("systems", nargs="+", metavar="CONFIG", help="recipes of what each system does otherwise")
     parser.add_argument(
@@ -257,6 +292,9 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
         "--baselines", nargs="+", default=["mean_pooling", "single_prompt"], help="to compare with (%(default)s)"
     )
     parser.add_argument("--json", required=True, metavar="OUT.json", help="result, and where to go on from")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="cells at a time; of small models two on two cores are faster (%(default)s)"
+    )
     parser.add_argument("--about", help="a sentence for docs/results.md (default: the one already in the JSON)")
     options, overrides = parser.parse_known_args(argv)
     logging.basicConfig(format="%(message)s")
@@ -268,57 +306,48 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
     systems = {Path(system).stem: system for system in options.systems}
     splits = options.splits or [parse_arguments([*options.setting, *overrides])[1].eval_split]
     for name, system in systems.items():
-        told = options_of(recipe(options.setting, system, overrides, 0, "runs/ablation"))
+        told = options_of([*recipe(options.setting, system, overrides, 0), "--output_dir", "runs/ablation"])
         refuse_other_options(known, name, told, options.json)
         known[name] = told
     data = known[next(iter(systems))]["dataset"]
-    command = [
-        *systems.values(),
-        "--setting",
-        *options.setting,
-        "--json",
-        options.json,
-        "--seeds",
-        str(options.seeds),
-        "--splits",
-        *splits,
-    ]
+    command = [*systems.values(), "--setting", *options.setting, "--json", options.json]
+    command += ["--seeds", str(options.seeds), "--splits", *splits]
     command += ["--baselines", *options.baselines, *overrides]
 
-    for seed in range(options.seeds):
-        for name, system in systems.items():
-            done = {row["split"] for row in rows if (row["system"], row["seed"]) == (name, seed)}
-            if done >= set(splits):
-                continue
-            with tempfile.TemporaryDirectory() as out:
-                cell = task.train_cell(recipe(options.setting, system, overrides, seed, out), splits)
-            gc.collect()  # a Trainer and its model refer to one another
-            rows += [
-                {"system": name, "data": data, "split": split, "seed": seed, "metrics": metrics}
-                for split, metrics in cell.items()
-                if split not in done
-            ]
-            made = provenance(task.prog.split()[-1], command)
-            result = {
-                "about": options.about or result.get("about", ""),
-                "setting": " ".join(options.setting),
-                "reported": splits[-1],
-                "metrics": list(task.metrics),
-                "baselines": options.baselines,
-                "rows": rows,
-                "summary": summarise(rows),
-                "comparisons": compare(rows, options.baselines, task.metrics),
-                "options": known,
-                "commands": list(dict.fromkeys([*result.get("commands", []), made["command"]])),
-                **made,
-            }
-            write_json(file, result)
-            plot(result, splits[-1], file.with_suffix(".png"))
-            reached, decides = cell[splits[-1]], task.metrics[0]
-            print(
-                f"{name}, seed {seed}: {METRIC_NAMES[decides]} {reached[decides]:.1f}, {reached['train_seconds']:.0f} s",
-                flush=True,
-            )
+    done = {(row["system"], row["seed"], row["split"]) for row in rows}
+    cells = [
+        Cell(name, seed, tuple(recipe(options.setting, system, overrides, seed)))
+        for seed in range(options.seeds)
+        for name, system in systems.items()
+        if not done >= {(name, seed, split) for split in splits}
+    ]
+    order = list(known)
+    for cell, metrics in run_cells(task.module, cells, splits, options.jobs):
+        rows += [
+            {"system": cell.system, "data": data, "split": split, "seed": cell.seed, "metrics": metrics[split]}
+            for split in splits
+            if (cell.system, cell.seed, split) not in done
+        ]
+        rows.sort(key=lambda row: (order.index(row["system"]), row["seed"]))
+        made = provenance(task.module, command)
+        result = {
+            "about": options.about or result.get("about", ""),
+            "setting": " ".join(options.setting),
+            "reported": splits[-1],
+            "metrics": list(task.metrics),
+            "baselines": options.baselines,
+            "rows": rows,
+            "summary": summarise(rows),
+            "comparisons": compare(rows, options.baselines, task.metrics),
+            "options": known,
+            "commands": list(dict.fromkeys([*result.get("commands", []), made["command"]])),
+            **made,
+        }
+        write_json(file, result)
+        plot(result, splits[-1], file.with_suffix(".png"))
+        reached, decides = metrics[splits[-1]], task.metrics[0]
+        told = f"{METRIC_NAMES[decides]} {reached[decides]:.1f}, {reached['train_seconds']:.0f} s"
+        print(f"{cell.system}, seed {cell.seed}: {told}", flush=True)
     print(f"\n{shlex.quote(splits[-1])}\n{systems_table(result, splits[-1])}")
     return result
 

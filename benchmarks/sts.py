@@ -60,7 +60,7 @@ def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
     }
 
 
-STS = Task("python -m benchmarks.sts", __doc__, lambda argv, splits: train_cell(argv, splits), ("spearman",))
+STS = Task("benchmarks.sts", __doc__, ("spearman",))
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -55,6 +55,16 @@ def test_cells_are_trained_once_and_compared(command, tmp_path, monkeypatch, cap
         ablation.main([*command, "--seeds", "2", "--weight_decay", "0.3"])
 
 
+def test_cells_at_the_same_time_give_what_one_after_the_other_does(command, tmp_path):
+    alone = ablation.main([*command, "--seeds", "1"])
+    together = ablation.main([*command, "--seeds", "1", "--jobs", "2", "--json", str(tmp_path / "together.json")])
+    assert [row["system"] for row in together["rows"]] == [row["system"] for row in alone["rows"]]
+    for ours, theirs in zip(together["rows"], alone["rows"], strict=True):
+        for cell in (ours, theirs):
+            del cell["metrics"]["train_seconds"]
+        assert ours["metrics"] == pytest.approx(theirs["metrics"])
+
+
 def test_the_interval_is_that_of_the_t_distribution():
     values = [1.0, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
