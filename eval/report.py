@@ -117,8 +117,10 @@ def _systems_section(name: str, result: dict) -> str:
         lines += [f"| mean recall of the first prompts alone | {' | '.join(str(m) for m in range(1, K + 1))} |"]
         lines += ["|" + "---|" * (K + 1)]
         for row in first:
-            values = [row["mean"][f"mean_recall_first_{m}"] for m in range(1, K)] + [row["mean"]["mean_recall"]]
-            lines += [f"| {_words(row['system'])} | {' | '.join(f'{value:.1f}' for value in values)} |"]
+            own = sum("_first_" in metric for metric in row["mean"])  # its prompts but the last
+            values = [*(row["mean"][f"mean_recall_first_{m + 1}"] for m in range(own)), row["mean"]["mean_recall"]]
+            cells = [f"{value:.1f}" for value in values] + ["-"] * (K - len(values))
+            lines += [f"| {_words(row['system'])} | {' | '.join(cells)} |"]
         lines += [""]
     data = ", ".join(dict.fromkeys(row["data"] for row in result["rows"]))
     return "\n".join([*lines, *_facts({"data": data, "split": split, "setting": result["setting"]}, result)])
