@@ -113,7 +113,7 @@ def _systems_section(name: str, result: dict) -> str:
     lines += _beside_the_paper(result, split)
     first = [row for row in result["summary"] if row["split"] == split and "mean_recall_first_1" in row["mean"]]
     if first:
-        K = 1 + max(int(metric.rpartition("_")[2]) for metric in first[0]["mean"] if "_first_" in metric)
+        K = 1 + max(sum("_first_" in metric for metric in row["mean"]) for row in first)
         lines += [f"| mean recall of the first prompts alone | {' | '.join(str(m) for m in range(1, K + 1))} |"]
         lines += ["|" + "---|" * (K + 1)]
         for row in first:
