@@ -129,8 +129,12 @@ def _systems_section(name: str, result: dict) -> str:
 def systems_table(result: dict, split: str) -> str:
     """Markdown: each metric with its standard deviation, the first one's difference to each baseline, the paper's figures."""
     metrics = list(result["metrics"])
-    paper, paper_head = (PAPER_STS, ["paper"]) if metrics == ["spearman"] else (PAPER_RETRIEVAL, ["paper: I2T R@1", "T2I R@1"])
+    paper, paper_head = (
+        (PAPER_STS, ["paper"]) if metrics == ["spearman"] else (PAPER_RETRIEVAL, ["paper, Flickr30k: I2T R@1", "T2I R@1"])
+    )
     summary = [row for row in result["summary"] if row["split"] == split]
+    if not any(row["system"] in paper for row in summary):
+        paper_head = []
     metrics = [*metrics, *(["negated_R@1"] if any("negated_R@1" in row["mean"] for row in summary) else [])]
     head = ["system", "seeds", *(METRIC_NAMES[metric] for metric in metrics)]
     head += [f"{METRIC_NAMES[metrics[0]]} against {_words(baseline)}" for baseline in result["baselines"]]
@@ -138,7 +142,7 @@ def systems_table(result: dict, split: str) -> str:
     for row in summary:
         measured = [_spread(row, metric) for metric in metrics]
         differences = [_difference(result, row["system"], baseline, split) for baseline in result["baselines"]]
-        theirs = [str(value) for value in paper.get(row["system"], ["-"] * len(paper_head))]
+        theirs = [str(value) for value in paper.get(row["system"], ("-", "-"))][: len(paper_head)]
         lines.append([_words(row["system"]), str(row["seeds"]), *measured, *differences, *theirs])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -149,7 +153,10 @@ def _beside_the_paper(result: dict, split: str) -> list[str]:
     pairs = [pair for pair in PAPER_DIFFERENCES if pair in measured]
     if "i2t_R@1" not in result["metrics"] or not pairs:
         return []
-    lines = ["| difference in R@1 | paper: I2T | here | paper: T2I | here | mean recall here | same way |", "|" + "---|" * 7]
+    lines = [
+        "| difference in R@1 | paper, Flickr30k: I2T | here | paper: T2I | here | mean recall here | same way |",
+        "|" + "---|" * 7,
+    ]
     for system, baseline in pairs:
         cells = [f"{_words(system)} against {_words(baseline)}"]
         theirs = PAPER_DIFFERENCES[system, baseline]
