@@ -251,6 +251,7 @@ def origin_of(trainer: MPCLIPTrainer, argv: list[str], model_arguments: ModelArg
     arguments, config = trainer.args, trainer.model.config
     secret = arguments.hub_token
     options = {**asdict(model_arguments), **{name: getattr(config, name) for name in CONFIG_OPTIONS}}
+    options["logit_scale_init_value"] = model_arguments.logit_scale_init_value  # the config tells the default's number
     if model_arguments.checkpoint:
         options |= {"text_model": None, "vision_model": None}  # the checkpoint has them; the defaults would be a lie
     return {

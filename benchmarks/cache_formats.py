@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 import train_hf
-from benchmarks.record import markdown_table, provenance, t_interval, write_json
+from benchmarks.record import provenance, t_interval, write_json
+from eval.report import markdown_table
 from mpclip_training.arguments import parse_arguments
 from mpclip_training.state_store import FORMATS
 

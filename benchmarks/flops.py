@@ -31,7 +31,8 @@ from transformers import (
     ViTConfig,
 )
 
-from benchmarks.record import markdown_table, provenance, write_json
+from benchmarks.record import provenance, write_json
+from eval.report import markdown_table
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, PromptTree
 
 TEXT_CONFIGS = {

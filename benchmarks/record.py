@@ -44,10 +44,3 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> list[float]:
         return [float(values[0])] * 2  # nothing to draw from: scipy gives nan
     drawn = stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(seed))
     return [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
-
-
-def markdown_table(head: list[str], rows: list[list]) -> str:
-    """Floats with two decimals, None as a dash."""
-    cell = lambda x: "-" if x is None else f"{x:,.2f}" if isinstance(x, float) else str(x)  # noqa: E731
-    lines = [head, ["---"] * len(head), *([cell(x) for x in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

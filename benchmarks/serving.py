@@ -30,11 +30,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel, AutoProcessor
 
-from benchmarks.record import markdown_table, provenance, write_json
+from benchmarks.record import provenance, write_json
 from benchmarks.speed import captions, retrieval_model
 from benchmarks.timing import Clock
 from deploy.export_onnx import export
 from deploy.quantize_int8 import int8_config
+from eval.report import markdown_table
 
 BATCH_SIZES = (1, 32)
 TEXT_SIDE = ("text_model.", "text_projection.")

@@ -34,8 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.contenders import REAL, SHAPES, Contenders, K
-from benchmarks.record import markdown_table, provenance, write_json
+from benchmarks.record import provenance, write_json
 from benchmarks.timing import Clock
+from eval.report import markdown_table
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from mpclip_data.backbones import prepare_backbone
 from mpclip_data.image_text import load_image_text

@@ -4,8 +4,6 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.record import markdown_table
-
 HEAD = """# Results
 
 Written by `python -m eval report` from the JSON files in docs/results; no number here was typed by hand.
@@ -251,3 +249,10 @@ def expansion_table(models: dict[str, dict]) -> str:
 def _change(difference: dict) -> str:
     low, high = difference["interval_95"]
     return f"{difference['mean']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def markdown_table(head: list[str], rows: list[list]) -> str:
+    """Floats with two decimals, None as a dash."""
+    cell = lambda x: "-" if x is None else f"{x:,.2f}" if isinstance(x, float) else str(x)  # noqa: E731
+    lines = [head, ["---"] * len(head), *([cell(x) for x in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

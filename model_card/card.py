@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
-from benchmarks.record import markdown_table
+from eval.report import markdown_table
 from mpclip_data.image_text import load_image_text
 
 from .attention_grid import attention_grid, pooling_maps
