@@ -243,12 +243,15 @@ def plot(result: dict, split: str, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Cell:
+    """A system and a seed; `argv` is the command line of train_hf.py that trains it, but for --output_dir."""
+
     system: str
     seed: int
     argv: tuple[str, ...]
 
 
 def run_cell(module: str, cell: Cell, splits: list[str]) -> dict[str, dict]:
+    """Split -> metrics of one cell, trained in a folder that is gone afterwards."""
     transformers.logging.set_verbosity_error()
     try:
         with tempfile.TemporaryDirectory() as out:
@@ -297,6 +300,8 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
     )
     parser.add_argument("--about", help="a sentence for docs/results.md (default: the one already in the JSON)")
     options, overrides = parser.parse_known_args(argv)
+    if options.jobs < 1 or options.seeds < 1:
+        parser.error(f"--jobs {options.jobs} and --seeds {options.seeds}: both must be at least 1.")
     logging.basicConfig(format="%(message)s")
     transformers.logging.set_verbosity_error()
 
@@ -322,15 +327,11 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
         if not done >= {(name, seed, split) for split in splits}
     ]
     order = list(known)
-    for cell, metrics in run_cells(task.module, cells, splits, options.jobs):
-        rows += [
-            {"system": cell.system, "data": data, "split": split, "seed": cell.seed, "metrics": metrics[split]}
-            for split in splits
-            if (cell.system, cell.seed, split) not in done
-        ]
+
+    def save(made: dict) -> dict:
+        """The file and the plot of `rows`, which were measured as `made` says."""
         rows.sort(key=lambda row: (order.index(row["system"]), row["seed"]))
-        made = provenance(task.module, command)
-        result = {
+        saved = {
             "about": options.about or result.get("about", ""),
             "setting": " ".join(options.setting),
             "reported": splits[-1],
@@ -343,11 +344,22 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
             "commands": list(dict.fromkeys([*result.get("commands", []), made["command"]])),
             **made,
         }
-        write_json(file, result)
-        plot(result, splits[-1], file.with_suffix(".png"))
+        write_json(file, saved)
+        plot(saved, splits[-1], file.with_suffix(".png"))
+        return saved
+
+    for cell, metrics in run_cells(task.module, cells, splits, options.jobs):
+        rows += [
+            {"system": cell.system, "data": data, "split": split, "seed": cell.seed, "metrics": metrics[split]}
+            for split in splits
+            if (cell.system, cell.seed, split) not in done
+        ]
+        result = save(provenance(task.module, command))
         reached, decides = metrics[splits[-1]], task.metrics[0]
         told = f"{METRIC_NAMES[decides]} {reached[decides]:.1f}, {reached['train_seconds']:.0f} s"
         print(f"{cell.system}, seed {cell.seed}: {told}", flush=True)
+    if not cells:  # all is measured: what is said and compared may have changed
+        result = save({name: result[name] for name in ("command", "date", "machine")})
     print(f"\n{shlex.quote(splits[-1])}\n{systems_table(result, splits[-1])}")
     return result
 

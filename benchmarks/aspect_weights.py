@@ -101,6 +101,12 @@ def choose(score: Callable[[list[float]], float], K: int) -> tuple[list[float], 
 
 
 def measure(score: Callable[[dict, list[float]], np.ndarray], validation: dict, test: dict, K: int) -> dict:
+    """Curves and chosen weights of a task on validation, and the metric on both splits, in percent.
+
+    Args:
+        score: (embeddings, K weights) -> (I,) what each picture adds to the metric.
+        validation, test: embeddings, as `score` takes them.
+    """
     chosen, curves = choose(lambda weights: float(score(validation, weights).mean()), K)
     result = {"chosen": chosen, "curves": curves, "validation": {}, "test": {}, "difference": {}}
     for name, weights in {"equal": [1.0] * K, "chosen": chosen, "paper": as_in_the_paper(K)}.items():

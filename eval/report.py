@@ -30,7 +30,9 @@ PAPER_RETRIEVAL = {
 PAPER_STS = {"single_prompt": (87.2,), "multi_prompt_diversity": (88.9,)}
 # What the paper compares: (system, baseline) -> difference of R@1, image-to-text and text-to-image on Flickr30k.
 PAPER_DIFFERENCES = {
-    (system, baseline): tuple(round(ours - theirs, 1) for ours, theirs in zip(*figures, strict=True))
+    (system, baseline): tuple(
+        round(ours - theirs, 1) for ours, theirs in zip(PAPER_RETRIEVAL[system], PAPER_RETRIEVAL[baseline], strict=True)
+    )
     for system, baseline in (
         ("mean_pooling", "vanilla_clip"),
         ("mean_pooling_lora", "mean_pooling"),
@@ -41,7 +43,6 @@ PAPER_DIFFERENCES = {
         ("multi_prompt_both", "appended_tokens"),
         ("multi_prompt_sigmoid", "vanilla_clip_sigmoid"),
     )
-    for figures in [(PAPER_RETRIEVAL[system], PAPER_RETRIEVAL[baseline])]
 }
 PAPER_DIFFERENCES["multi_prompt_both", "single_prompt"] = (5.5, 6.7)  # LLaMA-3-8B, batch 4,096
 
@@ -107,7 +108,7 @@ def _facts(facts: dict, result: dict) -> list[str]:
 def _systems_section(name: str, result: dict) -> str:
     split = result["reported"]
     lines = [f"## {name}", "", result.get("about", ""), "", systems_table(result, split), ""]
-    lines += [f"![Recall of every system and seed.](results/{name}.png)", ""]
+    lines += [f"![Every system and seed.](results/{name}.png)", ""]
     lines += _beside_the_paper(result, split)
     first = [row for row in result["summary"] if row["split"] == split and "mean_recall_first_1" in row["mean"]]
     if first:
@@ -140,7 +141,7 @@ def systems_table(result: dict, split: str) -> str:
     for row in summary:
         measured = [_spread(row, metric) for metric in metrics]
         differences = [_difference(result, row["system"], baseline, split) for baseline in result["baselines"]]
-        theirs = [str(value) for value in paper.get(row["system"], ("-", "-"))][: len(paper_head)]
+        theirs = [str(value) for value in paper.get(row["system"], ["-"] * len(paper_head))]
         lines.append([_words(row["system"]), str(row["seeds"]), *measured, *differences, *theirs])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

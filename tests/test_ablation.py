@@ -51,6 +51,11 @@ def test_cells_are_trained_once_and_compared(command, tmp_path, monkeypatch, cap
     assert found[0]["mean_difference"] == pytest.approx(np.mean(change)) and found[0]["seeds"] == 2
     assert "| multi prompt | 2 |" in capsys.readouterr().out
 
+    said = ablation.main([*command, "--seeds", "2", "--about", "Squares."])  # nothing to train: told anew, measured as before
+    assert said == json.loads((tmp_path / "out.json").read_text()) == result | {"about": "Squares."} and len(trained) == 2
+    with pytest.raises(SystemExit):
+        ablation.main([*command, "--jobs", "0"])
+
     with pytest.raises(SystemExit, match=r"other options: weight_decay"):
         ablation.main([*command, "--seeds", "2", "--weight_decay", "0.3"])
 
