@@ -7,7 +7,7 @@
 Settings, systems, cells and JSON are as in `python -m benchmarks.ablation`, which this is for another task: the loss is
 CoSENT on the cosine of the two sentences' embeddings, and what is reported is its Spearman correlation with the scores. Of a
 system's losses the diversity loss applies; negation needs images. With the setting's cached states the layers that stay
-frozen run once.
+frozen run once; with its `train_sampling_strategy: group_by_length` a batch holds little padding.
 """
 
 import time

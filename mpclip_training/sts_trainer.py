@@ -9,6 +9,7 @@ from transformers.trainer_utils import EvalPrediction
 from modeling_mpclip.contrastive_losses import diversity_loss
 from modeling_mpclip.modeling_mpclip import MPCLIPOutput
 
+from .samplers import LengthSampler
 from .state_cache import TextStates
 from .trainer import MPCLIPTrainer
 
@@ -39,6 +40,14 @@ class STSTrainer(MPCLIPTrainer):
         if config.diversity_weight:
             loss = loss + config.diversity_weight * diversity_loss(output.text_prompt_embeds, config.diversity_margin)
         return (loss, output) if return_outputs else loss
+
+    def _get_train_sampler(self, *args, **kwargs):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(*args, **kwargs)
+        sides = (self.train_dataset[name][:] for name in ("sentence1", "sentence2"))
+        characters = [max(map(len, pair)) for pair in zip(*sides, strict=True)]
+        drawn = {"seed": self.args.seed, "epoch": lambda: int(self.state.epoch or 0)}
+        return LengthSampler(lambda: characters, self.args.train_batch_size, **drawn)
 
     def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(dict(inputs))

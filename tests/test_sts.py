@@ -29,6 +29,27 @@ def test_pairs_are_read_and_faults_named(pairs):
         load_sts(pairs, "odd")
 
 
+def test_batches_hold_pairs_of_one_length(folder, pairs, tmp_path):
+    texts = ["a cat", "a dog on a big red boat in the blue sea, left of a cat and a dog"] * 8
+    (pairs / "train.csv").write_text("\n".join(f'"{text}","a cat",{i % 6}.0' for i, text in enumerate(texts)) + "\n")
+    given = (
+        "--dataset",
+        str(pairs),
+        "--train_sampling_strategy",
+        "group_by_length",
+        "--eval_strategy",
+        "no",
+        "--load_best_model_at_end",
+        "false",
+    )
+    trainer, _ = sts.build_trainer(arguments(folder, tmp_path / "out", *given), ["dev"])
+    longest = sorted(batch["attention_mask"].shape[1] for batch in trainer.get_train_dataloader())
+    assert longest[0] == longest[1] < longest[2] == longest[3]  # two batches of short pairs, two of long ones
+    orders = [list(trainer._get_train_sampler())]
+    trainer.state.epoch = 1.0
+    assert sorted(orders[0]) == list(range(16)) and list(trainer._get_train_sampler()) != orders[0]
+
+
 @pytest.mark.parametrize("cached", ["true", "false"])
 def test_systems_are_fine_tuned_and_compared(folder, pairs, tmp_path, cached):
     options = arguments(folder, tmp_path / "unused")
