@@ -17,7 +17,7 @@ from .attention_grid import attention_grid, pooling_maps
 from .evaluation import all_measured, result_table
 from .facts import (
     TOWERS,
-    changed_options,
+    options_given,
     code,
     duration,
     fenced,
@@ -169,7 +169,7 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
             "checkpoint": Path(arguments["model"]["checkpoint"] or "").name,
             "trained": trained_in_words(config, arguments["model"]),
             "option_table": markdown_table(
-                ["option", "value"], [[code(name), code(value, True)] for name, value in changed_options(training)]
+                ["option", "value"], [[code(name), code(value, True)] for name, value in options_given(training)]
             ),
             "cost": _cost_in_words(read_json(folder / "train_results.json"), training),
             "commit": training.get("commit"),

@@ -103,7 +103,7 @@ def trained_in_words(config: dict, arguments: dict) -> list[str]:
     return [*sentences, f"New and trained in full: {new}."]
 
 
-def changed_options(training: dict) -> list[tuple[str, str]]:
+def options_given(training: dict) -> list[tuple[str, str]]:
     """(name, value) of the options of train_hf.py that differ from their defaults.
 
     The defaults are those of the class, not of an instance: making one sets up devices anew.
