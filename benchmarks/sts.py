@@ -1,6 +1,6 @@
 """Fine-tune the text side of systems on STS-B over several seeds, and compare them.
 
-    python -m benchmarks.sts configs/systems/single_prompt.yaml configs/systems/multi_prompt_diversity.yaml \\
+    python -m benchmarks.sts configs/systems/single_prompt.yaml configs/systems/multi_prompt.yaml \\
         --setting configs/stsb_smollm2.yaml --dataset data/stsb --json docs/results/stsb_smollm2.json
     python -m benchmarks.sts ... --text_model gemma3-270m --json docs/results/stsb_gemma3.json
 

@@ -27,7 +27,7 @@ PAPER_RETRIEVAL = {
     "multi_prompt_sigmoid": (83.2, 64.2),
 }
 # Spearman correlation on the test split of STS-B, Gemma-2B.
-PAPER_STS = {"single_prompt": (87.2,), "multi_prompt_diversity": (88.9,)}
+PAPER_STS = {"single_prompt": (87.2,), "multi_prompt": (88.9,)}
 # What the paper compares: (system, baseline) -> difference of R@1, image-to-text and text-to-image on Flickr30k.
 PAPER_DIFFERENCES = {
     (system, baseline): tuple(
