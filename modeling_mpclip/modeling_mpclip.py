@@ -255,8 +255,15 @@ class MPCLIPModel(PreTrainedModel):
         return model
 
     def train(self, mode: bool = True) -> "MPCLIPModel":
-        """As `nn.Module.train`, but a wholly frozen tower stays in evaluation mode (its batch norm keeps its statistics)."""
+        """As `nn.Module.train`, but a wholly frozen tower stays in evaluation mode, and so does batch norm in a trained one.
+
+        With statistics of the batch an image's embedding would depend on what else is in it: neither a gradient cache nor
+        several processes would equal one large batch.
+        """
         super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
         for tower in (self.text_model, self.vision_model):
             if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()

@@ -109,15 +109,20 @@ def test_video_refusals():
         model.get_video_features(torch.randn(1, 2, 3, 32, 32), torch.zeros(1, 2))
 
 
-def test_a_frozen_tower_keeps_its_batch_norm_statistics():
+@pytest.mark.parametrize("trained", [False, True])
+def test_batch_norm_keeps_its_statistics(trained):
     model = make_model(vision="efficientnet")
-    model.vision_model.requires_grad_(False)
+    model.vision_model.requires_grad_(trained)
     model.train()
-    assert model.training and not model.vision_model.training and model.text_model.training
+    assert model.training and model.vision_model.training == trained and model.text_model.training
     before = {n: b.clone() for n, b in model.vision_model.named_buffers()}
     model.get_image_features(torch.randn(2, 3, 64, 64))
     for name, buffer in model.vision_model.named_buffers():
         torch.testing.assert_close(buffer, before[name], atol=0, rtol=0)
+    pixels = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        together, alone = (model.get_image_features(x).pooler_output[:1] for x in (pixels, pixels[:1]))
+    torch.testing.assert_close(alone, together)
 
 
 def test_one_prompt_may_be_matched_by_several_queries():
