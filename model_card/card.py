@@ -17,7 +17,6 @@ from .attention_grid import attention_grid, pooling_maps
 from .evaluation import all_measured, result_table
 from .facts import (
     TOWERS,
-    options_given,
     code,
     duration,
     fenced,
@@ -26,6 +25,7 @@ from .facts import (
     large,
     licence_of_weights,
     loss_in_words,
+    options_given,
     parameters_in,
     plain,
     prompt_rows,
