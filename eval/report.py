@@ -1,7 +1,12 @@
-"""Write docs/results.md from the measurements in docs/results/*.json."""
+"""Write docs/results.md from the measurements in docs/results/*.json, and what is said of them in docs/results/findings.md.
+
+The findings are prose in which a number is `{mean RESULT SYSTEM METRIC}`, the mean over seeds, or
+`{difference RESULT SYSTEM BASELINE}`, the paired difference of the first metric with its interval.
+"""
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 HEAD = """# Results
@@ -48,20 +53,42 @@ PAPER_DIFFERENCES["multi_prompt_both", "single_prompt"] = (5.5, 6.7)  # LLaMA-3-
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m eval report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of JSON files (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="page to write (%(default)s)")
     options = parser.parse_args(arguments)
     if not options.results.is_dir() or not list(options.results.glob("*.json")):
         raise SystemExit(f"No measurement in {options.results}: python -m eval retrieval --json writes one.")
-    sections = []
-    for file in sorted(options.results.glob("*.json")):
-        result = json.loads(file.read_text())
+    results = {file.stem: json.loads(file.read_text()) for file in sorted(options.results.glob("*.json"))}
+    findings = options.results / "findings.md"
+    sections = [_fill_in(findings.read_text(), results)] if findings.is_file() else []
+    for name, result in results.items():
         kinds = {"comparisons": _systems_section, "tasks": _weights_section, "expansions": _expansion_section}
         section = next((write for key, write in kinds.items() if key in result), _section)
-        sections.append(section(file.stem, result))
+        sections.append(section(name, result))
     options.out.write_text("\n".join([HEAD, *sections]))
     print(f"written: {options.out}")
+
+
+def _fill_in(findings: str, results: dict[str, dict]) -> str:
+    """Put the measured numbers in the places that the findings leave for them."""
+
+    def measured(place: re.Match) -> str:
+        kind, name, system, other = place.groups()
+        result = results.get(name, {"reported": None, "summary": [], "comparisons": []})
+        split = result["reported"]
+        if kind == "difference":
+            found = _difference(result, system, other, split)
+        else:
+            rows = [row for row in result["summary"] if (row["system"], row["split"]) == (system, split)]
+            found = f"{rows[0]['mean'][other]:.1f}" if rows and other in rows[0]["mean"] else "-"
+        if found == "-":
+            raise SystemExit(f"The findings tell of {place[0]}, which was not measured: expected one of {', '.join(results)}.")
+        return found
+
+    return re.sub(r"\{(mean|difference) (\S+) (\S+) (\S+)\}", measured, findings)
 
 
 def _section(name: str, result: dict) -> str:
