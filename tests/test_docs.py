@@ -1,5 +1,6 @@
 """The documents say what is there: links lead somewhere, the results page is that of the JSON files, recipes have results."""
 
+import json
 import re
 from pathlib import Path
 
@@ -31,9 +32,19 @@ def test_results_page_is_written_from_the_measurements(tmp_path, monkeypatch):
         report.main(["--results", str(tmp_path / "nowhere")])
 
 
-def test_readme_shows_the_measured_numbers():
-    import json
+def test_findings_take_their_numbers_from_the_measurements(tmp_path):
+    rows = [{"system": "six", "split": "test", "mean": {"mean_recall": 51.04}}]
+    differences = [{"system": "six", "baseline": "one", "split": "test", "metric": "mean_recall", "mean_difference": 2.06}]
+    differences[0]["interval"] = [1.5, 2.71]
+    results = {"photos": {"reported": "test", "metrics": ["mean_recall"], "summary": rows, "comparisons": differences}}
+    told = report._fill_in("{mean photos six mean_recall}, {difference photos six one}", results)
+    assert told == "51.0, +2.1 (+1.5 to +2.7)"
+    for place in ("{mean photos six spearman}", "{difference photos one six}", "{mean pictures six mean_recall}"):
+        with pytest.raises(SystemExit, match=f"{place}, which was not measured: expected .*photos"):
+            report._fill_in(place, results)
 
+
+def test_readme_shows_the_measured_numbers():
     readme = (ROOT / "README.md").read_text()
     demo = json.loads((ROOT / "docs/results/openmoji_demo.json").read_text())
     flickr = [json.loads((ROOT / f"docs/results/flickr8k_{name}.json").read_text()) for name in ("smollm2", "best")]
