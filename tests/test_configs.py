@@ -85,7 +85,7 @@ def test_systems_fit_the_settings_with_cached_states(setting, system, tmp_path, 
 
 SETTINGS = sorted((ROOT / "configs").glob("*.yaml"))
 LAID = [("search/start", recipe) for recipe in sorted((ROOT / "configs/search").glob("*.yaml")) if recipe.stem != "start"]
-LAID += [("stsb_after_flickr8k", recipe) for recipe in sorted((ROOT / "configs/stsb_after_flickr8k").glob("*.yaml"))]
+LAID += [("stsb_after_flickr8k", recipe) for recipe in sorted((ROOT / "configs").glob("stsb_after_flickr8k*/*.yaml"))]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda path: path.stem)
