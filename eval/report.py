@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _fill_in(findings: str, results: dict[str, dict]) -> str:
-    """Put the measured numbers in the places that the findings leave for them."""
+    """Put the measured numbers in the places that the findings leave for them; a paragraph is then one line."""
 
     def measured(place: re.Match) -> str:
         kind, name, system, other = place.groups()
@@ -88,7 +88,8 @@ def _fill_in(findings: str, results: dict[str, dict]) -> str:
             raise SystemExit(f"The findings tell of {place[0]}, which was not measured: expected one of {', '.join(results)}.")
         return found
 
-    return re.sub(r"\{(mean|difference) (\S+) (\S+) (\S+)\}", measured, findings)
+    unwrapped = re.sub(r"(?<=\S)\n(?=\S)", " ", findings)
+    return re.sub(r"\{(mean|difference) (\S+) (\S+) (\S+)\}", measured, unwrapped)
 
 
 def _section(name: str, result: dict) -> str:
