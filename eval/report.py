@@ -1,7 +1,8 @@
 """Write docs/results.md from the measurements in docs/results/*.json, and what is said of them in docs/results/findings.md.
 
 The findings are prose in which a number is `{mean RESULT SYSTEM METRIC}`, the mean over seeds, or
-`{difference RESULT SYSTEM BASELINE}`, the paired difference of the first metric with its interval.
+`{difference RESULT SYSTEM BASELINE}`, the paired difference of the first metric with its interval; a last word
+in the braces names another split than the reported one.
 """
 
 import argparse
@@ -76,9 +77,9 @@ def _fill_in(findings: str, results: dict[str, dict]) -> str:
     """Put the measured numbers in the places that the findings leave for them; a paragraph is then one line."""
 
     def measured(place: re.Match) -> str:
-        kind, name, system, other = place.groups()
+        kind, name, system, other, split = place.groups()
         result = results.get(name, {"reported": None, "summary": [], "comparisons": []})
-        split = result["reported"]
+        split = split or result["reported"]
         if kind == "difference":
             found = _difference(result, system, other, split)
         else:
@@ -89,7 +90,7 @@ def _fill_in(findings: str, results: dict[str, dict]) -> str:
         return found
 
     unwrapped = re.sub(r"(?<=\S)\n(?=\S)", " ", findings)
-    return re.sub(r"\{(mean|difference) (\S+) (\S+) (\S+)\}", measured, unwrapped)
+    return re.sub(r"\{(mean|difference) (\S+) (\S+) (\S+?)(?: (\S+))?\}", measured, unwrapped)
 
 
 def _section(name: str, result: dict) -> str:

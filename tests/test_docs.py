@@ -37,9 +37,10 @@ def test_findings_take_their_numbers_from_the_measurements(tmp_path):
     differences = [{"system": "six", "baseline": "one", "split": "test", "metric": "mean_recall", "mean_difference": 2.06}]
     differences[0]["interval"] = [1.5, 2.71]
     results = {"photos": {"reported": "test", "metrics": ["mean_recall"], "summary": rows, "comparisons": differences}}
-    told = report._fill_in("{mean photos six mean_recall}, {difference photos six one}", results)
+    told = report._fill_in("{mean photos six mean_recall}, {difference photos six one test}", results)
     assert told == "51.0, +2.1 (+1.5 to +2.7)"
-    for place in ("{mean photos six spearman}", "{difference photos one six}", "{mean pictures six mean_recall}"):
+    places = ("{mean photos six spearman}", "{mean photos six mean_recall train}", "{difference photos one six}")
+    for place in (*places, "{mean pictures six mean_recall}"):
         with pytest.raises(SystemExit, match=f"{place}, which was not measured: expected .*photos"):
             report._fill_in(place, results)
 
