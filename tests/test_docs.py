@@ -32,7 +32,7 @@ def test_results_page_is_written_from_the_measurements(tmp_path, monkeypatch):
         report.main(["--results", str(tmp_path / "nowhere")])
 
 
-def test_findings_take_their_numbers_from_the_measurements(tmp_path):
+def test_findings_take_their_numbers_from_the_measurements():
     rows = [{"system": "six", "split": "test", "mean": {"mean_recall": 51.04}}]
     differences = [{"system": "six", "baseline": "one", "split": "test", "metric": "mean_recall", "mean_difference": 2.06}]
     differences[0]["interval"] = [1.5, 2.71]
