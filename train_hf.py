@@ -62,7 +62,8 @@ from mpclip_training.tuning import boundary_layer, prepare_tuning
 logger = logging.getLogger("train_hf")
 # The model arguments that are the config's.
 CONFIG_OPTIONS = (
-    *("num_prompts", "projection_dim", "templates", "negated_templates", "adaptive_tokens", "text_pooling"),
+    *("num_prompts", "projection_dim", "shared_projection", "templates", "negated_templates"),
+    *("adaptive_tokens", "text_pooling"),
     *("image_pooling", "pooling_queries", "pooling_width", "pooling_heads"),
     *("loss", "logit_scale_init_value", "diversity_weight", "negation_weight", "negation_form", "elastic_prompts"),
 )

@@ -131,7 +131,7 @@ def count_text(model: MPCLIPModel, mode: str, negated: bool, N: int) -> tuple[fl
     full = {"separate": single_prompts(tree), "masked": [written_out(tree)], "tree": [tree]}
     if mode in full:
         gmacs = sum(multiply_adds(lambda t=t: tower(ids, mask, tree=t)) for t in full[mode])
-        K, H, segment = model.text_projection.weight.shape
+        K, (_, H, segment) = model.config.num_prompts, model.text_projection.weight.shape
         gmacs += (2 if negated else 1) * K * H * segment / 1e9  # the projection of the readouts
         return gmacs, sum(N + len(t) for t in full[mode])
     inputs = {"input_ids": ids}

@@ -33,6 +33,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         text_only: the model has no image side; `vision_config` is None.
         num_prompts: K, the prompts per text; each yields `projection_dim / num_prompts` dimensions.
         projection_dim: D, dimensions of the text and image embeddings; a multiple of K.
+        shared_projection: one text projection serves all prompts, in place of one for each.
         templates: K prompt templates; by default "The [APT-i] of this image means:" (paper, section 1.1).
         negated_templates: their K negated twins, or [] for a model that never sees negation.
         prompt_tree: the compiled templates (`compile_prompts` fills it), as `PromptTree.to_dict()`.
@@ -74,6 +75,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         text_only: bool = False,
         num_prompts: int = 6,
         projection_dim: int = 768,
+        shared_projection: bool = False,
         templates: list[str] | None = None,
         negated_templates: list[str] | None = None,
         prompt_tree: dict | None = None,
@@ -104,6 +106,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         self.text_only = text_only
         self.num_prompts = num_prompts
         self.projection_dim = projection_dim
+        self.shared_projection = shared_projection
         prompted = text_pooling == "prompts"
         self.templates = templates if templates is not None else default_templates(num_prompts) if prompted else []
         if negated_templates is None:

@@ -113,12 +113,15 @@ class AttentionPooling(nn.Module):
 class SegmentProjection(nn.Module):
     """Q vectors -> one embedding of Q segments, each by a projection of its own: (B, Q, C) -> (B, Q, D / Q).
 
-    Of fewer vectors, the first segments: (B, m, C) -> (B, m, D / Q).
+    Of fewer vectors, the first segments: (B, m, C) -> (B, m, D / Q). With `shared` one projection serves all segments.
     """
 
-    def __init__(self, num_segments: int, input_dim: int, projection_dim: int):
+    def __init__(self, num_segments: int, input_dim: int, projection_dim: int, shared: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_segments, input_dim, projection_dim // num_segments))
+        projections = 1 if shared else num_segments
+        self.weight = nn.Parameter(torch.empty(projections, input_dim, projection_dim // num_segments))
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("bqc,qcd->bqd", vectors, self.weight[: vectors.shape[1]])
+        # The weight of a shared projection, (1, C, D / Q), stands for that of any number of segments.
+        weight = self.weight[: vectors.shape[1]].expand(vectors.shape[1], -1, -1)  # (m, C, D / Q)
+        return torch.einsum("bqc,qcd->bqd", vectors, weight)

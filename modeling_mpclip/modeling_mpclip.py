@@ -142,7 +142,9 @@ class MPCLIPModel(PreTrainedModel):
         if text_model is None:
             text_model = text_tower_class(type(config.text_config))(config.text_config, **_tower_arguments(config))
         self.text_model = text_model
-        self.text_projection = SegmentProjection(config.num_prompts, config.text_config.hidden_size, config.projection_dim)
+        self.text_projection = SegmentProjection(
+            config.num_prompts, config.text_config.hidden_size, config.projection_dim, config.shared_projection
+        )
         self.logit_scale = LogitScale(has_bias=config.loss == "sigmoid")
         self.vision_model = self.image_pooling = self.image_projection = None
         if not config.text_only:

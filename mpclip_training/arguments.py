@@ -31,6 +31,9 @@ class ModelArguments:
     )
     num_prompts: int = field(default=6, metadata={"help": "K, prompts per text."})
     projection_dim: int = field(default=768, metadata={"help": "D, embedding dimensions; a multiple of num_prompts."})
+    shared_projection: bool = field(
+        default=False, metadata={"help": "One text projection for all prompts instead of one for each."}
+    )
     templates: list[str] | None = field(
         default=None,
         metadata={

@@ -189,6 +189,23 @@ def test_a_text_model_that_is_no_decoder_is_refused():
         text_tower_class(BertConfig)(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
 
 
+def test_a_shared_projection_is_every_prompts_own_when_all_are_equal(tmp_path, tokenizer, batch):
+    model = make_model(tokenizer=tokenizer, shared_projection=True, negation_weight=0.5)
+    plain = make_model(tokenizer=tokenizer, negation_weight=0.5)
+    shared = model.text_projection.weight
+    assert shared.shape == (1, *plain.text_projection.weight.shape[1:])
+    states = model.state_dict() | {"text_projection.weight": shared.detach().expand(3, -1, -1).clone()}
+    plain.load_state_dict(states)
+    outputs = [either(**batch, return_loss=True) for either in (model, plain)]
+    for name in ("text_embeds", "negated_text_embeds", "loss"):
+        torch.testing.assert_close(outputs[0][name], outputs[1][name])
+    for output in outputs:
+        output.loss.backward()
+    torch.testing.assert_close(shared.grad, plain.text_projection.weight.grad.sum(0, keepdim=True))
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(MPCLIPModel.from_pretrained(tmp_path)(**batch).text_embeds, outputs[0].text_embeds)
+
+
 def test_elastic_prompts_train_the_first_m_alone():
     model = make_model(elastic_prompts=True).train()
     ids, pixels = torch.randint(3, 300, (4, 5)), torch.randn(4, 3, 32, 32)
