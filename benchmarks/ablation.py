@@ -13,9 +13,9 @@ started again, also with more systems or seeds. A cell that was trained with oth
 that is refused, with what differs.
 
 The JSON holds `rows` (a cell on a split, with its metrics), `summary` (mean and standard deviation over seeds),
-`comparisons` (paired difference to each baseline, and to those of the paper; mean and 95% interval of Student's t over
-seeds), `options` of each system, and how to repeat it: `commands`, of which `command` is the last. A plot of the same name
-goes beside it.
+`comparisons` (paired difference to each baseline, and to those of the paper; mean and, of three seeds or more, 95%
+interval of Student's t), `options` of each system, and how to repeat it: `commands`, of which `command` is the last. With
+several splits, "all" is the mean over them. A plot of the same name goes beside it.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import filelock
 import numpy as np
 import torch
 import transformers
@@ -45,13 +46,15 @@ import train_hf
 from benchmarks.record import provenance, t_interval, write_json
 from eval.aspects import says_absence
 from eval.metrics import retrieval_compute_metrics, retrieval_ranks
-from eval.report import METRIC_NAMES, PAPER_DIFFERENCES, systems_table
+from eval.report import METRIC_NAMES, PAPER_DIFFERENCES, comparison, systems_table, words
 from mpclip_data.image_text import ImageTextDataset, load_image_text
 from mpclip_training.arguments import DataArguments, parse_arguments
 from mpclip_training.collator import MPCLIPCollator
 
 # What is one cell's own, or changes nothing in what is learned.
 NOT_COMPARED = ("seed", "eval_split", "bad_images")
+ALL = "all"  # the mean over splits
+SOME_HAVE = ("negated_R@1",)  # metrics of some data only
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,24 @@ def refuse_other_options(known: dict, system: str, options: dict, file: str) -> 
         )
 
 
+def with_all_splits(rows: list[dict]) -> list[dict]:
+    """And rows of the split "all", where there are several: a cell's mean over them."""
+    cells: dict[tuple, list[dict]] = {}
+    for row in rows:
+        cells.setdefault((row["system"], row["seed"]), []).append(row["metrics"])
+    several = len({row["split"] for row in rows}) > 1
+    return rows + [
+        {
+            "system": system,
+            "split": ALL,
+            "seed": seed,
+            "metrics": {name: statistics.mean(of[name] for of in measured) for name in measured[0]},
+        }
+        for (system, seed), measured in cells.items()
+        if several
+    ]
+
+
 def summarise(rows: list[dict]) -> list[dict]:
     """Mean and standard deviation over seeds, per system and split."""
     summary = []
@@ -196,6 +217,8 @@ def compare(rows: list[dict], baselines: list[str], metrics: tuple[str, ...]) ->
             if system == baseline or (system, baseline) not in asked or not seeds:
                 continue
             for metric in metrics:
+                if metric not in of[system, split, seeds[0]]:
+                    continue
                 change = [of[system, split, seed][metric] - of[baseline, split, seed][metric] for seed in seeds]
                 comparisons.append(
                     {
@@ -212,28 +235,51 @@ def compare(rows: list[dict], baselines: list[str], metrics: tuple[str, ...]) ->
 
 
 def plot(result: dict, split: str, path: Path) -> None:
-    """A dot for every seed and a bar for the mean, per system; one panel for each compared metric."""
+    """What decides, best system first: a dot for every seed and a bar for the mean; and the difference to each baseline."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    order = [row["system"] for row in result["summary"] if row["split"] == split]
-    count = len(result["metrics"])
+    metric = result["metrics"][0]
+    summary = [row for row in result["summary"] if row["split"] == split]
+    order = [row["system"] for row in sorted(summary, key=lambda row: -row["mean"][metric])]
+    baselines = [baseline for baseline in result["baselines"] if baseline in order]
     figure, panels = plt.subplots(
-        1, count, figsize=(2 + 3.4 * count, 0.8 + 0.32 * len(order)), sharey=True, constrained_layout=True, squeeze=False
+        1,
+        1 + len(baselines),
+        figsize=(2 + 3.4 * (1 + len(baselines)), 1.2 + 0.32 * len(order)),
+        sharey=True,
+        constrained_layout=True,
+        squeeze=False,
     )
-    for panel, metric in zip(panels[0], result["metrics"], strict=True):
+    values = {
+        system: [row["metrics"][metric] for row in result["rows"] if (row["system"], row["split"]) == (system, split)]
+        for system in order
+    }
+    first, *others = panels[0]
+    for y, system in enumerate(order):
+        of = values[system]
+        first.plot(of, [y] * len(of), "o", color="#2a6f97", alpha=0.5, markersize=5, label="" if y else "one seed")
+        if len(of) > 1:
+            first.plot([statistics.mean(of)] * 2, [y - 0.3, y + 0.3], color="#c44e52", linewidth=2)
+    if max(map(len, values.values())) > 1:
+        first.plot([], [], color="#c44e52", linewidth=2, label="mean")
+    first.set(title=METRIC_NAMES[metric], xlabel="percent")
+    first.legend(frameon=False, fontsize="small", loc="best")
+    for panel, baseline in zip(others, baselines, strict=True):
+        panel.axvline(0, color="0.4", linewidth=1)
         for y, system in enumerate(order):
-            values = [row["metrics"][metric] for row in result["rows"] if (row["system"], row["split"]) == (system, split)]
-            panel.plot(values, [y] * len(values), "o", color="#2a6f97", alpha=0.5, markersize=5)
-            panel.plot([statistics.mean(values)] * 2, [y - 0.3, y + 0.3], color="#c44e52", linewidth=2)
-        panel.set(title=METRIC_NAMES[metric], xlabel="percent")
+            if (found := comparison(result, system, baseline, split, metric)) is not None:
+                panel.plot(found["mean_difference"], y, "o", color="#2a6f97", markersize=5)
+                panel.plot(found["interval"] or [], [y, y] if found["interval"] else [], color="#2a6f97", linewidth=2)
+        panel.set(title=f"against {words(baseline)}", xlabel="points, paired by seed, with 95% interval")
+    for panel in panels[0]:
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0)
-    panels[0, 0].set_yticks(range(len(order)), [system.replace("_", " ") for system in order])
-    panels[0, 0].invert_yaxis()
+    first.set_yticks(range(len(order)), map(words, order))
+    first.invert_yaxis()
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -306,9 +352,23 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
     transformers.logging.set_verbosity_error()
 
     file = Path(options.json)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(file.with_suffix(".lock"), timeout=0):
+            return _go_on(task, options, overrides, file)
+    except filelock.Timeout:
+        raise SystemExit(f"Another command is measuring into {file}. Wait for it, or give another --json.") from None
+
+
+def _go_on(task: Task, options: argparse.Namespace, overrides: list[str], file: Path) -> dict:
+    """Train and measure the cells that `file` does not have yet."""
     result = json.loads(file.read_text()) if file.exists() else {}
     known, rows = result.get("options", {}), result.get("rows", [])
     systems = {Path(system).stem: system for system in options.systems}
+    if len(systems) < len(set(options.systems)):
+        raise SystemExit(
+            f"Two of {', '.join(options.systems)} have the same file name, by which systems are told apart; rename one."
+        )
     splits = options.splits or [parse_arguments([*options.setting, *overrides])[1].eval_split]
     for name, system in systems.items():
         told = options_of([*recipe(options.setting, system, overrides, 0), "--output_dir", "runs/ablation"])
@@ -338,9 +398,9 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
             "metrics": list(task.metrics),
             "baselines": options.baselines,
             "rows": rows,
-            "summary": summarise(rows),
-            "comparisons": compare(rows, options.baselines, task.metrics),
-            "options": known,
+            "summary": summarise(with_all_splits(rows)),
+            "comparisons": compare(with_all_splits(rows), options.baselines, (*task.metrics, *SOME_HAVE)),
+            "options": {name: of for name, of in known.items() if any(row["system"] == name for row in rows)},
             "commands": list(dict.fromkeys([*result.get("commands", []), made["command"]])),
             **made,
         }

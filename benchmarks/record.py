@@ -30,8 +30,11 @@ def write_json(path: str | Path, result: dict) -> None:
 
 
 def t_interval(values: list[float]) -> list[float] | None:
-    """95% interval of the mean (Student's t), of one value per seed; None of a single value."""
-    if len(values) < 2:
+    """95% interval of the mean (Student's t), of one value per seed.
+
+    None of fewer than three: two that happen to be close would pass for certainty.
+    """
+    if len(values) < 3:
         return None
     mean = statistics.mean(values)
     margin = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5

@@ -2,7 +2,7 @@
 
     python -m benchmarks.sts configs/systems/single_prompt.yaml configs/systems/multi_prompt.yaml \\
         --setting configs/stsb_smollm2.yaml --dataset data/stsb --json docs/results/stsb_smollm2.json
-    python -m benchmarks.sts ... --text_model gemma3-270m --json docs/results/stsb_gemma3.json
+    python -m benchmarks.sts ... --setting configs/stsb_gemma3.yaml --dataset data/stsb --json docs/results/stsb_gemma3.json
 
 Settings, systems, cells and JSON are as in `python -m benchmarks.ablation`, which this is for another task: the loss is
 CoSENT on the cosine of the two sentences' embeddings, and what is reported is its Spearman correlation with the scores. Of a

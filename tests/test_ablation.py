@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from conftest import arguments
+from filelock import FileLock
 from scipy import stats
 
 from benchmarks import ablation
@@ -74,6 +75,7 @@ def test_the_interval_is_that_of_the_t_distribution():
     values = [1.0, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     assert t_interval(values) == pytest.approx([low, high])
+    assert t_interval([1.0, 1.1]) is None  # of two, chance decides how far apart they are
 
 
 def test_the_first_prompts_alone_are_measured_by_their_own_norm():
@@ -110,7 +112,7 @@ def test_the_papers_comparisons_stand_beside_ours():
     metrics = ["mean_recall", "i2t_R@1", "t2i_R@1"]
     comparisons = ablation.compare(cells, ["mean_pooling"], tuple(metrics))
     lines = _beside_the_paper({"comparisons": comparisons, "metrics": metrics}, "test")
-    verdicts = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines[2:] if line}
+    verdicts = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines[4:] if line}
     assert verdicts == {
         "mean pooling lora against mean pooling": "not decided",
         "appended tokens against mean pooling": "no",
@@ -118,4 +120,30 @@ def test_the_papers_comparisons_stand_beside_ours():
         "multi prompt both against mean pooling lora": "not decided",
         "multi prompt both against appended tokens": "yes",
     }
-    assert "| +5.4 | +5.0 (+4.9 to +5.2) | +3.7 |" in lines[4]  # 66.0 - 60.6 and 47.1 - 43.4
+    assert "| +3.7 | +5.0 (+4.9 to +5.2) | +5.4 |" in lines[6]  # 47.1 - 43.4 and 66.0 - 60.6
+
+
+def test_all_splits_are_told_as_their_mean():
+    cells = [
+        {"system": system, "split": split, "seed": seed, "metrics": {"mean_recall": value + seed, "negated_R@1": value}}
+        for system, values in {"mean_pooling": (40.0, 50.0), "multi_prompt": (41.0, 54.0)}.items()
+        for split, value in zip(("one", "other"), values, strict=True)
+        for seed in range(3)
+    ]
+    rows = ablation.with_all_splits(cells)
+    assert {row["metrics"]["mean_recall"] for row in rows if row["split"] == "all"} == {45, 46, 47, 47.5, 48.5, 49.5}
+    found = ablation.compare(rows, ["mean_pooling"], ("mean_recall", "t2i_R@1", "negated_R@1"))
+    changes = {row["split"]: (row["mean_difference"], row["interval"]) for row in found if row["metric"] == "mean_recall"}
+    assert changes == {"one": (1.0, [1.0, 1.0]), "other": (4.0, [4.0, 4.0]), "all": (2.5, [2.5, 2.5])}
+    assert {row["metric"] for row in found} == {"mean_recall", "negated_R@1"}  # those that the cells have
+    alone = [row for row in cells if row["split"] == "one"]
+    assert ablation.with_all_splits(alone) == alone
+
+
+def test_one_file_has_one_writer_and_one_name_one_system(command, tmp_path):
+    with FileLock(tmp_path / "out.lock"), pytest.raises(SystemExit, match="Another command is measuring into"):
+        ablation.main([*command, "--seeds", "1"])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mean_pooling.yaml").write_text("text_pooling: last_token\nnum_prompts: 1\n")
+    with pytest.raises(SystemExit, match="same file name"):
+        ablation.main([str(tmp_path / "other/mean_pooling.yaml"), *command])

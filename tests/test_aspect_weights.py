@@ -45,6 +45,7 @@ def test_a_segment_of_noise_is_turned_down_and_that_helps_on_test():
 
 def test_weights_stay_equal_where_nothing_is_gained():
     assert choose(lambda weights: 50.0, 4)[0] == [1.0] * 4
+    assert choose(lambda weights: float(weights[0] < 0.8), 2)[0] == [0.75, 1.0]  # 0 to 0.75 are as good
     best = choose(lambda weights: -sum((w - 1.25) ** 2 for w in weights), 3)[0]
     assert best == [1.25] * 3
 

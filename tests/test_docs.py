@@ -36,9 +36,11 @@ def test_findings_take_their_numbers_from_the_measurements():
     rows = [{"system": "six", "split": "test", "mean": {"mean_recall": 51.04}}]
     differences = [{"system": "six", "baseline": "one", "split": "test", "metric": "mean_recall", "mean_difference": 2.06}]
     differences[0]["interval"] = [1.5, 2.71]
+    differences += [differences[0] | {"split": "all", "metric": "negated_R@1", "mean_difference": -3.0, "interval": None}]
     results = {"photos": {"reported": "test", "metrics": ["mean_recall"], "summary": rows, "comparisons": differences}}
     told = report._fill_in("{mean photos six mean_recall}, {difference photos six one test}", results)
     assert told == "51.0, +2.1 (+1.5 to +2.7)"
+    assert report._fill_in("{difference photos six one all negated_R@1}", results) == "-3.0"
     places = ("{mean photos six spearman}", "{mean photos six mean_recall train}", "{difference photos one six}")
     for place in (*places, "{mean pictures six mean_recall}"):
         with pytest.raises(SystemExit, match=f"{place}, which was not measured: expected .*photos"):
