@@ -235,7 +235,7 @@ def compare(rows: list[dict], baselines: list[str], metrics: tuple[str, ...]) ->
 
 
 def plot(result: dict, split: str, path: Path) -> None:
-    """What decides, best system first: a dot for every seed and a bar for the mean; and the difference to each baseline."""
+    """What decides, best system first: a dot for every seed and a bar for the mean; and the difference to two baselines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -244,7 +244,7 @@ def plot(result: dict, split: str, path: Path) -> None:
     metric = result["metrics"][0]
     summary = [row for row in result["summary"] if row["split"] == split]
     order = [row["system"] for row in sorted(summary, key=lambda row: -row["mean"][metric])]
-    baselines = [baseline for baseline in result["baselines"] if baseline in order]
+    baselines = [baseline for baseline in result["baselines"] if baseline in order][:2]
     figure, panels = plt.subplots(
         1,
         1 + len(baselines),
@@ -263,17 +263,18 @@ def plot(result: dict, split: str, path: Path) -> None:
         first.plot(of, [y] * len(of), "o", color="#2a6f97", alpha=0.5, markersize=5, label="" if y else "one seed")
         if len(of) > 1:
             first.plot([statistics.mean(of)] * 2, [y - 0.3, y + 0.3], color="#c44e52", linewidth=2)
-    if max(map(len, values.values())) > 1:
+    several = max(map(len, values.values())) > 1
+    if several:
         first.plot([], [], color="#c44e52", linewidth=2, label="mean")
+        first.legend(frameon=False, fontsize="small")
     first.set(title=METRIC_NAMES[metric], xlabel="percent")
-    first.legend(frameon=False, fontsize="small", loc="best")
     for panel, baseline in zip(others, baselines, strict=True):
         panel.axvline(0, color="0.4", linewidth=1)
         for y, system in enumerate(order):
             if (found := comparison(result, system, baseline, split, metric)) is not None:
                 panel.plot(found["mean_difference"], y, "o", color="#2a6f97", markersize=5)
                 panel.plot(found["interval"] or [], [y, y] if found["interval"] else [], color="#2a6f97", linewidth=2)
-        panel.set(title=f"against {words(baseline)}", xlabel="points, paired by seed, with 95% interval")
+        panel.set(title=f"against {words(baseline)}", xlabel="points, paired by seed" + ", with 95% interval" * several)
     for panel in panels[0]:
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right", "left"]].set_visible(False)
