@@ -54,6 +54,11 @@ def test_readme_shows_the_measured_numbers():
     for measured in (demo["multi_prompt"], demo["single_prompt"], *flickr):
         recalls = [*measured["text_to_image"].values(), *measured["image_to_text"].values()]
         assert " | ".join(f"{value:.1f}" for value in recalls) in readme
+    systems = ("single_prompt", "mean_pooling", "multi_prompt_one_query", "mean_pooling_six_queries", "multi_prompt")
+    for name in ("flickr8k_systems", "flickr8k_gemma3", "openmoji_systems"):
+        summary = json.loads((ROOT / f"docs/results/{name}.json").read_text())["summary"]
+        of = {row["system"]: row for row in summary if row["split"] == "all"}
+        assert " | ".join(report._spread(of[system], "mean_recall") for system in systems) in readme
 
 
 @pytest.mark.parametrize(
