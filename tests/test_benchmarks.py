@@ -125,11 +125,12 @@ def test_format_summary_pairs_seeds():
         "image_bytes": size,
         "metrics": {"eval_mean_recall": recall},
     }
-    cells = [cell("float32", 0, 8, 50.0), cell("float32", 1, 8, 52.0), cell("int8", 0, 2, 49.0), cell("int8", 1, 2, 50.0)]
+    cells = [cell("float32", seed, 8, recall) for seed, recall in enumerate((50.0, 52.0, 51.0))]
+    cells += [cell("int8", seed, 2, recall) for seed, recall in enumerate((49.0, 50.0, 49.5))]
     plain, int8 = cache_formats.summary([*cells, cell("bfloat16", 0, 4, 50.0)])
     assert plain["difference"] == 0 and plain["margin_95"] == 0 and plain["size"] == 1
     assert int8["size"] == 0.25 and int8["difference"] == -1.5
-    assert int8["margin_95"] == pytest.approx(12.706 * 0.5, rel=1e-3)  # t of one degree of freedom, standard error 0.5
+    assert int8["margin_95"] == pytest.approx(4.3027 * 0.5 / 3**0.5, rel=1e-3)  # t of two degrees of freedom, deviation 0.5
 
 
 def test_the_serving_benchmark_compares_every_engine(tmp_path, monkeypatch):
