@@ -169,11 +169,11 @@ def refuse_other_options(known: dict, system: str, options: dict, file: str) -> 
 
 
 def with_all_splits(rows: list[dict]) -> list[dict]:
-    """And rows of the split "all", where there are several: a cell's mean over them."""
+    """And rows of the split "all", where there are several: the mean over them of a cell that was measured on each."""
     cells: dict[tuple, list[dict]] = {}
     for row in rows:
         cells.setdefault((row["system"], row["seed"]), []).append(row["metrics"])
-    several = len({row["split"] for row in rows}) > 1
+    splits = len({row["split"] for row in rows})
     return rows + [
         {
             "system": system,
@@ -182,7 +182,7 @@ def with_all_splits(rows: list[dict]) -> list[dict]:
             "metrics": {name: statistics.mean(of[name] for of in measured) for name in measured[0]},
         }
         for (system, seed), measured in cells.items()
-        if several
+        if len(measured) == splits > 1
     ]
 
 

@@ -138,6 +138,11 @@ def test_all_splits_are_told_as_their_mean():
     assert {row["metric"] for row in found} == {"mean_recall", "negated_R@1"}  # those that the cells have
     alone = [row for row in cells if row["split"] == "one"]
     assert ablation.with_all_splits(alone) == alone
+    partly = [row for row in ablation.with_all_splits(cells[:-1]) if row["split"] == "all"]
+    assert [(row["system"], row["seed"]) for row in partly if row["system"] == "multi_prompt"] == [
+        ("multi_prompt", 0),
+        ("multi_prompt", 1),
+    ]
 
 
 def test_one_file_has_one_writer_and_one_name_one_system(command, tmp_path):
