@@ -50,14 +50,14 @@ from model_card.card import write_card
 from model_card.energy import measured_energy
 from model_card.origin import origin_facts
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
-from mpclip_data.backbones import resolve_backbone
-from mpclip_data.image_text import ImageTextDataset, load_image_text
-from mpclip_training.arguments import DataArguments, ModelArguments, MPCLIPTrainingArguments, parse_arguments
-from mpclip_training.collator import MPCLIPCollator
-from mpclip_training.hub_push import HubPusher, PushFailed
-from mpclip_training.state_cache import cache_image_states, cache_text_states
-from mpclip_training.trainer import MPCLIPTrainer
-from mpclip_training.tuning import boundary_layer, prepare_tuning
+from mpclip.data.backbones import resolve_backbone
+from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.training.collator import MPCLIPCollator
+from mpclip.training.hub_push import HubPusher, PushFailed
+from mpclip.training.options import DataArguments, ModelArguments, MPCLIPTrainingArguments, parse_arguments
+from mpclip.training.state_cache import cache_image_states, cache_text_states
+from mpclip.training.trainer import MPCLIPTrainer
+from mpclip.training.tuning import boundary_layer, prepare_tuning
 
 logger = logging.getLogger("train_hf")
 # The model arguments that are the config's.

@@ -44,12 +44,12 @@ from transformers.trainer_utils import EvalPrediction
 
 import train_hf
 from benchmarks.record import provenance, t_interval, write_json
+from benchmarks.results_page import METRIC_NAMES, PAPER_DIFFERENCES, comparison, systems_table, words
 from eval.aspects import says_absence
 from eval.metrics import retrieval_compute_metrics, retrieval_ranks
-from eval.report import METRIC_NAMES, PAPER_DIFFERENCES, comparison, systems_table, words
-from mpclip_data.image_text import ImageTextDataset, load_image_text
-from mpclip_training.arguments import DataArguments, parse_arguments
-from mpclip_training.collator import MPCLIPCollator
+from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.training.collator import MPCLIPCollator
+from mpclip.training.options import DataArguments, parse_arguments
 
 # What is one cell's own, or changes nothing in what is learned.
 NOT_COMPARED = ("seed", "eval_split", "bad_images")

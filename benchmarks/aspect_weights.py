@@ -24,11 +24,11 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from benchmarks.record import bootstrap_interval, provenance, write_json
+from benchmarks.results_page import weights_table
 from eval.metrics import recalls_of_images, retrieval_ranks
-from eval.report import weights_table
 from eval.retrieval import encode_dataset
-from mpclip_data.image_text import load_image_text
-from mpclip_data.openmoji_objects import CATEGORIES, Drawings
+from mpclip.data.image_text import load_image_text
+from mpclip.data.openmoji.objects import CATEGORIES, Drawings
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 PIXELS, MARGIN = 224, 32

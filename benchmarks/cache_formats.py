@@ -15,9 +15,9 @@ from pathlib import Path
 
 import train_hf
 from benchmarks.record import provenance, t_interval, write_json
-from eval.report import markdown_table
-from mpclip_training.arguments import parse_arguments
-from mpclip_training.state_store import FORMATS
+from eval.tables import markdown_table
+from mpclip.training.options import parse_arguments
+from mpclip.training.state_store import FORMATS
 
 
 def train_cell(options: argparse.Namespace, format: str, seed: int) -> dict:

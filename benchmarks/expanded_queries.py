@@ -21,11 +21,11 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from benchmarks.record import bootstrap_interval, provenance, write_json
+from benchmarks.results_page import expansion_table
 from eval.metrics import recalls, recalls_of_images, retrieval_ranks
-from eval.report import expansion_table
 from eval.retrieval import encode_dataset
-from mpclip_data.backbones import prepare_backbone
-from mpclip_data.image_text import load_image_text
+from mpclip.data.backbones import prepare_backbone
+from mpclip.data.image_text import load_image_text
 
 WRITER = "smollm2-135m"
 REQUEST = "Describe in one sentence and in more detail the photo of which the caption is: {caption}"

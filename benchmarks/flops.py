@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from benchmarks.record import provenance, write_json
-from eval.report import markdown_table
+from eval.tables import markdown_table
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, PromptTree
 
 TEXT_CONFIGS = {

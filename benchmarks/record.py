@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from eval.retrieval import describe_machine
+from mpclip.hardware import describe_machine
 
 
 def provenance(module: str, argv: list[str], device: str = "cpu") -> dict:

@@ -6,8 +6,8 @@
 
 torch float32        the reference of speed and of the embeddings
 torch bfloat16       the checkpoint loaded with dtype=bfloat16
-torch int8 weights   of the LLM (deploy/quantize_int8.py), computed in float32 or in bfloat16
-onnxruntime float32  the exported graph (deploy/export_onnx.py)
+torch int8 weights   of the LLM (mpclip/export/int8.py), computed in float32 or in bfloat16
+onnxruntime float32  the exported graph (mpclip/export/onnx.py)
   int8 weights       that graph with the weights of its linear layers in int8 (onnxruntime's MatMulNBitsQuantizer)
   int8               with weights and inputs of its linear layers in int8 (onnxruntime's quantize_dynamic)
 
@@ -33,9 +33,9 @@ from transformers import AutoModel, AutoProcessor
 from benchmarks.record import provenance, write_json
 from benchmarks.speed import captions, retrieval_model
 from benchmarks.timing import Clock
-from deploy.export_onnx import export
-from deploy.quantize_int8 import int8_config
-from eval.report import markdown_table
+from eval.tables import markdown_table
+from mpclip.export.int8 import int8_config
+from mpclip.export.onnx import export
 
 BATCH_SIZES = (1, 32)
 TEXT_SIDE = ("text_model.", "text_projection.")

@@ -36,13 +36,13 @@ from tqdm import tqdm
 from benchmarks.contenders import REAL, SHAPES, Contenders, K
 from benchmarks.record import provenance, write_json
 from benchmarks.timing import Clock
-from eval.report import markdown_table
+from eval.tables import markdown_table
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
-from mpclip_data.backbones import prepare_backbone
-from mpclip_data.image_text import load_image_text
-from mpclip_data.openmoji_scenes import generate_scenes
-from mpclip_training.samplers import LengthSampler
-from mpclip_training.state_cache import cache_text_states
+from mpclip.data.backbones import prepare_backbone
+from mpclip.data.image_text import load_image_text
+from mpclip.data.openmoji.scenes import generate_scenes
+from mpclip.training.samplers import LengthSampler
+from mpclip.training.state_cache import cache_text_states
 
 FLICKR8K = Path("data/flickr8k"), Path("../shared/data/flickr8k")  # used when it is there
 # As in configs/flickr8k_smollm2.yaml: six prompts of 13 columns, where the paper's take 37.

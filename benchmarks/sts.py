@@ -18,11 +18,11 @@ from transformers import set_seed
 import train_hf
 from benchmarks.ablation import Task
 from benchmarks.ablation import main as compare_systems
-from mpclip_data.sts import load_sts
-from mpclip_training.arguments import parse_arguments
-from mpclip_training.state_cache import cache_text_states
-from mpclip_training.sts_trainer import STSCollator, STSTrainer
-from mpclip_training.tuning import prepare_tuning
+from mpclip.data.sentence_pairs import load_sts
+from mpclip.training.options import parse_arguments
+from mpclip.training.sentence_pairs import STSCollator, STSTrainer
+from mpclip.training.state_cache import cache_text_states
+from mpclip.training.tuning import prepare_tuning
 
 
 def build_trainer(argv: list[str], splits: list[str]) -> tuple[STSTrainer, dict]:

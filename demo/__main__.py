@@ -26,11 +26,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import train_hf
-from eval.retrieval import describe_machine, measure, write_grid
-from mpclip_data import openmoji_scenes
-from mpclip_data.backbones import prepare_backbone
-from mpclip_data.image_text import load_image_text
-from mpclip_training.arguments import parse_arguments
+from eval.retrieval import measure, write_grid
+from mpclip.data.backbones import prepare_backbone
+from mpclip.data.image_text import load_image_text
+from mpclip.data.openmoji import scenes as openmoji_scenes
+from mpclip.hardware import describe_machine
+from mpclip.training.options import parse_arguments
 
 RECIPE = "configs/openmoji_smollm2.yaml"
 SYSTEMS = {

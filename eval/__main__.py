@@ -10,8 +10,6 @@ import sys
 # Each command is a module with `main(arguments)`; the first line of its docstring is its line in the help.
 COMMANDS = {
     "retrieval": "eval.retrieval",
-    "report": "eval.report",
-    "index": "eval.index.__main__",
 }
 
 

@@ -25,7 +25,7 @@ def count_mistakes(
         "relation" where the best wrong image is of the same family and differs in this alone; "several" where it
         differs in more; "none" where it is described alike; "other_scene" where it is of another family.
     """
-    from mpclip_data.openmoji_scenes import (
+    from mpclip.data.openmoji.scenes import (
         aspects_between,
     )  # pulls in the drawing of scenes; other data needs none of it
 

@@ -4,7 +4,7 @@
     python -m eval retrieval --model you/your-model --data jxie/flickr8k --split test --json out.json --grid out.png
 
 Every caption of the split searches all its images, and every image all its captions. Ties count against the model (see
-eval/metrics.py). The data may be whatever mpclip_data/image_text.py opens; images that cannot be read are named and
+eval/metrics.py). The data may be whatever mpclip/data/image_text.py opens; images that cannot be read are named and
 skipped.
 
 The JSON holds recalls in percent with 95% bootstrap intervals, the numbers of images and captions, and what it takes to
@@ -17,8 +17,6 @@ mistaken (eval/aspects.py).
 import argparse
 import datetime
 import json
-import os
-import platform
 import shlex
 import time
 from pathlib import Path
@@ -26,17 +24,17 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
-from deploy.quantize_int8 import int8_config
 from eval.aspects import count_mistakes
 from eval.metrics import recall_intervals, recalls, retrieval_ranks
 from eval.query_grid import query_grid
-from mpclip_data.image_text import load_image_text
+from mpclip.data.image_text import load_image_text
+from mpclip.export.int8 import int8_config
+from mpclip.hardware import describe_machine, usable_device
 
 GRID_QUERIES = 6
 
@@ -102,7 +100,7 @@ def evaluate_retrieval(
         data, split, limit: as in `load_image_text`.
         json_path, grid_path: where to write the result, and a picture of a few queries with what they found.
         dtype: of the weights, "float32" or "bfloat16"; embeddings are normalised and compared in fp32 all the same.
-        quantize: "int8" for int8 weights of the LLM (deploy/quantize_int8.py), None for those of the checkpoint.
+        quantize: "int8" for int8 weights of the LLM (mpclip/export/int8.py), None for those of the checkpoint.
         device: by default the GPU if there is one.
         command: recorded in the result.
 
@@ -155,30 +153,6 @@ def measure(embeds: dict, rows: datasets.Dataset) -> dict:
     if "scene" in rows.column_names:
         result["mistakes"] = count_mistakes(**embeds, text_ranks=text_ranks, rows=rows)
     return result
-
-
-def usable_device(name: str) -> str:
-    """`name` as it is, for argparse; refuses what torch does not know or this machine does not have."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
-        has = "cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
-        raise argparse.ArgumentTypeError(f"device {name!r} cannot be used; this machine has {has}") from error
-    return name
-
-
-def describe_machine(device: str = "cpu") -> dict:
-    """What a time or a rounding may depend on: `cpu`, `cores`, `torch`, `transformers`, and `gpu` if one is used."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    machine = {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    return machine | ({"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {})
 
 
 def table(result: dict) -> str:

@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
-from eval.report import markdown_table
-from mpclip_data.image_text import load_image_text
+from eval.tables import markdown_table
+from mpclip.data.image_text import load_image_text
 
 from .attention_grid import attention_grid, pooling_maps
 from .evaluation import all_measured, result_table

@@ -22,7 +22,7 @@ def write_derived_card(
     out: str | Path | None = None,
     repo_id: str | None = None,
 ) -> Path:
-    """Write the card of what `mpclip_training.export_text` or `deploy.quantize_int8` has made.
+    """Write the card of what `mpclip.export.text` or `mpclip.export.int8` has made.
 
     Args:
         folder: the checkpoint that was made.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from eval.report import markdown_table
+from eval.tables import markdown_table
 
 from .facts import code, read_json
 

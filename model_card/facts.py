@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from mpclip_training.arguments import ARGUMENT_CLASSES
+from mpclip.training.options import ARGUMENT_CLASSES
 
 # Licences that ask for no more than their notice to be kept; of the Hub's identifiers.
 PERMISSIVE = {"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "unlicense", "zlib"}

@@ -12,9 +12,9 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from eval.retrieval import describe_machine
-from mpclip_data.backbones import BACKBONES
-from mpclip_training.arguments import DataArguments, ModelArguments
+from mpclip.data.backbones import BACKBONES
+from mpclip.hardware import describe_machine
+from mpclip.training.options import DataArguments, ModelArguments
 
 from .facts import read_json
 

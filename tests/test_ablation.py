@@ -10,8 +10,8 @@ from scipy import stats
 
 from benchmarks import ablation
 from benchmarks.record import t_interval
+from benchmarks.results_page import _beside_the_paper
 from eval.aspects import says_absence
-from eval.report import _beside_the_paper
 
 
 @pytest.fixture

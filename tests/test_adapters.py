@@ -16,8 +16,8 @@ from transformers import AutoModel
 
 import train_hf
 from modeling_mpclip import MPCLIPModel
-from mpclip_training.arguments import ModelArguments
-from mpclip_training.tuning import boundary_layer, prepare_tuning
+from mpclip.training.options import ModelArguments
+from mpclip.training.tuning import boundary_layer, prepare_tuning
 
 TEXTS = ["The cat sits on the mat", "a dog", ""]
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -1,4 +1,4 @@
-"""mpclip_data.backbones: the cache on an invented package, the conversions on the real weights (`slow`)."""
+"""mpclip.data.backbones: the cache on an invented package, the conversions on the real weights (`slow`)."""
 
 import hashlib
 import importlib.metadata
@@ -22,8 +22,8 @@ from transformers import (
     EfficientNetModel,
 )
 
-from mpclip_data import backbones
-from mpclip_data.backbones import BACKBONES, MANIFEST, Backbone, main, prepare_backbone, resolve_backbone
+from mpclip.data import backbones
+from mpclip.data.backbones import BACKBONES, MANIFEST, Backbone, main, prepare_backbone, resolve_backbone
 
 FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from benchmarks import cache_formats, contenders, cost_page, flops, serving, speed, timing
 from modeling_mpclip import compile_prompt_tree, default_templates
 from modeling_mpclip.prompt_tree import add_adaptive_tokens
-from mpclip_data.backbones import BACKBONES, prepare_backbone
+from mpclip.data.backbones import BACKBONES, prepare_backbone
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import train_hf
 from benchmarks.flops import TEXT_CONFIGS as FULL_SIZE
 from benchmarks.flops import word_tokenizer
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
-from mpclip_training.arguments import parse_arguments
+from mpclip.training.options import parse_arguments
 
 ROOT = Path(__file__).parent.parent
 SYSTEMS = sorted((ROOT / "configs/systems").glob("*.yaml"))

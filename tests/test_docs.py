@@ -8,7 +8,7 @@ import pytest
 from conftest import make_model, make_processor, make_tokenizer
 from PIL import Image
 
-from eval import report
+from benchmarks import results_page as report
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,7 +27,7 @@ def test_links_lead_somewhere(page):
 def test_results_page_is_written_from_the_measurements(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     report.main(["--out", str(tmp_path / "results.md")])
-    assert (tmp_path / "results.md").read_text() == (ROOT / "docs/results.md").read_text(), "run `python -m eval report`"
+    assert (tmp_path / "results.md").read_text() == (ROOT / "docs/results.md").read_text(), "run benchmarks.results_page"
     with pytest.raises(SystemExit, match="No measurement"):
         report.main(["--results", str(tmp_path / "nowhere")])
 

@@ -11,7 +11,7 @@ from test_sentence import IMAGES, PAIRS, TEXTS, contents, load, save_checkpoint,
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
-from mpclip_training.export_text import export_text, main
+from mpclip.export.text import export_text, main
 
 
 @pytest.fixture(scope="module")

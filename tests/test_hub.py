@@ -21,8 +21,8 @@ from PIL import Image
 import train_hf
 from model_card.__main__ import main as write_card_again
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
-from mpclip_training.arguments import parse_arguments
-from mpclip_training.hub_push import NOT_THE_MODEL, NOT_THE_RUN, OUTDATED, HubPusher
+from mpclip.training.hub_push import NOT_THE_MODEL, NOT_THE_RUN, OUTDATED, HubPusher
+from mpclip.training.options import parse_arguments
 
 TEXTS = ["The cat sits on the mat", "a dog", ""]
 CODE = {"modeling_mpclip.py", "configuration_mpclip.py", "processing_mpclip.py", "text_tower.py", "checkpoint_guard.py"}
@@ -64,7 +64,7 @@ def elsewhere(hub, home, code: str, token: str | None = None, **environment) -> 
 
         class NoProject:
             def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in ("modeling_mpclip", "mpclip_training", "mpclip_data", "train_hf", "eval", "demo"):
+                if name.split(".")[0] in ("modeling_mpclip", "mpclip", "train_hf", "eval", "demo"):
                     raise ModuleNotFoundError(f"{name} is not to be found here")
 
         sys.meta_path.insert(0, NoProject())

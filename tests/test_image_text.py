@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import torch
 
-from mpclip_data.image_text import ImageTextDataset, load_image_text, to_rgb
+from mpclip.data.image_text import ImageTextDataset, load_image_text, to_rgb
 
 
 @pytest.fixture(autouse=True)
@@ -444,7 +444,7 @@ def test_flickr8k():
     assert all(len(captions) == 5 for captions in validation["captions"][:])
     with pytest.raises(ValueError, match=r"\['train', 'validation'\]"):
         load_image_text(folder, "test")
-    from mpclip_data.image_text import _open_split  # without the check, which would decode every photograph
+    from mpclip.data.image_text import _open_split  # without the check, which would decode every photograph
 
     assert {split: len(_open_split(str(folder), split, None, None)) for split in ("train", "validation")} == {
         "train": 6000,

@@ -18,15 +18,15 @@ from conftest import make_model, make_processor, make_tokenizer
 from torch.nn.functional import normalize
 
 import eval.__main__
-import eval.index.build
-import eval.index.stores
-from eval.index.build import build_index
-from eval.index.chunks import Chunks
-from eval.index.encoder import Encoder
-from eval.index.page import write_page
-from eval.index.pictures import open_pictures
-from eval.index.search import Answer, Hit, PictureIndex, query_index, read_settings
-from eval.index.stores import STORES
+import mpclip.search.build
+import mpclip.search.stores
+from mpclip.search.build import build_index
+from mpclip.search.chunks import Chunks
+from mpclip.search.encoder import Encoder
+from mpclip.search.page import write_page
+from mpclip.search.pictures import open_pictures
+from mpclip.search.search import Answer, Hit, PictureIndex, query_index, read_settings
+from mpclip.search.stores import STORES
 
 K = 3
 PICTURES = 11
@@ -142,7 +142,7 @@ def test_stores_find_the_nearest(store, kind, tmp_path):
 def test_kinds_hold_what_they_promise(tmp_path):
     vectors = normalize(torch.randn(10_000, 64, generator=torch.Generator().manual_seed(0)), dim=1).numpy()
     size = {}
-    for kind in eval.index.stores.KINDS:
+    for kind in mpclip.search.stores.KINDS:
         (folder := tmp_path / kind).mkdir()
         STORES["faiss"].build(folder, 10_000, 64, kind, lambda: [(np.arange(10_000), vectors)])
         size[kind] = (folder / "vectors.faiss").stat().st_size / 10_000  # bytes per picture
@@ -216,7 +216,7 @@ def test_queries_that_cannot_be(encoder):
 
 
 def test_a_killed_build_goes_on(model, encoder, photos, tmp_path, monkeypatch, embedded):
-    monkeypatch.setattr(eval.index.build, "CHUNK", 4)
+    monkeypatch.setattr(mpclip.search.build, "CHUNK", 4)
     counted = Encoder.embed_pictures
 
     def killed(self, pictures):
@@ -243,7 +243,7 @@ def test_a_killed_build_goes_on(model, encoder, photos, tmp_path, monkeypatch, e
 
 
 def test_a_store_that_was_not_finished_is_made_again(model, encoder, photos, tmp_path, monkeypatch, embedded):
-    store = eval.index.stores.FaissStore
+    store = mpclip.search.stores.FaissStore
 
     def killed(folder, *rest):
         (folder / "vectors.faiss").write_bytes(b"half a store")
@@ -260,7 +260,7 @@ def test_a_store_that_was_not_finished_is_made_again(model, encoder, photos, tmp
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 def test_a_damaged_chunk_is_found_out(model, encoder, photos, tmp_path, monkeypatch, embedded, damage):
-    monkeypatch.setattr(eval.index.build, "CHUNK", 4)
+    monkeypatch.setattr(mpclip.search.build, "CHUNK", 4)
     build_index(model, str(photos), tmp_path / "index")
     whole = query_index(PictureIndex(tmp_path / "index", encoder), ["a street"], top=PICTURES)[0].hits
     chunk = sorted((tmp_path / "index/chunks").iterdir())[1]
@@ -298,7 +298,7 @@ def test_a_damaged_store_is_found_out_and_made_anew(model, encoder, photos, tmp_
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_query_that_needs_a_damaged_chunk_names_it(model, encoder, photos, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(eval.index.build, "CHUNK", 4)
+    monkeypatch.setattr(mpclip.search.build, "CHUNK", 4)
     build_index(model, str(photos), tmp_path / "index")
     (chunk,) = (tmp_path / "index/chunks").glob("000001-*")
     content = bytearray(chunk.read_bytes())
@@ -497,9 +497,9 @@ def test_no_pickle(model, photos, tmp_path, monkeypatch, store):
 
 
 def test_ids_outlive_the_chunk_size(model, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(eval.index.build, "CHUNK", 4)
+    monkeypatch.setattr(mpclip.search.build, "CHUNK", 4)
     build_index(model, str(photos), tmp_path / "index")
-    monkeypatch.setattr(eval.index.build, "CHUNK", 512)
+    monkeypatch.setattr(mpclip.search.build, "CHUNK", 512)
     add_picture(photos / "later.png", 77)
     before = Chunks(tmp_path / "index/chunks").keys()
     build_index(model, str(photos), tmp_path / "index")
@@ -625,4 +625,4 @@ def test_what_the_user_can_mend_is_one_line(model, photos, tmp_path_factory, arg
     with pytest.raises(SystemExit) as ended:
         eval.__main__.main(["index", *given])
     line = str(ended.value)
-    assert line.startswith("python -m eval index: ") and message in line and "\n" not in line
+    assert line.startswith("python -m mpclip.search: ") and message in line and "\n" not in line

@@ -21,7 +21,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_hf
-from deploy.quantize_int8 import quantize
 from eval.retrieval import evaluate_retrieval
 from model_card.__main__ import main
 from model_card.attention_grid import attention_grid, heat_over, pooling_maps, token_grid
@@ -30,9 +29,10 @@ from model_card.derived import write_derived_card
 from model_card.energy import measured_energy
 from model_card.facts import code, fenced, licence_of_weights
 from model_card.origin import base_models, describe_source
-from mpclip_data.backbones import BACKBONES
-from mpclip_training.arguments import ModelArguments
-from mpclip_training.export_text import export_text
+from mpclip.data.backbones import BACKBONES
+from mpclip.export.int8 import quantize
+from mpclip.export.text import export_text
+from mpclip.training.options import ModelArguments
 
 
 @pytest.fixture(scope="module")
@@ -448,7 +448,7 @@ def test_every_packaged_backbone_has_a_licence_of_the_hub():
 
 
 def test_drawings_are_attributed(folder, tmp_path):
-    from mpclip_data.openmoji_scenes import _attribution
+    from mpclip.data.openmoji.scenes import _attribution
 
     shutil.copytree(folder / "data", tmp_path / "data")
     (tmp_path / "data" / "ATTRIBUTION.md").write_text(_attribution([]))

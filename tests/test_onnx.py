@@ -9,10 +9,10 @@ from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer
 from tokenizers import Tokenizer
 from torch import nn
 
-from deploy import export_onnx
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
-from mpclip_data.backbones import prepare_backbone
-from mpclip_training.export_text import export_text
+from mpclip.data.backbones import prepare_backbone
+from mpclip.export import onnx as export_onnx
+from mpclip.export.text import export_text
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the graphs are run by it: pip install onnx onnxscript onnxruntime")
 pytest.importorskip("onnxscript", reason="torch exports by it: pip install onnx onnxscript onnxruntime")
@@ -132,7 +132,7 @@ def test_a_graph_that_differs_from_torch_is_refused_and_replaces_nothing(tmp_pat
 
 def test_a_quantised_checkpoint_is_refused(tmp_path):
     pytest.importorskip("torchao", reason="int8 weights need torchao")
-    from deploy.quantize_int8 import quantize
+    from mpclip.export.int8 import quantize
 
     save(tmp_path / "plain")
     quantize(str(tmp_path / "plain"), tmp_path / "int8")

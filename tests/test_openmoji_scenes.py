@@ -9,9 +9,10 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from mpclip_data import openmoji_scenes
-from mpclip_data.openmoji_objects import OBJECTS, Drawings
-from mpclip_data.openmoji_scenes import (
+from mpclip.data.openmoji import scenes as openmoji_scenes
+from mpclip.data.openmoji.captions import COLOUR_WORDS, PLACE_WORDS, SIZE_WORDS, with_article
+from mpclip.data.openmoji.objects import OBJECTS, Drawings
+from mpclip.data.openmoji.scenes import (
     BACKGROUNDS,
     LAYOUTS,
     SIZES,
@@ -24,7 +25,6 @@ from mpclip_data.openmoji_scenes import (
     render_scene,
     write_scenes,
 )
-from mpclip_data.scene_captions import COLOUR_WORDS, PLACE_WORDS, SIZE_WORDS, with_article
 
 COUNTS = {"train": 600, "validation": 100, "test": 150}
 FEW = {"train": 5, "validation": 3, "test": 4}

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForZeroShotImageClassification, pipeline
 
 from modeling_mpclip import MPCLIPModel
-from mpclip_training.export_text import export_text
+from mpclip.export.text import export_text
 
 LABELS = ["cat", "red boat"]
 TEXT = "The cat sits."

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from test_sentence import load as load_sentences
 from transformers import AutoModel
 
-from deploy.quantize_int8 import int8_config, main, quantize
 from eval import retrieval
-from mpclip_training.export_text import export_text
+from mpclip.export.int8 import int8_config, main, quantize
+from mpclip.export.text import export_text
 
 pytest.importorskip("torchao", reason="int8 weights need torchao: pip install 'torchao>=0.18'")
 
@@ -119,7 +119,7 @@ def test_text_alone_is_exported_before_and_not_after(tmp_path):
     whole, text = (AutoModel.from_pretrained(tmp_path / f, trust_remote_code=True) for f in ("int8", "text_int8"))
     assert torch.equal(whole(**batch()).text_embeds, text(**batch()).text_embeds)
     assert load_sentences(tmp_path / "text_int8").encode(["a dog"]).shape == (1, 12)
-    with pytest.raises(ValueError, match=r"quantise the result: python -m deploy\.quantize_int8"):
+    with pytest.raises(ValueError, match=r"quantise the result: python -m mpclip\.export\.int8"):
         export_text(str(tmp_path / "int8"), tmp_path / "int8_text")
 
 

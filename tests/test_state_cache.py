@@ -12,12 +12,12 @@ from conftest import COLORS, arguments
 
 import train_hf
 from modeling_mpclip import MPCLIPModel
-from mpclip_data.image_text import ImageTextDataset, load_image_text
-from mpclip_training.arguments import parse_arguments
-from mpclip_training.collator import MPCLIPCollator
-from mpclip_training.state_cache import cache_image_states, cache_text_states
-from mpclip_training.state_store import FORMATS, complete_key, open_store
-from mpclip_training.tuning import prepare_tuning
+from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.training.collator import MPCLIPCollator
+from mpclip.training.options import parse_arguments
+from mpclip.training.state_cache import cache_image_states, cache_text_states
+from mpclip.training.state_store import FORMATS, complete_key, open_store
+from mpclip.training.tuning import prepare_tuning
 
 
 def cached_and_live(folder, tmp_path, *extra):
@@ -64,7 +64,7 @@ def test_a_cache_is_found_again_and_misses_when_anything_changes(folder, tmp_pat
 
 
 def test_a_damaged_shard_is_computed_again_and_a_cut_run_goes_on(folder, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("mpclip_training.state_store.SHARD_ROWS", 3)
+    monkeypatch.setattr("mpclip.training.state_store.SHARD_ROWS", 3)
     model, processor, rows = cached_and_live(folder, tmp_path)
     texts = [f"a {color} square" for color in COLORS]
     make = lambda: cache_text_states(model, processor.tokenizer, texts, tmp_path)  # noqa: E731
@@ -178,7 +178,7 @@ def test_what_float16_cannot_hold_is_refused():
 FILLER = """
 import json, sys, time, torch
 from pathlib import Path
-from mpclip_training import state_store
+from mpclip.training import state_store
 state_store.SHARD_ROWS = 2
 folder, me, hang_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
@@ -217,7 +217,7 @@ def wait_for(condition) -> None:
 
 
 def read_filled(folder: Path, monkeypatch, compute=None) -> list[int]:
-    monkeypatch.setattr("mpclip_training.state_store.SHARD_ROWS", 2)
+    monkeypatch.setattr("mpclip.training.state_store.SHARD_ROWS", 2)
     store = open_store(folder, complete_key({"kind": "test"}, 12, "float32"), 4, compute, "rows")
     for row, states in enumerate(store[list(range(12))]):
         assert states.shape == (row + 1, 4) and (states == row).all()

@@ -6,7 +6,7 @@ import pytest
 from conftest import arguments
 
 from benchmarks import sts
-from mpclip_data.sts import load_sts
+from mpclip.data.sentence_pairs import load_sts
 
 
 @pytest.fixture

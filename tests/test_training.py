@@ -11,11 +11,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import train_hf
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
-from mpclip_data.image_text import load_image_text
-from mpclip_training.arguments import parse_arguments
-from mpclip_training.samplers import GroupSampler, LengthSampler
-from mpclip_training.trainer import MPCLIPTrainer
-from mpclip_training.tuning import learning_rate_group
+from mpclip.data.image_text import load_image_text
+from mpclip.training.options import parse_arguments
+from mpclip.training.samplers import GroupSampler, LengthSampler
+from mpclip.training.trainer import MPCLIPTrainer
+from mpclip.training.tuning import learning_rate_group
 
 
 def log_of(out) -> list[dict]:

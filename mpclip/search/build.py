@@ -16,12 +16,12 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
-from eval.index.chunks import Chunks, chunk_files, is_whole, write_chunk
-from eval.index.encoder import Encoder
-from eval.index.manifest import checksums, damaged_file, read_manifest, write_manifest
-from eval.index.pictures import open_pictures, thumbnail
-from eval.index.stores import KINDS, MIN_IVFPQ, STORES, library
-from eval.retrieval import describe_machine
+from mpclip.hardware import describe_machine
+from mpclip.search.chunks import Chunks, chunk_files, is_whole, write_chunk
+from mpclip.search.encoder import Encoder
+from mpclip.search.manifest import checksums, damaged_file, read_manifest, write_manifest
+from mpclip.search.pictures import open_pictures, thumbnail
+from mpclip.search.stores import KINDS, MIN_IVFPQ, STORES, library
 
 CHUNK = 512  # pictures whose embeddings a kill may cost
 THUMBNAIL = 256  # pixels of its longer side

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from eval.index.search import Answer, Hit
+from mpclip.search.search import Answer, Hit
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

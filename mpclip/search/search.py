@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from eval.index.chunks import Chunks
-from eval.index.encoder import Encoder
-from eval.index.manifest import MEND, damaged_file, read_manifest
-from eval.index.pictures import read_picture, thumbnail
-from eval.index.stores import STORES
+from mpclip.search.chunks import Chunks
+from mpclip.search.encoder import Encoder
+from mpclip.search.manifest import MEND, damaged_file, read_manifest
+from mpclip.search.pictures import read_picture, thumbnail
+from mpclip.search.stores import STORES
 
 MORE = 10  # candidates per wanted picture from a store that only comes near; their exact scores then decide
 
@@ -100,7 +100,7 @@ class PictureIndex:
 def read_settings(folder: str | Path) -> dict:
     """What index.json says of a finished index: `model`, `fingerprint`, `dtype`, `data`, `kind`, `pictures`, ..."""
     if not Path(folder, "index.json").is_file():
-        raise FileNotFoundError(f"no index at {folder}: make one with python -m eval.index build")
+        raise FileNotFoundError(f"no index at {folder}: make one with python -m mpclip.search build")
     settings = read_manifest(Path(folder))
     if settings["vectors"] is None:
         raise ValueError(f"the build of {folder} has not finished: run it again, and it goes on where it was")

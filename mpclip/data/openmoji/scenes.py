@@ -14,8 +14,8 @@ The objects of a scene are its combination. A combination belongs to one split, 
 objects which a model was trained on occurs in a test; single objects are shared by all splits, except that each is
 shown *alone* in one split only.
 
-    python -m mpclip_data.openmoji_scenes --out runs/demo/scenes
-    python -m mpclip_data.openmoji_scenes --out runs/demo/scenes --train 3000 --validation 300 --test 600 --seed 0 \\
+    python -m mpclip.data.openmoji.scenes --out runs/demo/scenes
+    python -m mpclip.data.openmoji.scenes --out runs/demo/scenes --train 3000 --validation 300 --test 600 --seed 0 \\
         --contact_sheet runs/demo/scenes.png
 
 writes an image folder:
@@ -45,8 +45,8 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from mpclip_data.openmoji_objects import OBJECTS, Drawings
-from mpclip_data.scene_captions import describe
+from mpclip.data.openmoji.captions import describe
+from mpclip.data.openmoji.objects import OBJECTS, Drawings
 
 PICTURE_PIXELS = 224
 
@@ -452,7 +452,7 @@ def _refuse_other_scenes(file: Path, asked: dict) -> None:
         )
         raise FileExistsError(
             f"{file.parent} holds other scenes ({was}) than asked for ({wanted}); if the settings are equal, another "
-            "version of mpclip_data made them. Choose another folder, or delete that one."
+            "version of the project made them. Choose another folder, or delete that one."
         )
 
 
@@ -465,7 +465,7 @@ def _write_aside(file: Path, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mpclip_data.openmoji_scenes",
+        prog="python -m mpclip.data.openmoji.scenes",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -9,7 +9,7 @@ import datasets
 import PIL.Image
 import PIL.ImageOps
 
-from mpclip_data.image_text import load_image_text, to_rgb
+from mpclip.data.image_text import load_image_text, to_rgb
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 

@@ -1,11 +1,11 @@
 """Search a collection of pictures by text or by picture: build an index, query it.
 
-    python -m eval index build --model runs/demo/multi_prompt --data photos --index runs/photos
-    python -m eval index build --model you/your-model --data jxie/flickr8k --split test --index runs/flickr --kind hnsw
-    python -m eval index query --index runs/photos "a street" --weights 1 1 1.5 1 1 1 --exclude cars --html found.html
-    python -m eval index query --index runs/photos "the same in winter" --image photo.jpg --top 20
+    python -m mpclip.search build --model runs/demo/multi_prompt --data photos --index runs/photos
+    python -m mpclip.search build --model you/your-model --data jxie/flickr8k --split test --index runs/flickr --kind hnsw
+    python -m mpclip.search query --index runs/photos "a street" --weights 1 1 1.5 1 1 1 --exclude cars --html found.html
+    python -m mpclip.search query --index runs/photos "the same in winter" --image photo.jpg --top 20
 
-`python -m eval.index` is the same. A build that was killed goes on where it was when started again; started again later,
+`python -m mpclip.search` is the same. A build that was killed goes on where it was when started again; started again later,
 it adds the pictures that are new and drops those that are gone. Pictures that cannot be read are named and left out.
 
 Both run the Python files that come with the checkpoint (trust_remote_code=True), and a query opens the checkpoint that the
@@ -18,18 +18,18 @@ import shutil
 import sys
 from pathlib import Path
 
-from eval.index.build import build_index
-from eval.index.encoder import Encoder
-from eval.index.page import write_page
-from eval.index.search import Answer, PictureIndex, query_index, read_settings
-from eval.index.stores import KINDS, STORES
-from eval.retrieval import usable_device
+from mpclip.hardware import usable_device
+from mpclip.search.build import build_index
+from mpclip.search.encoder import Encoder
+from mpclip.search.page import write_page
+from mpclip.search.search import Answer, PictureIndex, query_index, read_settings
+from mpclip.search.stores import KINDS, STORES
 
 
 def main(arguments: list[str]) -> None:
-    """The command; `arguments` are those after `python -m eval.index`."""
+    """The command; `arguments` are those after `python -m mpclip.search`."""
     parser = argparse.ArgumentParser(
-        prog="python -m eval index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m mpclip.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(metavar="build|query", required=True)
 
