@@ -1,22 +1,17 @@
-"""Pictures of what each prompt looks at: the attention pooling's weights over the picture, a heat map per query.
+"""Pictures of what each prompt looks at: heat maps of the weights with which the attention pooling reads an image.
 
 pictures, maps = pooling_maps(model, processor, images)
 attention_grid(pictures, maps, titles, "attention.png")
 """
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import torch
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-INK, FAINT = "#1c1c1c", "#6b6b6b"
-DPI = 130
+from mpclip.contact_sheet import FAINT, ContactSheet, wrap
+
 CELL = 1.45  # inches of a picture's longer side
 GAP = 0.12  # inches between pictures
 TITLE_LINE = 0.155  # inches of a line of a column's title
@@ -24,20 +19,23 @@ LABEL = 0.22  # inches below a picture
 
 
 def pooling_maps(model, processor, images: Sequence[PIL.Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """Runs the image side on a few images.
+    """Runs the image tower on a few images and keeps the weights of its attention pooling.
 
     Args:
-        model: [`MPCLIPModel`] with image_pooling "attention" or "attention_per_prompt"; its mode is restored.
+        model: [`MPCLIPModel`] with image_pooling "attention" or "attention_per_prompt". Its training mode is restored.
         processor: its [`MPCLIPProcessor`].
-        images: B of them, RGB.
+        images: B images, RGB.
 
     Returns:
-        The images as the model sees them, (B, H, W, 3) float32 in 0..1, and the attention weights of each query at every
-        place, averaged over the heads, (B, Q, h, w) float32. They sum to at most 1: a class token may take a part.
+        The images as the model sees them, (B, H, W, 3) float32 in 0..1, and the weights of each of the Q pooling queries at
+        every place, averaged over the heads, (B, Q, h, w) float32. Where there is a class token it takes a share of the
+        weight, so a map sums to 1 or less.
 
     Raises:
         ValueError: the model has no attention pooling.
     """
+    import torch
+
     image_processor = processor.image_processor
     pixels = image_processor(list(images), return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
     was_training = model.training
@@ -51,12 +49,24 @@ def pooling_maps(model, processor, images: Sequence[PIL.Image.Image]) -> tuple[n
             "'attention' and 'attention_per_prompt' have."
         )
     h, w = token_grid(weights.shape[-1], *pixels.shape[-2:], getattr(model.config.vision_config, "patch_size", None))
-    maps = weights.float().mean(dim=2)[..., -h * w :].unflatten(-1, (h, w))  # special tokens stand in front
+    maps = weights.float().mean(dim=2)[..., -h * w :].unflatten(-1, (h, w))  # (B, Q, h, w); special tokens come first
     return _as_seen(pixels, image_processor), maps.cpu().numpy()
 
 
 def token_grid(tokens: int, height: int, width: int, patch: int | None) -> tuple[int, int]:
-    """(rows, columns) of the image tokens; `patch` is None for a CNN, whose feature map has the proportions of the image."""
+    """The grid of the image tokens, without the special ones.
+
+    Args:
+        tokens: number of tokens, special ones included.
+        height, width: of the image, in pixels.
+        patch: side of a patch in pixels, or None for a CNN, whose feature map has the proportions of the image.
+
+    Returns:
+        (rows, columns).
+
+    Raises:
+        ValueError: a CNN's tokens form no such grid.
+    """
     if patch is not None:
         return height // patch, width // patch
     rows = round((tokens * height / width) ** 0.5)
@@ -66,16 +76,20 @@ def token_grid(tokens: int, height: int, width: int, patch: int | None) -> tuple
 
 
 def attention_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str], path: str | Path) -> None:
-    """Draws a row per picture into a PNG file: the picture, then each heat map laid over it in grey.
+    """Draws a row per picture into a PNG file: the picture itself, then each of its heat maps over the picture in grey.
 
-    What weighs more than the map's mean is coloured; full colour is the map's highest weight, or 1.5 times the mean where that
-    is more, so that a flat map stays pale. The number below says how many times the mean the highest weight is.
+    Places with more than the map's mean weight are coloured. The colour is full at the map's highest weight, or at 1.5 times
+    the mean where that is more, so that a flat map stays pale. Below each map stands its highest weight as a multiple of the
+    mean.
 
     Args:
         pictures: (B, H, W, 3) float in 0..1.
         maps: (B, Q, h, w) weights, not negative.
         titles: Q column titles.
         path: the file to write; its folder is made.
+
+    Raises:
+        ValueError: the numbers of pictures, maps and titles do not fit together.
     """
     B, Q = maps.shape[:2]
     H, W = pictures.shape[1:3]
@@ -85,34 +99,38 @@ def attention_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str]
             "and a title for every column of maps"
         )
     cell_w, cell_h = CELL * W / max(H, W), CELL * H / max(H, W)  # inches
-    wrapped = [textwrap.wrap(title, width=19, max_lines=4, placeholder=" ...") for title in titles]
+    wrapped = [wrap(title, 19, max_lines=4) for title in titles]
     head = GAP + TITLE_LINE * max(map(len, wrapped), default=0) + 0.06
     row_height = cell_h + LABEL
-    width, height = GAP + (Q + 1) * (cell_w + GAP), head + B * (row_height + GAP)
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1))  # one set of axes, measured in inches from the upper left corner
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.axis("off")
+    sheet = ContactSheet(width=GAP + (Q + 1) * (cell_w + GAP), height=head + B * (row_height + GAP))
 
     def draw(row: int, column: int, image: np.ndarray, label: str) -> None:
         left, top = GAP + column * (cell_w + GAP), head + row * (row_height + GAP)
-        axes.imshow(image, extent=(left, left + cell_w, top + cell_h, top), aspect="auto", interpolation="lanczos")
-        axes.text(left + cell_w / 2, top + cell_h + 0.05, label, va="top", ha="center", size=7.5, color=FAINT, parse_math=False)
+        sheet.picture(image, left, top, cell_w, cell_h)
+        sheet.text(label, left + cell_w / 2, top + cell_h + 0.05, size=7.5, color=FAINT, ha="center")
 
     for column, lines in enumerate(wrapped, start=1):
-        at = GAP + column * (cell_w + GAP) + cell_w / 2
-        axes.text(at, head - 0.06, "\n".join(lines), va="bottom", ha="center", size=8, color=INK, parse_math=False)
+        middle = GAP + column * (cell_w + GAP) + cell_w / 2
+        sheet.text("\n".join(lines), middle, head - 0.06, size=8, ha="center", va="bottom")
     for row in range(B):
         draw(row, 0, pictures[row], "as the model sees it")
-        for query, weights in enumerate(maps[row]):
-            draw(row, query + 1, heat_over(pictures[row], weights), f"highest {weights.max() / weights.mean():.1f} x mean")
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
+        for column, weights in enumerate(maps[row], start=1):
+            draw(row, column, heat_over(pictures[row], weights), f"highest {weights.max() / weights.mean():.1f} x mean")
+    sheet.save(path)
 
 
 def heat_over(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(H, W, 3) the picture in pale grey, and over it in colour what exceeds the mean of (h, w) weights, enlarged smoothly."""
+    """A heat map over a picture.
+
+    Args:
+        picture: (H, W, 3) float in 0..1.
+        weights: (h, w), not negative.
+
+    Returns:
+        (H, W, 3): the picture in pale grey, coloured where the weights, enlarged smoothly, exceed their mean.
+    """
+    from matplotlib import colormaps
+
     H, W = picture.shape[:2]
     mean = weights.mean()
     excess = (weights - mean) / max(weights.max() - mean, 0.5 * mean)
@@ -124,9 +142,9 @@ def heat_over(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return grey * (1 - opacity) + colour * opacity
 
 
-def _as_seen(pixels: torch.Tensor, image_processor) -> np.ndarray:
-    """(B, 3, H, W) normalised pixels -> (B, H, W, 3) in 0..1."""
+def _as_seen(pixels, image_processor) -> np.ndarray:
+    """(B, 3, H, W) tensor of normalised pixels -> (B, H, W, 3) in 0..1."""
     if getattr(image_processor, "do_normalize", False):
-        mean, std = (torch.tensor(getattr(image_processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
+        mean, std = (pixels.new_tensor(getattr(image_processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
         pixels = pixels * std + mean
     return pixels.clamp(0, 1).permute(0, 2, 3, 1).float().numpy()
