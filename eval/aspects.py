@@ -25,9 +25,7 @@ def count_mistakes(
         "relation" where the best wrong image is of the same family and differs in this alone; "several" where it
         differs in more; "none" where it is described alike; "other_scene" where it is of another family.
     """
-    from mpclip.data.openmoji.scenes import (
-        aspects_between,
-    )  # pulls in the drawing of scenes; other data needs none of it
+    from mpclip.data.openmoji.scenes import differences_between  # other data needs no scenes
 
     families, scenes = rows["family"][:], rows["scene"][:]
     first, second = top_images(image_embeds, text_embeds, 2).T  # (T,) each
@@ -38,7 +36,7 @@ def count_mistakes(
         if families[wrong] != families[right]:
             mistakes["other_scene"] += 1
             continue
-        aspects = aspects_between(scenes[right], scenes[wrong])
+        aspects = differences_between(scenes[right], scenes[wrong])
         mistakes["several" if len(aspects) > 1 else next(iter(aspects), "none")] += 1
     return {"queries": len(text_ranks), **dict(mistakes.most_common())}
 

@@ -4,22 +4,22 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 from collections import defaultdict
+from subprocess import run
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from mpclip.data.openmoji import generate
 from mpclip.data.openmoji import scenes as openmoji_scenes
 from mpclip.data.openmoji.captions import COLOUR_WORDS, PLACE_WORDS, SIZE_WORDS, with_article
+from mpclip.data.openmoji.generate import BACKGROUNDS, LAYOUTS, SIZES, PlacedObject, Scene
 from mpclip.data.openmoji.objects import OBJECTS, Drawings
 from mpclip.data.openmoji.scenes import (
-    BACKGROUNDS,
-    LAYOUTS,
-    SIZES,
-    PlacedObject,
-    Scene,
-    aspects_between,
     contact_sheet,
+    differences_between,
     generate_scenes,
     main,
     render_scene,
@@ -89,8 +89,8 @@ def test_the_counts_are_met_and_families_are_whole(scenes, families):
     assert {split: sum(scene.split == split for scene in scenes) for split in COUNTS} == COUNTS
     for family in families:
         assert 3 <= len(family) <= 5
-        assert [scene.aspect for scene in family].count("base") == 1 and family[0].aspect == "base"
-        assert len({scene.aspect for scene in family}) == len(family)
+        assert [scene.difference for scene in family].count("base") == 1 and family[0].difference == "base"
+        assert len({scene.difference for scene in family}) == len(family)
         assert len({scene.split for scene in family}) == 1
     assert len({scene.file_name for scene in scenes}) == len(scenes)
 
@@ -126,27 +126,27 @@ def test_single_objects_are_shared_between_splits():
     assert seen["test"] <= seen["train"] == set(OBJECTS)
 
 
-def test_a_twin_differs_from_its_base_in_the_named_aspect_alone(families):
+def test_a_twin_differs_from_its_base_in_the_named_difference_alone(families):
     for base, *twins in families:
         for twin in twins:
-            assert aspects_between(base.structure(), twin.structure()) == {twin.aspect}
-            assert aspects_between(twin.structure(), base.structure()) == {twin.aspect}
+            assert differences_between(base.structure(), twin.structure()) == {twin.difference}
+            assert differences_between(twin.structure(), base.structure()) == {twin.difference}
         for one, other in itertools.combinations(twins, 2):
-            assert aspects_between(one.structure(), other.structure()) == {one.aspect, other.aspect}
+            assert differences_between(one.structure(), other.structure()) == {one.difference, other.difference}
 
 
-def test_aspects_between_scenes_of_different_families():
+def test_differences_between_scenes_of_two_families():
     dog = one_object()
-    assert aspects_between(dog.structure(), dog.structure()) == set()
-    assert aspects_between(dog.structure(), one_object("small", name="cat", background="pink").structure()) == {
+    assert differences_between(dog.structure(), dog.structure()) == set()
+    assert differences_between(dog.structure(), one_object("small", name="cat", background="pink").structure()) == {
         "object",
         "size",
         "background",
     }
     pair = generate_scenes({"train": 100})
     pair = next(scene for scene in pair if len(scene.objects) == 2)
-    assert "object" in aspects_between(dog.structure(), pair.structure())
-    assert not {"relation", "position"} & aspects_between(dog.structure(), pair.structure())
+    assert "object" in differences_between(dog.structure(), pair.structure())
+    assert not {"relation", "position"} & differences_between(dog.structure(), pair.structure())
 
 
 def test_no_two_scenes_of_a_split_are_alike(scenes):
@@ -194,8 +194,8 @@ def test_bad_arguments_are_refused():
 
 
 def test_more_scenes_than_can_differ_are_refused(monkeypatch):
-    monkeypatch.setattr(openmoji_scenes, "OBJECTS", dict(itertools.islice(OBJECTS.items(), 20)))
-    monkeypatch.setattr(openmoji_scenes, "OBJECT_COUNT_WEIGHTS", {1: 1})
+    monkeypatch.setattr(generate, "OBJECTS", dict(itertools.islice(OBJECTS.items(), 20)))
+    monkeypatch.setattr(generate, "OBJECT_COUNT_WEIGHTS", {1: 1})
     with pytest.raises(ValueError, match="ask for fewer scenes"):
         generate_scenes({"test": 2000})
 
@@ -320,9 +320,17 @@ def test_every_drawing_is_seen_on_every_background(drawings):
             assert (contrast > 150).sum() > 0.1 * pixels**2, (name, background)
 
 
-def test_contact_sheet_shows_four_families(families, drawings):
-    sheet = contact_sheet([scene for family in families for scene in family], drawings)
+def test_contact_sheet_shows_four_families(families, drawings, tmp_path):
+    contact_sheet([scene for family in families for scene in family], drawings, tmp_path / "sheet.png")
+    sheet = Image.open(tmp_path / "sheet.png").convert("RGB")
     assert sheet.width > 5 * 224 and sheet.height > 4 * 224
+    # The first row is the first family side by side. Every pixel is there, but for those under the frame.
+    shown = next(family for family in families if len(family) == 5 and family[0].layout == "side by side")
+    for column, scene in enumerate(shown):
+        left = 12 + column * (224 + 12)
+        picture = sheet.crop((left, 12, left + 224, 12 + 224))
+        inside = np.s_[2:-2, 2:-2]
+        np.testing.assert_array_equal(np.asarray(picture)[inside], np.asarray(render_scene(scene, drawings))[inside])
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -337,7 +345,7 @@ def test_the_written_folder(tmp_path):
     assert {record["file_name"] for record in records} == {
         str(file.relative_to(folder)) for file in (folder / "images").iterdir()
     }
-    assert set(records[0]) == {"file_name", "split", "captions", "family", "aspect", "scene"}
+    assert set(records[0]) == {"file_name", "split", "captions", "family", "difference", "scene"}
 
     attribution = (folder / "ATTRIBUTION.md").read_text()
     assert "CC BY-SA 4.0" in attribution
@@ -394,8 +402,20 @@ def test_a_folder_of_other_scenes_is_refused(tmp_path):
 
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "metadata.jsonl").touch()
-    with pytest.raises(FileExistsError, match="not written here"):
+    with pytest.raises(FileExistsError, match="has not written"):
         write_scenes(tmp_path / "strange", **FEW)
+
+
+def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
+    """Before, the column `difference` had the name `aspect`."""
+    folder = write_scenes(tmp_path, **FEW)
+    metadata = (folder / "metadata.jsonl").read_text().replace('"difference": ', '"aspect": ')
+    (folder / "metadata.jsonl").write_text(metadata)
+    manifest = json.loads((folder / "scenes.json").read_text())
+    manifest["metadata_sha256"] = hashlib.sha256(metadata.encode()).hexdigest()
+    (folder / "scenes.json").write_text(json.dumps(manifest))
+    with pytest.raises(FileExistsError, match=r"An earlier version .* another folder, or delete that one"):
+        write_scenes(tmp_path, **FEW)
 
 
 def test_command_line(tmp_path, capsys):
@@ -404,3 +424,11 @@ def test_command_line(tmp_path, capsys):
     main(["--out", str(tmp_path / "scenes"), *settings, "--contact_sheet", str(sheet)])
     assert sheet.exists() and (tmp_path / "scenes" / "scenes.json").exists()
     assert "38 scenes" in capsys.readouterr().out
+
+
+def test_help_loads_neither_torch_nor_matplotlib(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "metadata.jsonl" in capsys.readouterr().out
+    script = "import sys, mpclip.data.openmoji.scenes; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    assert run([sys.executable, "-c", script]).returncode == 0

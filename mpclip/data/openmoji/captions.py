@@ -1,8 +1,8 @@
-"""How a scene is said in English: sentence patterns, and the words that fill them.
+"""Captions of OpenMoji scenes: sentence patterns, and the words that fill them.
 
-Every caption says everything which the scene's twins may change (objects, sizes, places, background), so that a caption
-is true of one scene of its split only. What varies is the wording: the pattern, the synonyms, and which object the
-relation is told from ("A to the left of B", "B to the right of A").
+Every caption names all that may differ between two scenes: objects, sizes, places and background. So it is true of one
+scene of its split only. The wording varies: the pattern, the synonyms, and which of two objects comes first ("A to the left
+of B", "B to the right of A").
 """
 
 import random
@@ -29,7 +29,7 @@ PLACE_WORDS = {
     "bottom right": ("in the bottom right corner", "at the bottom right", "in the lower right corner"),
 }
 
-# Said of the first object of a pair with respect to the second, and the other way round.
+# Where the first object of a pair is, seen from the second.
 _LEFT = ("to the left of", "left of", "on the left of")
 _RIGHT = ("to the right of", "right of", "on the right of")
 _ABOVE = ("above", "over")
@@ -37,7 +37,8 @@ _BELOW = ("below", "under", "beneath", "underneath")
 
 _BACKGROUNDS = ("on {a_colour} background", "against {a_colour} background", "on {colour}", "against {colour}")
 
-# {A} is "a big dog", {a} "dog", {a_a} "a dog" and {size_a} "big"; {bg} is a phrase such as "on a pink background".
+# For a big dog {A} is "a big dog", {a} is "dog", {a_a} is "a dog" and {size_a} is "big". {bg} is a phrase such as "on a pink
+# background", {colour} is "pink" and {a_colour} is "a pink".
 _ONE_OBJECT = (
     "{A} {place} {bg}",
     "{A} {bg}, {place}",
@@ -51,7 +52,8 @@ _ONE_OBJECT = (
     "a drawing of {A} {place} {bg}",
 )
 
-# {rel} leads from A to B and {back} from B to A; {here} is where A is ("on the left"), {there} where B is.
+# {rel} says where A is, seen from B ("left of"); {back} says where B is, seen from A ("right of"). {here} is the place of A in
+# the picture ("on the left"), {there} is the place of B.
 _TWO_OBJECTS = (
     "{A} {rel} {B} {bg}",
     "{A} is {rel} {B} {bg}",
@@ -74,8 +76,9 @@ _TWO_OBJECTS_OF_ONE_SIZE = (
     "{a_a} {rel} {a_b} {bg}, both of them {size_a}",
 )
 
-# P stands alone in its row, {apex} ("at the top"); A and B share the other row, {row} ("bottom"); {over} leads from P
-# to them, {under} back; {side} and {other_side} are "left" and "right" as A and B have them.
+# P is alone in its row, whose place is {apex} ("at the top"). A and B share the other row, {row} ("bottom"). {over} says where
+# P is, seen from A and B ("above"); {under} says where they are, seen from P. {side} is the side of A ("left"), {other_side}
+# the side of B.
 _THREE_OBJECTS = (
     "{A} {rel} {B}, with {P} {over} them both, {bg}",
     "{P} {over} {A} and {B} {bg}, the {a} {rel} the {b}",
@@ -96,7 +99,7 @@ _ABSENCES = (
 
 
 def with_article(phrase: str) -> str:
-    """`phrase` with "a" or "an" before it, by its sound: "an hourglass", "a unicorn", "an orange background"."""
+    """`phrase` with "a" or "an", as it is spoken: "an hourglass", "a unicorn", "an orange background"."""
     starts_with_vowel = phrase[0].lower() in "aeiou" and not phrase.startswith("unicorn")
     return f"{'an' if starts_with_vowel or phrase.startswith('hour') else 'a'} {phrase}"
 
@@ -109,18 +112,22 @@ def describe(
     count: int,
     rng: random.Random,
 ) -> tuple[str, ...]:
-    """Say a scene in `count` sentences of different patterns.
+    """Describe a scene in `count` sentences of different patterns.
 
     Args:
-        layout: a key of `openmoji_scenes.LAYOUTS`.
+        layout: a key of `LAYOUTS` in `mpclip.data.openmoji.generate`.
         background: a key of `COLOUR_WORDS`.
-        objects: one to three (noun, size), in the order of the layout's slots.
-        absent: noun of an object that is not in the scene; one of the sentences says so. None: nothing is said.
+        objects: one to three pairs (noun, size), in the order of the layout's slots.
+        absent: the noun of an object that is not in the scene. One of the sentences says that it is not there. With None no
+            sentence does.
         count: number of sentences.
-        rng: source of every choice.
+        rng: makes every choice.
+
+    Returns:
+        The sentences.
 
     Raises:
-        ValueError: `count` is less than 1 or more than there are patterns for so many objects.
+        ValueError: `count` is less than 1, or there are fewer patterns for this number of objects.
     """
     patterns = {1: _ONE_OBJECT, 2: _TWO_OBJECTS, 3: _THREE_OBJECTS}[len(objects)]
     if len(objects) == 2 and objects[0][1] == objects[1][1]:
@@ -141,11 +148,11 @@ def describe(
 
 
 def _words(layout: str, background: str, objects: Sequence[tuple[str, str]], rng: random.Random) -> dict[str, str]:
-    """What fills the braces of a pattern."""
+    """The words for the names in braces of a pattern."""
     colour = rng.choice(COLOUR_WORDS[background])
     words = {"colour": colour, "a_colour": with_article(colour)}
     words["bg"] = rng.choice(_BACKGROUNDS).format(**words)
-    # One word per size and caption: "a big dog and a huge cat" would suggest a difference that is not there.
+    # A caption has one word for each size: "a big dog and a huge cat" would mean two sizes.
     size_words = {size: rng.choice(choices) for size, choices in SIZE_WORDS.items()}
     if len(objects) == 1:
         return words | {"place": rng.choice(PLACE_WORDS[layout])} | _object_words("a", objects[0], size_words)
@@ -172,6 +179,7 @@ def _words(layout: str, background: str, objects: Sequence[tuple[str, str]], rng
 
 
 def _object_words(letter: str, thing: tuple[str, str], size_words: dict[str, str]) -> dict[str, str]:
+    """The words for one object, named by its letter in the pattern."""
     noun, size = thing
     return {
         letter: noun,

