@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import torch
 
+from mpclip.data.image_sources import open_split
 from mpclip.data.image_text import ImageTextDataset, load_image_text, to_rgb
 
 
@@ -168,7 +169,7 @@ def test_image_column_of_metadata(tmp_path):
     write_folder(tmp_path, records(2))
     renamed = [{"path" if key == "file_name" else key: value for key, value in row.items()} for row in records(2)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, renamed)))
-    with pytest.raises(ValueError, match=r"file_name is None.*image_column.*'path'"):
+    with pytest.raises(ValueError, match=r"file_name is None.*'path'.*set image_column"):
         load_image_text(tmp_path, "train")
     check_rows(load_image_text(tmp_path, "train", image_column="path"), 2)
 
@@ -359,23 +360,25 @@ def rows(tmp_path):
     )
 
 
-def drawn(examples: ImageTextDataset) -> list[int]:
-    return [examples[i]["caption_indices"][0] for i in range(len(examples))]
+def drawn(examples: ImageTextDataset) -> list[str]:
+    """The caption of each item."""
+    items = [examples[i] for i in range(len(examples))]
+    assert all(len(item["captions"]) == 1 for item in items)
+    return [item["captions"][0] for item in items]
 
 
 def test_items(rows):
     item = ImageTextDataset(rows)[3]
     assert item["index"] == 3 and item["image"].mode == "RGB"
-    assert item["captions"] == [rows[3]["captions"][item["caption_indices"][0]]]
-    everything = ImageTextDataset(rows, captions="all")[3]
-    assert everything["captions"] == rows[3]["captions"] and everything["caption_indices"] == [0, 1, 2, 3, 4]
+    assert len(item["captions"]) == 1 and item["captions"][0] in rows[3]["captions"]
+    assert ImageTextDataset(rows, captions="all")[3]["captions"] == rows[3]["captions"]
 
 
 def test_random_caption_depends_on_seed_epoch_and_index_alone(rows):
     examples, again = ImageTextDataset(rows, seed=1), ImageTextDataset(rows, seed=1)
     first = drawn(examples)
-    assert len(set(first)) > 2
-    assert drawn(again)[::-1] == first[::-1] == [again[i]["caption_indices"][0] for i in range(19, -1, -1)]
+    assert len({caption[0] for caption in first}) > 2  # a, b, c, d or e
+    assert drawn(again)[::-1] == first[::-1] == [again[i]["captions"][0] for i in range(19, -1, -1)]
     assert drawn(ImageTextDataset(rows, seed=2)) != first
     examples.set_epoch(1)
     assert drawn(examples) != first
@@ -406,14 +409,14 @@ def test_epoch_reaches_running_workers(rows):
     loader = torch.utils.data.DataLoader(examples, None, num_workers=2, persistent_workers=True)
     for epoch in (0, 1):
         examples.set_epoch(epoch)
-        assert [item["caption_indices"][0] for item in loader] == drawn(examples)
+        assert [item["captions"][0] for item in loader] == drawn(examples)
 
 
 def test_without_images_no_file_is_read(rows, tmp_path):
     for file in tmp_path.glob("*.png"):
         file.unlink()
     item = ImageTextDataset(rows, with_images=False)[0]
-    assert set(item) == {"index", "captions", "caption_indices"}
+    assert set(item) == {"index", "captions"}
     with pytest.raises(FileNotFoundError):
         ImageTextDataset(rows)[0]
 
@@ -444,9 +447,8 @@ def test_flickr8k():
     assert all(len(captions) == 5 for captions in validation["captions"][:])
     with pytest.raises(ValueError, match=r"\['train', 'validation'\]"):
         load_image_text(folder, "test")
-    from mpclip.data.image_text import _open_split  # without the check, which would decode every photograph
-
-    assert {split: len(_open_split(str(folder), split, None, None)) for split in ("train", "validation")} == {
+    # Without the check, which would decode every photograph.
+    assert {split: len(open_split(str(folder), split, None, None)) for split in ("train", "validation")} == {
         "train": 6000,
         "validation": 1000,
     }

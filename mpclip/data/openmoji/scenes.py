@@ -6,7 +6,7 @@
 
 A scene is a picture of 224 x 224 pixels. It shows one to three OpenMoji drawings, small or large, on a coloured background.
 Its captions say all of this. Scenes come in families of three to five: a base and its twins. Each twin has one difference
-from the base, so finding the right picture within a family takes reading that difference:
+from the base. To find the right picture of a family, a model has to read this difference in the caption:
 
     relation    two objects swap places               (scenes of two or three objects)
     position    the object is somewhere else          (scenes of one object)

@@ -1,0 +1,91 @@
+"""Checks of a table of images and captions: images that do not decode, rows without a caption, paths that lead elsewhere."""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import PIL.Image
+from tqdm import tqdm
+
+from mpclip.data.image_columns import paths_referred
+
+NAMES_SHOWN = 20  # bad rows that a message names; it only counts the rest
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image of any mode in RGB. Transparent parts become white; 16-bit grey keeps its upper 8 bits."""
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip every value above 255 to white
+        grey = np.clip(np.asarray(image), 0, 65535) >> 8  # (height, width)
+        image = PIL.Image.fromarray(grey.astype(np.uint8))
+    elif image.has_transparency_data:  # dropping the alpha channel alone would show whatever colour lies under it
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def refuse_paths_outside(rows: datasets.Dataset, source: str) -> None:
+    """Refuse a table that refers to image files elsewhere than in its own folder or in the download caches.
+
+    Raises:
+        ValueError: it does; the message has the first such path.
+    """
+    roots = [source, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
+    roots = [os.path.abspath(root) + os.sep for root in roots]
+    for i, path in enumerate(paths_referred(rows)):
+        if path and not any(os.path.abspath(path).startswith(root) for root in roots):
+            raise ValueError(
+                f"{source}, row {i}: refused the image path {path!r}, which lies outside this data set. "
+                "Save the table with its images in it (Dataset.save_to_disk does so)"
+            )
+
+
+def without_captions(rows: datasets.Dataset) -> dict[int, str]:
+    """{row number: what is wrong} for rows that have no caption."""
+    return {i: "no caption" for i, captions in enumerate(rows["captions"][:]) if not captions}
+
+
+def undecodable(rows: datasets.Dataset) -> dict[int, str]:
+    """{row number: what is wrong} for images that do not decode to RGB. Decodes every image, with a thread per core."""
+    decoder = datasets.Image()
+    cells = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+
+    def fault(i: int) -> str | None:
+        cell = cells[i]["image"]
+        if cell is None:
+            return "no image"
+        try:
+            to_rgb(decoder.decode_example(cell))
+        except FileNotFoundError:
+            return "no such file"
+        except PIL.UnidentifiedImageError:
+            return "not an image"
+        except Exception as error:  # Pillow's decoders raise a dozen types, SyntaxError and struct.error among them
+            return str(error) or type(error).__name__
+        return None
+
+    reasons = {}
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Pillow raises an error for a decompression bomb only at twice its limit. Below that it just warns.
+        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+        with tqdm(total=len(rows), desc="Checking images", unit="image", disable=None) as progress:
+            for start in range(0, len(rows), 1000):  # in parts, since map takes all of its input at once
+                numbers = range(start, min(start + 1000, len(rows)))
+                reasons |= {i: reason for i, reason in zip(numbers, pool.map(fault, numbers), strict=True) if reason}
+                progress.update(len(numbers))
+    return reasons
+
+
+def named(rows: datasets.Dataset, reasons: dict[int, str]) -> str:
+    """The first bad rows by name, each with what is wrong with it, as a part of a message."""
+    shown = sorted(reasons)[:NAMES_SHOWN]
+    if "file_name" in rows.column_names:
+        names = rows.select(shown)["file_name"][:]
+    else:
+        cells = rows.select(shown).cast_column("image", datasets.Image(decode=False))["image"][:]
+        names = [cell and cell["path"] and Path(cell["path"]).name for cell in cells]
+    listed = [f"{name or f'row {i}'} ({reasons[i]})" for i, name in zip(shown, names, strict=True)]
+    return ", ".join(listed) + (f" and {len(reasons) - len(shown)} more" if len(reasons) > len(shown) else "")
