@@ -5,9 +5,11 @@ import importlib.metadata
 import json
 import math
 import random
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from subprocess import run
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from transformers import (
 )
 
 from mpclip.data import backbones
+from mpclip.data.backbone_conversions import OPEN_GATE_BIAS
 from mpclip.data.backbones import BACKBONES, MANIFEST, Backbone, main, prepare_backbone, resolve_backbone
 
 FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k"
@@ -222,6 +225,15 @@ def test_command_without_names_goes_on_past_a_missing_package(tiny, capsys):
             main([name])
 
 
+def test_help_does_not_load_torch(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "smollm2-135m" in capsys.readouterr().out
+    modules = "mpclip.data.backbones, mpclip.data.sentence_pairs"
+    script = f"import sys, {modules}; sys.exit(bool({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
+    assert run([sys.executable, "-c", script]).returncode == 0
+
+
 # ---- EfficientNet-Lite0: the converted tower is the published network
 
 
@@ -304,7 +316,7 @@ def test_lite0_gates_stay_open_in_training(lite0):
     assert all(not grad.any() for grad in gates.values())
     model.zero_grad()
     for dtype in (torch.float32, torch.bfloat16):
-        assert torch.tensor(backbones.OPEN_GATE_BIAS, dtype=dtype).sigmoid() == 1
+        assert torch.tensor(OPEN_GATE_BIAS, dtype=dtype).sigmoid() == 1
 
 
 @pytest.mark.slow
