@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -65,6 +66,26 @@ def sha256_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(paths: Collection[Path], title: str = "Checking files", quiet: bool = False) -> dict[Path, str]:
+    """SHA-256 of several files, which are read in parallel. A progress bar appears where it takes longer than three seconds.
+
+    Args:
+        paths: the files.
+        title: of the progress bar.
+        quiet: show no progress bar; for all processes of a job but one.
+    """
+    from tqdm.auto import tqdm  # not on top: `--help` of a command loads nothing large
+
+    sizes = [os.stat(path).st_size for path in paths]
+    progress = tqdm(total=sum(sizes), desc=title, unit="B", unit_scale=True, delay=3, disable=quiet)
+    found = {}
+    with progress, ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets other threads run
+        for path, size, digest in zip(paths, sizes, pool.map(sha256_file, paths), strict=True):
+            found[path] = digest
+            progress.update(size)
+    return found
 
 
 def stamp(path: str | os.PathLike) -> list[int]:

@@ -5,29 +5,35 @@
     python -m mpclip.search query --index runs/photos "a street" --weights 1 1 1.5 1 1 1 --exclude cars --html found.html
     python -m mpclip.search query --index runs/photos "the same in winter" --image photo.jpg --top 20
 
-`python -m mpclip.search` is the same. A build that was killed goes on where it was when started again; started again later,
-it adds the pictures that are new and drops those that are gone. Pictures that cannot be read are named and left out.
+A build that was killed goes on where it was when started again. Started again later, it adds new pictures and drops those that
+are gone. Pictures that cannot be read are named and left out.
 
-Both run the Python files that come with the checkpoint (trust_remote_code=True), and a query opens the checkpoint that the
-index names: give only checkpoints and indexes you trust, or name the checkpoint yourself with --model.
+Both commands find damaged files. They trust a file whose size and date are still those of the last check, and hash the others.
+Only --verify finds a file that was changed and then given its old date back.
+
+Both commands run the Python files that come with the checkpoint (trust_remote_code=True), and a query opens the checkpoint that
+the index names. Give only checkpoints and indexes you trust, or name the checkpoint yourself with --model.
 """
 
 import argparse
-import json
 import shutil
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mpclip.files import write_json
 from mpclip.hardware import usable_device
-from mpclip.search.build import build_index
-from mpclip.search.encoder import Encoder
-from mpclip.search.page import write_page
-from mpclip.search.search import Answer, PictureIndex, query_index, read_settings
 from mpclip.search.stores import KINDS, STORES
 
+if TYPE_CHECKING:
+    from mpclip.search.search import Answer
 
-def main(arguments: list[str]) -> None:
-    """The command; `arguments` are those after `python -m mpclip.search`."""
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command. torch is loaded when `build` or `query` runs, and not for `--help`.
+
+    Args:
+        arguments: those after `python -m mpclip.search`; by default the ones of this process.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m mpclip.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,9 +42,9 @@ def main(arguments: list[str]) -> None:
     build = commands.add_parser("build", help="make an index, or bring one up to date")
     build.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id; its Python files are run")
     build.add_argument("--data", required=True, help="folder of pictures; with --split a data set: folder, parquet, Hub id")
-    build.add_argument("--split", help="of a data set, such as validation or test")
-    build.add_argument("--index", required=True, metavar="FOLDER", help="where the index is, or will be")
-    build.add_argument("--store", choices=STORES, default="faiss", help="(default: %(default)s)")
+    build.add_argument("--split", help="split of a data set, such as validation or test")
+    build.add_argument("--index", required=True, metavar="FOLDER", help="folder of the index")
+    build.add_argument("--store", choices=STORES, default="faiss", help="library that searches (default: %(default)s)")
     build.add_argument(
         "--kind",
         choices=KINDS,
@@ -46,38 +52,44 @@ def main(arguments: list[str]) -> None:
         help="flat: exact; hnsw: a graph, far faster on a million pictures; ivfpq: a sixteenth of the memory (default: flat)",
     )
     build.add_argument("--batch_size", type=int, default=64, help="pictures at a time (default: %(default)s)")
-    build.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)")
+    build.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the weights (default: float32)"
+    )
     build.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    build.add_argument("--verify", action="store_true", help="hash all files of the index and all weights")
     build.set_defaults(run=_build)
 
     query = commands.add_parser("query", help="find pictures")
-    query.add_argument("texts", nargs="*", metavar="TEXT", help="a query each")
-    query.add_argument("--index", required=True, metavar="FOLDER", help="as built")
+    query.add_argument("texts", nargs="*", metavar="TEXT", help="a query; may be repeated")
+    query.add_argument("--index", required=True, metavar="FOLDER", help="folder of the index")
     query.add_argument("--file", type=Path, help="more queries, one per line")
     query.add_argument(
         "--image",
         action="append",
         default=[],
         metavar="FILE",
-        help="a picture as the query; with texts, part of each: the mean of the normalised embeddings. May be repeated",
+        help="a picture as the query, may be repeated; with texts, part of each query: the mean of the normalised embeddings",
     )
-    query.add_argument("--exclude", action="append", default=[], metavar="TEXT", help="what not to find. May be repeated")
+    query.add_argument("--exclude", action="append", default=[], metavar="TEXT", help="what not to find; may be repeated")
     query.add_argument("--weights", type=float, nargs="+", metavar="W", help="a weight for each of the model's K aspects")
     query.add_argument("--top", type=int, default=10, help="pictures per query (default: %(default)s)")
     query.add_argument("--html", type=Path, metavar="OUT.html", help="write a page of thumbnails")
     query.add_argument("--json", type=Path, metavar="OUT.json", help="write the results, with the score of every aspect")
-    query.add_argument("--model", help="where the checkpoint lies now, if not where it was")
+    query.add_argument("--model", help="checkpoint, if it is no longer where it was")
     query.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    query.add_argument("--verify", action="store_true", help="hash all files of the index and all weights first")
     query.set_defaults(run=_query)
 
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except (ImportError, OSError, ValueError) as error:  # what the user can mend; several libraries write many lines
+    except (ImportError, OSError, ValueError) as error:  # what the user can mend, on one line
         raise SystemExit(f"{parser.prog}: {' '.join(str(error).split())}") from error
 
 
 def _build(options: argparse.Namespace) -> None:
+    from mpclip.search.build import build_index
+
     built = build_index(
         options.model,
         options.data,
@@ -88,6 +100,7 @@ def _build(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         dtype=options.dtype,
         device=options.device,
+        verify=options.verify,
     )
     print(
         f"{options.index}: {built['pictures']:,} pictures, {built['embedded']:,} of them embedded now; "
@@ -96,25 +109,28 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _query(options: argparse.Namespace) -> None:
+    from mpclip.search.encoder import Encoder
+    from mpclip.search.page import write_page
+    from mpclip.search.search import PictureIndex, query_index, read_settings
+
     lines = options.file.read_text(encoding="utf-8").splitlines() if options.file else []
     texts = options.texts + [line for line in lines if line.strip()]
     settings = read_settings(options.index)
-    index = PictureIndex(options.index, Encoder(options.model or settings["model"], settings["dtype"], options.device))
+    encoder = Encoder(options.model or settings["model"], settings["dtype"], options.device)
+    index = PictureIndex(options.index, encoder, options.verify)
     answers = query_index(index, texts, options.image, exclude=options.exclude, weights=options.weights, top=options.top)
     print("\n\n".join(table(answer) for answer in answers))
     if options.html:
-        data, model = (Path(name).name if Path(name).is_absolute() else name for name in (settings["data"], index.encoder.name))
+        data, model = (Path(name).name if Path(name).is_absolute() else name for name in (settings["data"], encoder.name))
         about = f"{settings['pictures']:,} pictures of {data}, searched with {model}"  # a page is shown to others: no paths
         write_page(answers, options.html, about)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([answer.to_json() for answer in answers], indent=2, ensure_ascii=False)
-        options.json.write_text(text + "\n", encoding="utf-8")
+        write_json(options.json, [answer.to_json() for answer in answers], indent=2)
     if written := [str(path) for path in (options.html, options.json) if path]:
         print(f"\nwritten: {', '.join(written)}")
 
 
-def table(answer: Answer) -> str:
+def table(answer: "Answer") -> str:
     """A query and its hits in aligned columns, cut to the width of the terminal."""
     heading = [] if answer.text is None else [f'"{answer.text}"']
     heading += answer.pictures + [f'without "{text}"' for text in answer.exclude]
@@ -125,10 +141,10 @@ def table(answer: Answer) -> str:
     for rank, hit in enumerate(answer.hits, start=1):
         lines.append(f"{rank:>5}  {hit.score:>7.4f}  {hit.picture:<{names}}  {hit.caption}".rstrip())
     columns = shutil.get_terminal_size((120, 24)).columns
-    # File names and captions are others' words: their control characters would command the terminal.
+    # File names and captions may hold control characters, which the terminal would obey.
     printable = ("".join(c if c.isprintable() else "�" for c in line) for line in lines)
     return "\n".join(line if len(line) <= columns else line[: columns - 1] + "…" for line in printable)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

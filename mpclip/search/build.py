@@ -17,9 +17,10 @@ import PIL.Image
 from tqdm import tqdm
 
 from mpclip.hardware import describe_machine
-from mpclip.search.chunks import Chunks, chunk_files, is_whole, write_chunk
+from mpclip.search.chunks import ROW_BITS, Chunks, checksum, chunk_files, write_chunk
 from mpclip.search.encoder import Encoder
-from mpclip.search.manifest import checksums, damaged_file, read_manifest, write_manifest
+from mpclip.search.integrity import Integrity
+from mpclip.search.manifest import LOCK, checksums, read_manifest, write_manifest
 from mpclip.search.pictures import open_pictures, thumbnail
 from mpclip.search.stores import KINDS, MIN_IVFPQ, STORES, library
 
@@ -39,12 +40,13 @@ def build_index(
     batch_size: int = 64,
     dtype: str = "float32",
     device: str | None = None,
+    verify: bool = False,
 ) -> dict:
     """Makes an index of all pictures of `data`, or brings one up to date.
 
     Pictures embedded before are not embedded again unless their file has changed; those that are gone are dropped. Pictures
-    that cannot be read are left out, with a warning that names them, and tried again by the next build. What is damaged, of
-    the embeddings or of the store, is named in a warning and made anew.
+    that cannot be read are left out, with a warning that names them, and tried again by the next build. Damaged embeddings
+    and a damaged store are named in a warning and made anew.
 
     Args:
         model, dtype, device: as in `Encoder`.
@@ -52,6 +54,8 @@ def build_index(
         index: the folder to write, or one written before, of the same model and data.
         store: "faiss" or "lancedb".
         kind: "flat", "hnsw" or "ivfpq"; see stores.py. It may change from build to build, as may the store.
+        verify: hash every file of an index that is there already, and the model's weights. Otherwise files whose size and
+            date are still those of the last build are trusted (integrity.py).
 
     Returns:
         numbers of pictures: `pictures` in the index, and of those `embedded` now; `removed` since the last build;
@@ -70,18 +74,18 @@ def build_index(
     encoder = Encoder(model, dtype, device)
     index.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(index / "build.lock", timeout=0):
-            settings = _begin(index, encoder, data, split)
-            _drop_damaged(index, settings)
+        with filelock.FileLock(index / LOCK, timeout=1):  # a query holds it for a moment, to note dates of files
+            settings, integrity = _begin(index, encoder, data, split, verify)
+            _drop_damaged(settings, integrity)
             known = Chunks(index / "chunks").keys()
             before = set(np.load(index / settings["vectors"] / "ids.npy").tolist()) if settings["vectors"] else set()
             todo = [key for key, stamp in pictures.stamps.items() if key not in known or known[key][0] != stamp]
-            unreadable = _embed(encoder, pictures, todo, index / "chunks", batch_size)
+            unreadable = _embed(encoder, pictures, todo, integrity, batch_size)
             chunks = Chunks(index / "chunks")
             live = {key: i for key, (stamp, i) in chunks.keys().items() if pictures.stamps.get(key) == stamp}
             if not live:
                 raise ValueError(f"{data}: none of its {len(todo)} pictures could be read: {_named(unreadable)}")
-            _finish(index, settings, chunks, np.sort(np.fromiter(live.values(), np.int64)), store, kind)
+            _finish(settings, integrity, chunks, np.sort(np.fromiter(live.values(), np.int64)), store, kind)
     except filelock.Timeout:
         raise TimeoutError(f"another build is writing {index}: wait until it is done") from None
     return {
@@ -92,46 +96,52 @@ def build_index(
     }
 
 
-def _begin(index: Path, encoder: Encoder, data: str, split: str | None) -> dict:
+def _begin(index: Path, encoder: Encoder, data: str, split: str | None, verify: bool) -> tuple[dict, Integrity]:
     """The settings of an index, new or there already; it must be of this model and this data."""
-    file, chunks = index / "index.json", index / "chunks"
+    exists, chunks = (index / "index.json").exists(), index / "chunks"
+    for unfinished in [*index.glob(".index.json.*.part"), *chunks.glob(".*.part")]:
+        unfinished.unlink()  # of a build that was killed
+    settings = read_manifest(index) if exists else {}
+    integrity = Integrity(index, settings, verify)
     wanted = {
         "model": encoder.name,
-        "fingerprint": encoder.fingerprint(),
+        "fingerprint": integrity.fingerprint(encoder),
         "dtype": encoder.dtype,
         "aspects": encoder.aspects,
         "data": os.path.abspath(data) if os.path.exists(data) else data,
         "split": split,
     }
-    if not file.exists():
-        if any(path.name not in ("build.lock", "index.unfinished") for path in index.iterdir()):
+    if not exists:
+        if any(path.name != LOCK for path in index.iterdir()):
             raise ValueError(f"{index} holds something else than an index: give a new or empty folder")
         settings = wanted | {"vectors": None, "checksums": {}}
         write_manifest(index, settings)
     else:
-        settings = read_manifest(index)
         differs = [f"{key} {settings[key]!r}, not {wanted[key]!r}" for key in wanted if settings[key] != wanted[key]]
         # A copy of the same checkpoint elsewhere is the same model.
         if differs and (len(differs) > 1 or settings["model"] == wanted["model"]):
             raise ValueError(f"{index} is an index of {'; '.join(differs)}. Build in another folder, or remove this one")
         settings["model"] = wanted["model"]
     chunks.mkdir(exist_ok=True)
-    return settings
+    return settings, integrity
 
 
-def _drop_damaged(index: Path, settings: dict) -> None:
+def _drop_damaged(settings: dict, integrity: Integrity) -> None:
     """Removes what is not as it was written; a damaged store is forgotten, as if the last build had not finished."""
-    for path in chunk_files(index / "chunks").values():
-        if not is_whole(path):
-            warnings.warn(f"{path} is damaged; the pictures in it are embedded again", stacklevel=3)
-            path.unlink()
-    if settings["vectors"] and (damaged := damaged_file(index / settings["vectors"], settings["checksums"])):
-        warnings.warn(f"{damaged} is missing or damaged; the store is made anew", stacklevel=3)
-        settings["vectors"] = None
+    index = integrity.index
+    for path in integrity.damaged({path: checksum(path) for path in chunk_files(index / "chunks").values()}):
+        warnings.warn(f"{path} is damaged; the pictures in it are embedded again", stacklevel=3)
+        path.unlink()
+    if settings["vectors"]:
+        store = {index / settings["vectors"] / name: digest for name, digest in settings["checksums"].items()}
+        if damaged := integrity.damaged(store):
+            warnings.warn(f"{damaged[0]} is missing or damaged; the store is made anew", stacklevel=3)
+            settings["vectors"] = None
 
 
-def _embed(encoder: Encoder, pictures, keys: list[str], chunks: Path, batch_size: int) -> dict[str, str]:
+def _embed(encoder: Encoder, pictures, keys: list[str], integrity: Integrity, batch_size: int) -> dict[str, str]:
     """Embeds pictures into new chunks. Returns what is wrong with each that could not be read."""
+    chunks = integrity.index / "chunks"
 
     def read(key: str) -> tuple[PIL.Image.Image, bytes, str]:
         picture, caption = pictures.read(key)
@@ -159,7 +169,7 @@ def _embed(encoder: Encoder, pictures, keys: list[str], chunks: Path, batch_size
         nonlocal number
         embed_waiting()
         if embeddings:
-            write_chunk(chunks, number, rows, np.concatenate(embeddings))
+            integrity.accept([write_chunk(chunks, number, rows, np.concatenate(embeddings))])
             number += 1
             embeddings.clear()
             for column in rows.values():
@@ -199,13 +209,13 @@ def _ahead(pool: ThreadPoolExecutor, read: Callable, keys: Iterable[str], count:
     yield from begun
 
 
-def _finish(index: Path, settings: dict, chunks: Chunks, live: np.ndarray, store: str, kind: str) -> None:
-    """The store of the pictures `live` (n,), made aside, named by what is in it, and made known by index.json at last."""
+def _finish(settings: dict, integrity: Integrity, chunks: Chunks, live: np.ndarray, store: str, kind: str) -> None:
+    """Makes the store of the pictures `live` (n,) aside, names it by its content, and then makes it known by index.json."""
     if kind == "ivfpq" and len(live) < MIN_IVFPQ:
         raise ValueError(
             f"kind='ivfpq' learns its codes from {MIN_IVFPQ:,} pictures or more; here are {len(live):,}: use 'flat'"
         )
-    files = [path.name for path in chunks.files.values()]
+    index, files = integrity.index, [path.name for path in chunks.files.values()]
     digest = hashlib.sha256(json.dumps([store, kind, files]).encode() + live.tobytes()).hexdigest()
     vectors = index / f"store-{digest}"
     if vectors.name != settings["vectors"]:
@@ -218,9 +228,20 @@ def _finish(index: Path, settings: dict, chunks: Chunks, live: np.ndarray, store
         settings["checksums"] = checksums(aside)
         shutil.rmtree(vectors, ignore_errors=True)  # damaged, or of a build that was killed before it made it known
         aside.rename(vectors)
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    state = {"store": store, "kind": kind, "pictures": len(live), "vectors": vectors.name}
-    write_manifest(index, settings | state | {"date": date, "machine": describe_machine()})
+        integrity.accept(vectors / name for name in settings["checksums"])
+    used = [chunks.files[number] for number in np.unique(live >> ROW_BITS).tolist()]
+    used += [vectors / name for name in settings["checksums"]]
+    state = {
+        "store": store,
+        "kind": kind,
+        "pictures": len(live),
+        "vectors": vectors.name,
+        "stamps": integrity.stamps_of(used),
+        "model_stamps": integrity.model_stamps,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(),
+    }
+    write_manifest(index, settings | state)
     for old in index.glob("store-*"):
         if old != vectors:
             shutil.rmtree(old)

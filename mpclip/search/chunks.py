@@ -1,12 +1,11 @@
 """Embeddings on disk, in chunks that are either whole or not there.
 
 A chunk is an Arrow file of some pictures: key, stamp, caption, thumbnail, embedding. Its name carries the SHA-256 of its bytes,
-so a chunk that was cut short or has a flipped bit is found out, and it is written aside and renamed, so a killed build leaves
-whole chunks only. Chunks are memory-mapped; a query checks a chunk when it first needs a row of it.
+by which a damaged one is found. A chunk is written aside and renamed, so a killed build leaves whole chunks only. Chunks are
+memory-mapped; a query checks a chunk when it first needs a row of it (integrity.py).
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,18 +13,24 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mpclip.search.manifest import MEND, sha256
+from mpclip.files import write_bytes
+from mpclip.search.integrity import Integrity
+from mpclip.search.manifest import MEND
 
 ROW_BITS = 20  # id of a picture = chunk number << ROW_BITS | row in the chunk: the same through every later build
 
 
 def write_chunk(folder: Path, number: int, rows: dict[str, list], embeddings: np.ndarray) -> Path:
-    """
+    """Writes a chunk, whole or not at all.
+
     Args:
         folder: of the chunks; it exists.
         number: of the chunk; none there has it.
         rows: `key`, `stamp`, `caption` (str) and `thumbnail` (JPEG bytes), one of each per picture.
         embeddings: (n, D) fp32.
+
+    Returns:
+        the file.
     """
     width = embeddings.shape[1]
     flat = pa.array(np.ascontiguousarray(embeddings, dtype=np.float32).reshape(-1))
@@ -36,20 +41,14 @@ def write_chunk(folder: Path, number: int, rows: dict[str, list], embeddings: np
     with pa.ipc.new_file(buffer, batch.schema) as writer:
         writer.write_batch(batch)
     content = buffer.getvalue()
-
-    aside = folder / "unfinished"
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
     path = folder / f"{number:06d}-{hashlib.sha256(content).hexdigest()}.arrow"
-    os.replace(aside, path)
+    write_bytes(path, content)
     return path
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a chunk holds what was written."""
-    return sha256(path) == path.stem.partition("-")[2]
+def checksum(path: Path) -> str:
+    """The SHA-256 that a chunk's name carries."""
+    return path.stem.partition("-")[2]
 
 
 def chunk_files(folder: Path) -> dict[int, Path]:
@@ -58,27 +57,33 @@ def chunk_files(folder: Path) -> dict[int, Path]:
 
 
 class Chunks:
-    """The chunks of an index, read by the ids of pictures."""
+    """The chunks of an index, read by the ids of pictures.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: of the chunks.
+        integrity: knows which of them need not be read to be checked; by default every chunk is hashed at its first use.
+    """
+
+    def __init__(self, folder: Path, integrity: Integrity | None = None):
         self.folder, self.files = folder, chunk_files(folder)
-        self._whole: set[int] = set()
+        self._integrity = integrity or Integrity(folder.parent, {})
         self._table = lru_cache(maxsize=256)(self._checked)  # each holds a file open
 
     def _open(self, number: int) -> pa.RecordBatch:
         return pa.ipc.open_file(pa.memory_map(str(self.files[number]))).get_batch(0)
 
-    def _checked(self, number: int) -> pa.RecordBatch:
-        """For queries; a build has dropped what is damaged before it reads.
-
-        Raises:
-            ValueError: the chunk is missing or damaged.
+    def check(self, numbers: Iterable[int]) -> None:
         """
-        path = self.files.get(number, self.folder / f"{number:06d}-*.arrow")
-        if number not in self._whole:
-            if number not in self.files or not is_whole(path):
-                raise ValueError(f"{path} is missing or damaged: {MEND}")
-            self._whole.add(number)
+        Raises:
+            ValueError: one of these chunks is missing or damaged.
+        """
+        files = [self.files.get(number, self.folder / f"{number:06d}-*.arrow") for number in numbers]
+        if damaged := self._integrity.damaged({path: checksum(path) for path in files}):
+            raise ValueError(f"{damaged[0]} is missing or damaged: {MEND}")
+
+    def _checked(self, number: int) -> pa.RecordBatch:
+        """For queries; a build has dropped what is damaged before it reads."""
+        self.check([number])
         return self._open(number)
 
     def keys(self) -> dict[str, tuple[str, int]]:

@@ -1,46 +1,35 @@
-"""index.json: what an index was built from and with, and the checksums of the store that is searched."""
+"""index.json: what an index was built from and with, and how its files are told from damaged ones (integrity.py)."""
 
-import hashlib
-import json
-import os
 from pathlib import Path
 
+from mpclip.files import read_json, sha256_files, write_json
+
+LOCK = "build.lock"  # held by whoever writes the index
 MEND = "build the index again, with the command that built it: what is whole is kept"
 
 
 def read_manifest(index: Path) -> dict:
-    """
+    """The content of index.json.
+
     Raises:
-        ValueError: index.json does not hold what was written.
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON.
     """
     file = index / "index.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no index at {index}: make one with python -m mpclip.search build")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): remove {index}, and build the index again") from error
+        raise ValueError(f"{file} is damaged ({error.__cause__}): remove {index}, and build the index again") from error
 
 
 def write_manifest(index: Path, settings: dict) -> None:
     """Replaces index.json, whole or not at all."""
-    aside = index / "index.unfinished"
-    aside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, index / "index.json")
+    write_json(index / "index.json", settings, indent=2)
 
 
 def checksums(store: Path) -> dict[str, str]:
     """SHA-256 of every file below a store, by its path in there."""
     files = sorted(path for path in store.rglob("*") if path.is_file())
-    return {path.relative_to(store).as_posix(): sha256(path) for path in files}
-
-
-def damaged_file(store: Path, expected: dict[str, str]) -> Path | None:
-    """The first file of a store that is missing or not as it was written; the whole store is read, once."""
-    for name, checksum in expected.items():
-        if not (store / name).is_file() or sha256(store / name) != checksum:
-            return store / name
-    return None
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.relative_to(store).as_posix(): digest for path, digest in sha256_files(files).items()}

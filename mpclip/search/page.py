@@ -1,10 +1,11 @@
-"""Answers as one HTML file: thumbnails and styles are in it, nothing is fetched, and it works offline."""
+"""Answers as one HTML file. Thumbnails and styles are in it: it fetches nothing and works offline."""
 
 import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from mpclip.files import write_bytes
 from mpclip.search.search import Answer, Hit
 
 PAGE = """<!DOCTYPE html>
@@ -59,7 +60,7 @@ svg line { stroke: var(--line); }
 
 
 def write_page(answers: Sequence[Answer], path: str | Path, about: str = "") -> None:
-    """Writes the pictures that queries found, with scores and captions, and beside each score what every aspect gave of it.
+    """Writes the pictures that queries found, with captions and scores, and with a bar for each aspect's part of the score.
 
     Args:
         answers: as from `query_index`.
@@ -70,9 +71,7 @@ def write_page(answers: Sequence[Answer], path: str | Path, about: str = "") -> 
     page = PAGE.format(
         title=escape(title), about=escape(about), style=STYLE, sections="\n".join(_section(answer) for answer in answers)
     )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # A file name need not be text; whatever of it is not, is shown as "?".
-    Path(path).write_text(page, encoding="utf-8", errors="replace")
+    write_bytes(path, page.encode("utf-8", errors="replace"))  # a file name need not be text: "?" for what is none
 
 
 def _section(answer: Answer) -> str:
@@ -106,7 +105,7 @@ def _hit(rank: int, hit: Hit, scale: float) -> str:
 
 
 def _bars(aspects: Sequence[float], scale: float) -> str:
-    """A bar per aspect, upwards for what it adds to the score and downwards for what it takes."""
+    """A bar per aspect: upwards where it adds to the score, downwards where it lowers it."""
     parts = []
     for k, value in enumerate(aspects):
         height = 12 * abs(value) / scale if scale else 0

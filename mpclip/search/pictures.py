@@ -10,15 +10,21 @@ import PIL.Image
 import PIL.ImageOps
 
 from mpclip.data.image_text import load_image_text, to_rgb
+from mpclip.files import stamp
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def open_pictures(data: str, split: str | None = None) -> "FolderPictures | DatasetPictures":
-    """
+    """The pictures of a folder, or with a split those of a data set.
+
     Args:
         data: a folder, searched for pictures at any depth; with a split, whatever `load_image_text` opens.
         split: as in `load_image_text`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no picture in it.
     """
     if split is not None:
         return DatasetPictures(data, split)
@@ -28,10 +34,10 @@ def open_pictures(data: str, split: str | None = None) -> "FolderPictures | Data
 
 
 class FolderPictures:
-    """Every picture file below a folder; names that begin with a dot are left alone, linked folders are not followed.
+    """Every picture file below a folder. Names that begin with a dot are skipped, linked folders are not followed.
 
     Attributes:
-        stamps: of each picture's path, relative to the folder and with "/", its size and date: a changed file has another.
+        stamps: path of each picture, relative to the folder and with "/" -> its size and date. A changed file has others.
     """
 
     def __init__(self, folder: str):
@@ -47,7 +53,7 @@ class FolderPictures:
             raise ValueError(f"no picture in {folder}: expected files {', '.join(sorted(SUFFIXES))}, or --split for a data set")
 
     def read(self, key: str) -> tuple[PIL.Image.Image, str]:
-        """The picture, upright and in RGB, and no caption. Pillow's errors are a dozen types."""
+        """The picture, upright and in RGB, and "" for its caption. Raises whatever Pillow raises: a dozen types."""
         return read_picture(self.folder / key), ""
 
 
@@ -55,7 +61,7 @@ class DatasetPictures:
     """The pictures of a data set, with captions or without, under the numbers of their rows.
 
     Attributes:
-        stamps: of each row's key, a digest of its picture: a row that holds another picture than before has another.
+        stamps: key of each row -> SHA-256 of its picture. A row with another picture than before has another.
     """
 
     def __init__(self, data: str, split: str):
@@ -92,7 +98,6 @@ def thumbnail(picture: PIL.Image.Image, side: int) -> bytes:
 
 def _file_stamp(path: str | Path) -> str:
     try:
-        status = os.stat(path)
+        return " ".join(map(str, stamp(path)))
     except OSError:
         return "unreadable"  # a link to nowhere: reading it will say so
-    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""Queries -> the pictures of highest inner product."""
+"""Queries -> the pictures whose embeddings have the highest inner product with them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from mpclip.search.chunks import Chunks
+from mpclip.search.chunks import ROW_BITS, Chunks
 from mpclip.search.encoder import Encoder
-from mpclip.search.manifest import MEND, damaged_file, read_manifest
+from mpclip.search.integrity import Integrity
+from mpclip.search.manifest import MEND, read_manifest
 from mpclip.search.pictures import read_picture, thumbnail
 from mpclip.search.stores import STORES
 
@@ -50,27 +51,39 @@ class Answer:
 class PictureIndex:
     """A finished index, opened with the model that built it.
 
+    Opening trusts files that have the size and the date of the last check, and hashes the others (integrity.py).
+
+    Args:
+        folder: of the index.
+        encoder: the model.
+        verify: hash the weights, the store and every chunk, whatever their dates.
+
     Raises:
         FileNotFoundError: no index there.
         ValueError: its build has not finished, a file of it is damaged, or the model is another.
     """
 
-    def __init__(self, folder: str | Path, encoder: Encoder):
+    def __init__(self, folder: str | Path, encoder: Encoder, verify: bool = False):
         self.settings, self.encoder = read_settings(folder), encoder
-        if (given := encoder.fingerprint()) != self.settings["fingerprint"]:
+        self._integrity = Integrity(Path(folder), self.settings, verify)
+        if (given := self._integrity.fingerprint(encoder)) != self.settings["fingerprint"]:
             raise ValueError(
                 f"{folder} was built with {self.settings['model']} in {self.settings['dtype']} (fingerprint "
                 f"{self.settings['fingerprint'][:12]}), and {encoder.name} in {encoder.dtype} is another model ({given[:12]}): "
                 "their embeddings do not compare. Query with that model, or build an index with this one"
             )
         vectors = Path(folder, self.settings["vectors"])
-        if damaged := damaged_file(vectors, self.settings["checksums"]):
-            raise ValueError(f"{damaged} is missing or damaged: {MEND}")
-        self._chunks = Chunks(Path(folder, "chunks"))
+        if damaged := self._integrity.damaged({vectors / name: digest for name, digest in self.settings["checksums"].items()}):
+            raise ValueError(f"{damaged[0]} is missing or damaged: {MEND}")
+        self._chunks = Chunks(Path(folder, "chunks"), self._integrity)
+        if verify:
+            self._chunks.check(np.unique(np.load(vectors / "ids.npy") >> ROW_BITS).tolist())
         self._store = STORES[self.settings["store"]](vectors)
+        self._integrity.remember()
 
     def search(self, queries: Tensor, top: int = 10) -> list[list[Hit]]:
-        """
+        """Finds the pictures of highest inner product.
+
         Args:
             queries: (Q, D), as from `Encoder.embed_queries`; with aspect weights in them or not.
             top: pictures per query, or all there are.
@@ -78,13 +91,18 @@ class PictureIndex:
         Returns:
             for each query its hits, best first. Scores are exact whatever the store, and pictures of the same score stand in
             the order in which they were embedded.
+
+        Raises:
+            ValueError: `top` is below 1, or a chunk with a hit in it is missing or damaged.
         """
         if top < 1:
             raise ValueError(f"top={top}: expected at least 1")
         vectors = np.ascontiguousarray(queries.numpy(), dtype=np.float32)  # (Q, D)
         candidates = top if self.settings["kind"] == "flat" else MORE * top
         found = self._store.search(vectors, min(candidates, self.settings["pictures"]))  # (Q, candidates)
-        return [self._hits(query, np.sort(ids[ids >= 0]), top) for query, ids in zip(vectors, found, strict=True)]
+        hits = [self._hits(query, np.sort(ids[ids >= 0]), top) for query, ids in zip(vectors, found, strict=True)]
+        self._integrity.remember()  # chunks that were hashed now
+        return hits
 
     def _hits(self, query: np.ndarray, ids: np.ndarray, top: int) -> list[Hit]:
         aspects = (self._chunks.embeddings(ids) * query).reshape(len(ids), self.settings["aspects"], -1).sum(axis=2)  # (n, K)
@@ -99,8 +117,6 @@ class PictureIndex:
 
 def read_settings(folder: str | Path) -> dict:
     """What index.json says of a finished index: `model`, `fingerprint`, `dtype`, `data`, `kind`, `pictures`, ..."""
-    if not Path(folder, "index.json").is_file():
-        raise FileNotFoundError(f"no index at {folder}: make one with python -m mpclip.search build")
     settings = read_manifest(Path(folder))
     if settings["vectors"] is None:
         raise ValueError(f"the build of {folder} has not finished: run it again, and it goes on where it was")

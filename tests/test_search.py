@@ -3,8 +3,12 @@
 import base64
 import io
 import json
+import os
 import pickle
+import shutil
+import subprocess
 import sys
+import time
 import warnings
 from html.parser import HTMLParser
 
@@ -15,11 +19,14 @@ import PIL.Image
 import pytest
 import torch
 from conftest import make_model, make_processor, make_tokenizer
+from safetensors.torch import load_file, save
 from torch.nn.functional import normalize
 
-import eval.__main__
+import mpclip.files
 import mpclip.search.build
+import mpclip.search.integrity
 import mpclip.search.stores
+from mpclip.search.__main__ import main
 from mpclip.search.build import build_index
 from mpclip.search.chunks import Chunks
 from mpclip.search.encoder import Encoder
@@ -131,7 +138,7 @@ def test_stores_find_the_nearest(store, kind, tmp_path):
 
     STORES[store].build(tmp_path, len(vectors), 32, kind, parts)
     nearest = ids[np.argsort(-queries @ vectors.T, axis=1)[:, :10]]  # (Q, 10)
-    # Of approximate stores a query takes ten times as many candidates; see MORE in eval/index/search.py.
+    # Of approximate stores a query takes ten times as many candidates; see MORE in mpclip/search/search.py.
     found = STORES[store](tmp_path).search(queries, 10 if kind == "flat" else 100)
     if kind == "flat":
         np.testing.assert_array_equal(found, nearest)
@@ -207,8 +214,8 @@ def test_queries_that_cannot_be(encoder):
         encoder.embed_queries()
     with pytest.raises(ValueError, match=r"exclude \['cars', ' '\]: an empty text names nothing; leave it out"):
         encoder.embed_queries(["a street"], exclude=["cars", " "])
-    for weights in ([1.0, 2.0], [1.0, float("nan"), 1.0]):
-        with pytest.raises(ValueError, match="expected 3 numbers, one for each aspect"):
+    for weights, message in (([1.0, 2.0], "expected one number for each of the 3"), ([1.0, float("nan"), 1.0], "finite")):
+        with pytest.raises(ValueError, match=message):
             encoder.embed_queries(["a street"], weights=weights)
 
 
@@ -509,6 +516,167 @@ def test_ids_outlive_the_chunk_size(model, photos, tmp_path, monkeypatch):
     assert [row["key"] for row in after.rows(ids)] == list(after.keys())
 
 
+# What is read to find damage
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """As if this program had started only now: the checkpoints of the tests are then older."""
+    monkeypatch.setattr("mpclip.encoding.fingerprint.STARTED", time.time_ns())
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Names of the files that were hashed, and "weights" for each fingerprint that was computed."""
+    names = []
+    sha256_file, fingerprint = mpclip.files.sha256_file, Encoder.fingerprint
+    monkeypatch.setattr(mpclip.files, "sha256_file", lambda path: names.append(path.name) or sha256_file(path))
+    monkeypatch.setattr(Encoder, "fingerprint", lambda self: names.append("weights") or fingerprint(self))
+    return names
+
+
+def everything(index) -> list[str]:
+    """Names of all files with a checksum, and the weights."""
+    return sorted(["weights", *(path.name for path in index.glob("*/**/*") if path.is_file())])
+
+
+def rewrite_with_the_old_date(path, content: bytes) -> None:
+    """Changes a file so that its size and date do not tell."""
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def flipped(path) -> bytes:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+def test_a_query_and_a_build_hash_nothing_that_has_its_date(model, encoder, photos, tmp_path, settled, hashed, store):
+    index = tmp_path / "index"
+    build_index(model, str(photos), index, store=store)
+    hashed.clear()
+    hits = query_index(PictureIndex(index, encoder), ["a street"], top=PICTURES)[0].hits
+    assert hashed == [] and len(hits) == PICTURES
+    build_index(model, str(photos), index, store=store)
+    assert hashed == []
+    build_index(model, str(photos), index, store=store, verify=True)
+    assert sorted(hashed) == everything(index)
+    hashed.clear()
+    assert query_index(PictureIndex(index, encoder, verify=True), ["a street"], top=PICTURES)[0].hits == hits
+    assert sorted(hashed) == everything(index)
+
+
+def test_a_copied_index_is_hashed_once(model, encoder, photos, tmp_path, settled, hashed, monkeypatch):
+    monkeypatch.setattr(mpclip.search.build, "CHUNK", 4)
+    build_index(model, str(photos), tmp_path / "index")
+    whole = query_index(PictureIndex(tmp_path / "index", encoder), ["a street"], top=PICTURES)[0].hits
+    copy, moved = tmp_path / "copy", tmp_path / "moved"
+    shutil.copytree(tmp_path / "index", copy, copy_function=shutil.copy)  # gives every file today's date
+    shutil.copytree(model, moved, copy_function=shutil.copy)
+    monkeypatch.setattr("mpclip.encoding.fingerprint.STARTED", time.time_ns())
+    elsewhere = Encoder(str(moved))
+
+    def ask() -> list[str]:
+        hashed.clear()
+        assert query_index(PictureIndex(copy, elsewhere), ["a street"], top=PICTURES)[0].hits == whole
+        return sorted(hashed)
+
+    with monkeypatch.context() as context:  # a folder that cannot be written is no error; nothing is remembered then
+        context.setattr(mpclip.search.integrity, "write_manifest", lambda *_: (_ for _ in ()).throw(PermissionError()))
+        assert ask() == ask() == everything(copy)
+    with filelock.FileLock(copy / "build.lock"):  # nor is a build at work
+        assert ask() == everything(copy)
+    assert ask() == everything(copy)
+    assert ask() == []
+    (chunk,) = (copy / "chunks").glob("000001-*")
+    chunk.touch()
+    assert ask() == [chunk.name]
+    assert ask() == []
+
+
+def test_only_verify_finds_what_was_given_its_old_date(model, encoder, photos, tmp_path, settled):
+    index = tmp_path / "index"
+    build_index(model, str(photos), index)
+    for pattern in ("store-*/vectors.faiss", "chunks/*.arrow"):
+        (file,) = index.glob(pattern)
+        whole = file.read_bytes()
+        rewrite_with_the_old_date(file, flipped(file))
+        PictureIndex(index, encoder)
+        with pytest.raises(ValueError, match=rf"{file.name} is missing or damaged: build the index again"):
+            PictureIndex(index, encoder, verify=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            build_index(model, str(photos), index)
+        with pytest.warns(UserWarning, match=rf"{file.name} is (missing or )?damaged"):
+            build_index(model, str(photos), index, verify=True)
+        (again,) = index.glob(pattern)
+        assert again.read_bytes() == whole
+        PictureIndex(index, encoder, verify=True)
+
+
+def test_weights_that_were_given_their_old_date(model, photos, tmp_path, monkeypatch):
+    changed = tmp_path / "model"
+    shutil.copytree(model, changed)
+    monkeypatch.setattr("mpclip.encoding.fingerprint.STARTED", time.time_ns())
+    build_index(str(changed), str(photos), tmp_path / "index")
+    weights = changed / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["text_projection.weight"][0, 0, 0] += 1
+    content = save(tensors, metadata={"format": "pt"})
+    assert len(content) == weights.stat().st_size
+    rewrite_with_the_old_date(weights, content)
+    other = Encoder(str(changed))
+    with pytest.raises(ValueError, match="is another model"):  # written after this program started
+        PictureIndex(tmp_path / "index", other)
+    monkeypatch.setattr("mpclip.encoding.fingerprint.STARTED", time.time_ns())
+    PictureIndex(tmp_path / "index", other)
+    with pytest.raises(ValueError, match="is another model"):
+        PictureIndex(tmp_path / "index", other, verify=True)
+    weights.touch()
+    monkeypatch.setattr("mpclip.encoding.fingerprint.STARTED", time.time_ns())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="is another model"):
+            PictureIndex(tmp_path / "index", other)
+    half = Encoder(str(changed), dtype="bfloat16")
+    with pytest.raises(ValueError, match="in bfloat16 is another model"):
+        PictureIndex(tmp_path / "index", half)
+
+
+def test_an_index_without_dates_is_hashed_once(model, encoder, photos, tmp_path, settled, hashed):
+    """As those that were built before index.json had them."""
+    index = tmp_path / "index"
+    build_index(model, str(photos), index)
+    (store,) = index.glob("store-*/vectors.faiss")
+    whole, settings = store.read_bytes(), json.loads((index / "index.json").read_text())
+    for name in ("stamps", "model_stamps"):
+        del settings[name]
+
+    (index / "index.json").write_text(json.dumps(settings))
+    rewrite_with_the_old_date(store, flipped(store))
+    with pytest.raises(ValueError, match=r"vectors\.faiss is missing or damaged"):
+        PictureIndex(index, encoder)
+    rewrite_with_the_old_date(store, whole)
+    for expected in (everything(index), []):
+        hashed.clear()
+        query_index(PictureIndex(index, encoder), ["a street"], top=PICTURES)
+        assert sorted(hashed) == expected
+
+
+def test_a_query_does_not_undo_what_a_build_wrote(model, encoder, photos, tmp_path, settled):
+    index = tmp_path / "index"
+    build_index(model, str(photos), index)
+    opened = PictureIndex(index, encoder)
+    for chunk in (index / "chunks").iterdir():
+        chunk.touch()
+    add_picture(photos / "later.png", 77)
+    build_index(model, str(photos), index)
+    built = (index / "index.json").read_bytes()
+    query_index(opened, ["a street"], top=PICTURES)
+    assert (index / "index.json").read_bytes() == built
+
+
 # What is shown
 
 
@@ -564,13 +732,13 @@ def test_command(model, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "56")
     add_picture(photos / "evil\x1b[2J.png", 80)
     index, html, found = str(tmp_path / "index"), tmp_path / "new/found.html", tmp_path / "new/found.json"
-    eval.__main__.main(["index", "build", "--model", model, "--data", str(photos), "--index", index, "--device", "cpu"])
+    main(["build", "--model", model, "--data", str(photos), "--index", index, "--device", "cpu"])
     assert "12 pictures, 12 of them embedded now; 0 removed, 0 unreadable" in capsys.readouterr().out
 
     (tmp_path / "queries.txt").write_text("a boat\n\nthe red mat\n")
-    arguments = ["index", "query", "--index", index, "a street", "--file", str(tmp_path / "queries.txt"), "--top", "12"]
+    arguments = ["query", "--index", index, "a street", "--file", str(tmp_path / "queries.txt"), "--top", "12"]
     arguments += ["--weights", *map(str, WEIGHTS), "--exclude", "cars", "--exclude", "a dog", "--device", "cpu"]
-    eval.__main__.main([*arguments, "--html", str(html), "--json", str(found)])
+    main([*arguments, "--html", str(html), "--json", str(found)])
     printed = capsys.readouterr().out
     assert '"a street"  without "cars"  without "a dog"  weights 0.…' in printed and "written: " in printed
     assert "\x1b" not in printed and "evil�[2J.png" in printed
@@ -586,14 +754,27 @@ def test_command(model, photos, tmp_path, capsys, monkeypatch):
     assert sum(tag == "img" for tag, _ in page.tags) == 36
 
 
+def test_help_loads_no_torch():
+    for command in ([], ["build"], ["query"]):
+        script = f"""if True:
+            import sys
+            from mpclip.search.__main__ import main
+            try:
+                main({[*command, "--help"]})
+            finally:
+                assert not {{"torch", "transformers", "datasets"}} & sys.modules.keys()
+        """
+        assert "--help" in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+
 def test_command_with_pictures(model, encoder, photos, tmp_path):
     index, found, file = str(tmp_path / "index"), tmp_path / "found.json", photos / "02.webp"
-    eval.__main__.main(["index", "build", "--model", model, "--data", str(photos), "--index", index, "--device", "cpu"])
-    query = ["index", "query", "--index", index, "--top", "3", "--device", "cpu", "--json", str(found)]
+    main(["build", "--model", model, "--data", str(photos), "--index", index, "--device", "cpu"])
+    query = ["query", "--index", index, "--top", "3", "--device", "cpu", "--json", str(found)]
     opened = PictureIndex(index, encoder)
 
     def answers(*arguments: str) -> list[dict]:
-        eval.__main__.main([*query, *arguments])
+        main([*query, *arguments])
         return json.loads(found.read_text())
 
     (alone,) = answers("--image", str(file))
@@ -604,6 +785,7 @@ def test_command_with_pictures(model, encoder, photos, tmp_path):
     expected = query_index(opened, ["a street"], [file, photos / "00.png"], exclude=["a cat"], weights=WEIGHTS, top=3)
     both = answers("a street", "--image", str(file), "--image", str(photos / "00.png"), *options)
     assert both == [answer.to_json() for answer in expected] and both[0]["hits"] != alone["hits"]
+    assert answers("--verify", "--image", str(file)) == [alone]
 
 
 @pytest.mark.parametrize(
@@ -623,6 +805,6 @@ def test_what_the_user_can_mend_is_one_line(model, photos, tmp_path_factory, arg
     build_index(model, str(photos), index) if not index.exists() else None
     given = [argument.format(index=index, model=model) for argument in arguments]
     with pytest.raises(SystemExit) as ended:
-        eval.__main__.main(["index", *given])
+        main(given)
     line = str(ended.value)
     assert line.startswith("python -m mpclip.search: ") and message in line and "\n" not in line
