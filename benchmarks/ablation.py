@@ -14,8 +14,9 @@ that is refused, with what differs.
 
 The JSON holds `rows` (a cell on a split, with its metrics), `summary` (mean and standard deviation over seeds),
 `comparisons` (paired difference to each baseline, and to those of the paper; mean and, of three seeds or more, 95%
-interval of Student's t), `options` of each system, and how to repeat it: `commands`, of which `command` is the last. With
-several splits, "all" is the mean over them. A plot of the same name goes beside it.
+interval of Student's t), `options` of each system, `overrides` (the options in which it differs from the setting), and how to
+repeat it: `commands`, of which `command` is the last. With several splits, "all" is the mean over them. A plot of the same
+name goes beside it.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from transformers.trainer_utils import EvalPrediction
 
 import train_hf
 from benchmarks.record import provenance, t_interval, write_json
-from benchmarks.results_page import METRIC_NAMES, PAPER_DIFFERENCES, comparison, systems_table, words
+from benchmarks.results_tables import ALL, METRIC_NAMES, PAPER_DIFFERENCES, comparison, systems_table, words
 from eval.aspects import says_absence
 from eval.metrics import retrieval_compute_metrics, retrieval_ranks
 from mpclip.data.image_text import ImageTextDataset, load_image_text
@@ -53,7 +54,6 @@ from mpclip.training.options import DataArguments, parse_arguments
 
 # What is one cell's own, or changes nothing in what is learned.
 NOT_COMPARED = ("seed", "eval_split", "bad_images")
-ALL = "all"  # the mean over splits
 SOME_HAVE = ("negated_R@1",)  # metrics of some data only
 
 
@@ -157,6 +157,11 @@ def options_of(argv: list[str]) -> dict:
     described = parse_arguments(argv)
     options = train_hf.what_shapes_the_weights(*described)
     return json.loads(json.dumps({name: value for name, value in options.items() if name not in NOT_COMPARED}, default=str))
+
+
+def overrides_of(base: dict, options: dict) -> dict:
+    """Option -> value where `options` differ from `base`, both as `options_of` gives them."""
+    return {name: value for name, (_, value) in train_hf.changed_options(base, options).items()}
 
 
 def refuse_other_options(known: dict, system: str, options: dict, file: str) -> None:
@@ -345,7 +350,7 @@ def main(argv: list[str] | None = None, task: Task = RETRIEVAL) -> dict:
     parser.add_argument(
         "--jobs", type=int, default=1, help="cells at a time; of small models two on two cores are faster (%(default)s)"
     )
-    parser.add_argument("--about", help="a sentence for docs/results.md (default: the one already in the JSON)")
+    parser.add_argument("--about", help="a sentence for the pages of docs/results (default: the one already in the JSON)")
     options, overrides = parser.parse_known_args(argv)
     if options.jobs < 1 or options.seeds < 1:
         parser.error(f"--jobs {options.jobs} and --seeds {options.seeds}: both must be at least 1.")
@@ -376,6 +381,7 @@ def _go_on(task: Task, options: argparse.Namespace, overrides: list[str], file: 
         refuse_other_options(known, name, told, options.json)
         known[name] = told
     data = known[next(iter(systems))]["dataset"]
+    base = options_of([*options.setting, "--dataset", data, "--output_dir", "runs/ablation"])
     command = [*systems.values(), "--setting", *options.setting, "--json", options.json]
     command += ["--seeds", str(options.seeds), "--splits", *splits]
     command += ["--baselines", *options.baselines, *overrides]
@@ -392,6 +398,7 @@ def _go_on(task: Task, options: argparse.Namespace, overrides: list[str], file: 
     def save(made: dict) -> dict:
         """The file and the plot of `rows`, which were measured as `made` says."""
         rows.sort(key=lambda row: (order.index(row["system"]), row["seed"]))
+        measured = {name: known[name] for name in order if any(row["system"] == name for row in rows)}
         saved = {
             "about": options.about or result.get("about", ""),
             "setting": " ".join(options.setting),
@@ -401,7 +408,8 @@ def _go_on(task: Task, options: argparse.Namespace, overrides: list[str], file: 
             "rows": rows,
             "summary": summarise(with_all_splits(rows)),
             "comparisons": compare(with_all_splits(rows), options.baselines, (*task.metrics, *SOME_HAVE)),
-            "options": {name: of for name, of in known.items() if any(row["system"] == name for row in rows)},
+            "options": measured,
+            "overrides": {name: overrides_of(base, of) for name, of in measured.items()},
             "commands": list(dict.fromkeys([*result.get("commands", []), made["command"]])),
             **made,
         }

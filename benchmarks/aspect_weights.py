@@ -24,7 +24,7 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from benchmarks.record import bootstrap_interval, provenance, write_json
-from benchmarks.results_page import weights_table
+from benchmarks.results_tables import weights_table
 from eval.metrics import recalls_of_images, retrieval_ranks
 from eval.retrieval import encode_dataset
 from mpclip.data.image_text import load_image_text

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from benchmarks.record import bootstrap_interval, provenance, write_json
-from benchmarks.results_page import expansion_table
+from benchmarks.results_tables import expansion_table
 from eval.metrics import recalls, recalls_of_images, retrieval_ranks
 from eval.retrieval import encode_dataset
 from mpclip.data.backbones import prepare_backbone

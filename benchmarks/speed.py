@@ -14,8 +14,8 @@ peak_share                    share of the machine's best matrix product that on
 
 The first three compute the same hidden states, which is checked before they are timed. Every contender runs in the same dtype,
 each with the attention implementation that is fastest for it; batches are padded to their longest text, alike for all. Slow and
-fast take turns, and the median of the ratios of neighbours is reported with its quartiles. Without --quick, sweeps over K, text
-length and batch size follow.
+fast take turns. The median of the ratios of neighbours is reported, from ten rounds on with its quartiles. Without --quick,
+sweeps over K, text length and batch size follow.
 """
 
 import argparse
@@ -34,13 +34,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.contenders import REAL, SHAPES, Contenders, K
-from benchmarks.record import provenance, write_json
-from benchmarks.timing import Clock
+from benchmarks.record import provenance
+from benchmarks.timing import Clock, with_quartiles
 from eval.tables import markdown_table
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from mpclip.data.backbones import prepare_backbone
 from mpclip.data.image_text import load_image_text
 from mpclip.data.openmoji.scenes import generate_scenes
+from mpclip.files import write_json
 from mpclip.training.samplers import LengthSampler
 from mpclip.training.state_cache import cache_text_states
 
@@ -295,13 +296,23 @@ def _show(values: dict[str, float]) -> None:
         print(f"{name:<30}{value:6.2f}", flush=True)
 
 
+# What each ratio divides: numerator and denominator.
+COMPARED = {
+    "masked_vs_separate": ("K separate passes", "one masked pass"),
+    "masked_vs_separate_negation": ("2 K separate passes, with the negated prompts", "one masked pass with them"),
+    "masked_vs_prefix_cache": ("the text once, then K continuations of its cache", "one masked pass"),
+    "encode_vs_single_prompt": ("encode with all K prompts", "encode with one prompt"),
+    "encode_vs_single_prompt_short": ("the same with short prompts", "encode with one short prompt"),
+    "cached_vs_live_step": ("training step from captions", "training step from cached states"),
+}
+
+
 def table(result: dict) -> str:
-    rows = []
-    for name, value in result["detail"].items():
-        if isinstance(value, dict) and "ratio" in value:
-            low, high = value["quartiles"]
-            rows.append([name, value["ratio"], f"{low:.2f} to {high:.2f}", value["slow_ms"], value["fast_ms"], value["rounds"]])
-    return markdown_table(["ratio", "median", "quartiles", "numerator, ms", "denominator, ms", "rounds"], rows)
+    """Markdown: median ratios; milliseconds of the denominator alone, since those of both contradict a median of ratios."""
+    timed = {name: result["detail"][name] for name in COMPARED if name in result["detail"]}
+    head = ["ratio", "numerator", "denominator", "median ratio", "denominator, ms", "rounds"]
+    rows = [[name, *COMPARED[name], one["ratio"], one["fast_ms"], one["rounds"]] for name, one in timed.items()]
+    return markdown_table(*with_quartiles(head, rows, list(timed.values())))
 
 
 def sentences(result: dict) -> str:
@@ -310,14 +321,14 @@ def sentences(result: dict) -> str:
     for row in result["peak_shares"]:
         how = f"{row['attention']}{', compiled' if row['compiled'] else ''}"
         lines.append(
-            f"{how}: {row['tokens_per_second']:,.0f} tokens/s, {row['flops'] / 1e9:,.0f} GFLOPS, {row['share']:.0%} of the "
-            f"best matrix product ({row['peak_flops'] / 1e9:,.0f} GFLOPS)"
+            f"* {how}: {row['tokens_per_second']:,.0f} tokens/s and {row['flops'] / 1e9:,.0f} GFLOPS. That is "
+            f"{row['share']:.0%} of the machine's best matrix product ({row['peak_flops'] / 1e9:,.0f} GFLOPS)."
         )
     padding = (
-        f"Of a training batch of 128 captions with their prompts {result['padding']['random']:.0%} is padding in random "
-        f"order and {result['padding']['by_length']:.0%} grouped by length."
+        f"A training batch of 128 captions and their prompts is {result['padding']['random']:.0%} padding in random order, and "
+        f"{result['padding']['by_length']:.0%} when captions are grouped by length."
     )
-    return f"One pass in {result['dtype']}: " + "; ".join(lines) + f".\n\n{padding}"
+    return f"One masked pass in {result['dtype']}, by attention implementation:\n\n" + "\n".join(lines) + f"\n\n{padding}"
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -6,7 +6,24 @@ from collections.abc import Callable
 
 import torch
 
+QUARTILES_FROM = 10  # rounds; of fewer, the quartiles are little more than the extremes
 PRODUCT_SIZES = {"cpu": (1024, 2048, 3072), "gpu": (2048, 4096, 8192)}
+
+
+def with_quartiles(head: list[str], rows: list[list], timed: list[dict]) -> tuple[list[str], list[list]]:
+    """A table with a last column of quartiles, where any of its ratios has enough rounds for them; else as it is.
+
+    Args:
+        head, rows: of the table.
+        timed: what was measured for each row: `quartiles` and `rounds`.
+    """
+    told = [
+        "{:.2f} to {:.2f}".format(*one["quartiles"]) if one["quartiles"] and one["rounds"] >= QUARTILES_FROM else None
+        for one in timed
+    ]
+    if not any(told):
+        return head, rows
+    return [*head, "quartiles"], [[*row, cell] for row, cell in zip(rows, told, strict=True)]
 
 
 class Clock:
@@ -28,17 +45,20 @@ class Clock:
         return time.perf_counter() - started
 
     def ratio(self, slow: Callable, fast: Callable) -> dict:
-        """Median and quartiles of time(slow) / time(fast), and the median milliseconds of both; after one round unmeasured."""
+        """Median of time(slow) / time(fast) over rounds, and the median milliseconds of both; after one round unmeasured.
+
+        `quartiles` of the ratio are None for fewer than `QUARTILES_FROM` rounds.
+        """
         slow(), fast()
         end, slows, fasts = time.monotonic() + self.seconds, [], []
         while len(slows) < 2 or time.monotonic() < end:
             slows.append(self.time(slow))
             fasts.append(self.time(fast))
         ratios = sorted(a / b for a, b in zip(slows, fasts, strict=True))
-        quartiles = statistics.quantiles(ratios, n=4)
+        enough = len(ratios) >= QUARTILES_FROM
         return {
             "ratio": statistics.median(ratios),
-            "quartiles": [quartiles[0], quartiles[2]],
+            "quartiles": statistics.quantiles(ratios, n=4)[::2] if enough else None,
             "rounds": len(ratios),
             "slow_ms": 1e3 * statistics.median(slows),
             "fast_ms": 1e3 * statistics.median(fasts),

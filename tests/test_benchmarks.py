@@ -1,6 +1,7 @@
 """The counts against the formula on paper, the slow paths of the speed benchmark against the fast one."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +153,32 @@ def test_the_serving_benchmark_compares_every_engine(tmp_path, monkeypatch):
     sizes = {name: row["megabytes"] for name, row in single.items()}
     assert sizes["torch bfloat16"] == pytest.approx(sizes["torch float32"] / 2)
     assert sizes["torch int8 weights"] < sizes["torch float32"] < sizes["onnxruntime float32"]  # the graph itself
+
+
+def test_quartiles_are_told_of_ten_rounds_and_more(monkeypatch):
+    seconds = iter([*[2.0, 1.0] * 9, *[3.0, 1.0] * 10])
+    monkeypatch.setattr(timing.Clock, "time", lambda self, call: next(seconds))
+    now = iter([*[0.0] * 8, 9.0, *[0.0] * 9, 9.0])  # the time is over after nine rounds, and after ten
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    clock = timing.Clock("cpu", 1.0)
+    nine, ten = (clock.ratio(lambda: None, lambda: None) for _ in range(2))
+    assert (nine["rounds"], nine["ratio"], nine["quartiles"]) == (9, 2.0, None)
+    assert (ten["rounds"], ten["ratio"], ten["quartiles"]) == (10, 3.0, [3.0, 3.0])
+    assert timing.with_quartiles(["x"], [["a"]], [nine]) == (["x"], [["a"]])
+    few = nine | {"quartiles": [1.0, 2.0]}  # as old results have them
+    told = timing.with_quartiles(["x"], [["a"], ["b"]], [few, ten])
+    assert told == (["x", "quartiles"], [["a", None], ["b", "3.00 to 3.00"]])
+
+
+def test_milliseconds_are_shown_of_the_reference_alone():
+    told = {"quartiles": None, "rounds": 2, "megabytes": 5.0, "cosine": 1.0, "batch_size": 1}
+    rows = [{"engine": serving.REFERENCE, "ms_per_text": 113.4, "speedup": 0.99, **told}]
+    rows.append({"engine": "torch bfloat16", "ms_per_text": 83.85, "speedup": 1.86, **told})
+    reference, other = serving.table({"rows": rows}).splitlines()[2:]
+    assert "| - | 113.40 |" in reference and "| 1.86 | - |" in other
+    timed = {"ratio": 3.07, "slow_ms": 4694.2, "fast_ms": 1513.3, "quartiles": None, "rounds": 3}
+    line = speed.table({"detail": {"masked_vs_separate": timed, "implementations": {}}}).splitlines()[2]
+    assert "| 3.07 | 1,513.30 | 3 |" in line and "4,694" not in line
 
 
 def test_the_cost_page_is_what_the_measurements_give():

@@ -1,7 +1,8 @@
-"""The documents say what is there: links lead somewhere, the results page is that of the JSON files, recipes have results."""
+"""The documents say what is there: links lead somewhere, pages are those of the JSON files, cited tests and recipes exist."""
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,27 +10,85 @@ from conftest import make_model, make_processor, make_tokenizer
 from PIL import Image
 
 from benchmarks import results_page as report
+from benchmarks import results_tables as tables
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs/results"
+PAGES = ["README.md", "CONTRIBUTING.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").glob("*.md")))]
+PAGES += [str(page.relative_to(ROOT)) for page in sorted(RESULTS.glob("*.md"))]
 
 
 def snippets(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/results.md", "docs/cost.md"])
+def anchors(page: Path) -> set[str]:
+    """What links to the headings of a page end in."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / page).parent.joinpath(target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
+        file = (ROOT / page).parent / target if target else ROOT / page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
-def test_results_page_is_written_from_the_measurements(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    report.main(["--out", str(tmp_path / "results.md")])
-    assert (tmp_path / "results.md").read_text() == (ROOT / "docs/results.md").read_text(), "run benchmarks.results_page"
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_are_named_exist(page):
+    for file, name in re.findall(r"`(?:(tests/\w+\.py)::)?(test_\w+)`", (ROOT / page).read_text()):
+        files = [ROOT / file] if file else (ROOT / "tests").glob("test_*.py")
+        assert any(f"def {name}(" in one.read_text() for one in files), name
+
+
+def test_results_pages_are_written_from_the_measurements():
+    made = report.pages(RESULTS)
+    assert set(made) == {RESULTS.with_suffix(".md"), *RESULTS.glob("*.md")}
+    for file, text in made.items():
+        assert file.read_text() == text, f"{file.name}: run python -m benchmarks.results_page"
+
+
+def test_the_command_writes_pages_beside_the_measurements(tmp_path):
+    folder = tmp_path / "docs/results"
+    shutil.copytree(RESULTS, folder, ignore=shutil.ignore_patterns("*.png"))
+    written = [folder.with_suffix(".md"), *folder.glob("*.md")]
+    for file in written[1:]:
+        file.unlink()
+    report.main(["--results", str(folder)])
+    assert [file.read_text() for file in written] == [(ROOT / file.relative_to(tmp_path)).read_text() for file in written]
     with pytest.raises(SystemExit, match="No measurement"):
         report.main(["--results", str(tmp_path / "nowhere")])
+
+
+def test_every_measurement_is_shown():
+    """Each JSON file has a page and a line of the index, each system of it a row on such a page."""
+    index = RESULTS.with_suffix(".md").read_text()
+    pages = [page.read_text() for page in RESULTS.glob("*.md")]
+    for file in RESULTS.glob("*.json"):
+        link = f"]({file.name})"
+        shown = [page for page in pages if link in page]
+        assert shown and f"](results/{file.name})" in index, file.name
+        for system in json.loads(file.read_text()).get("options", ()):
+            assert any(f"| {tables.words(system)} | " in page for page in shown), (file.name, system)
+
+
+def test_overrides_are_what_systems_of_a_result_do_otherwise():
+    for file in RESULTS.glob("*.json"):
+        result = json.loads(file.read_text())
+        setting = {}
+        for system, options in result.get("options", {}).items():
+            changed = result["overrides"][system]
+            assert changed.items() <= options.items()
+            for name in options.keys() - changed.keys():
+                assert setting.setdefault(name, options[name]) == options[name], (file.name, system, name)
+
+
+def test_recipes_of_the_search_are_cited():
+    told = "".join(page.read_text() for page in [ROOT / "README.md", *(RESULTS / "findings").glob("*.md")])
+    for recipe in (ROOT / "configs/search").glob("*.yaml"):
+        assert f"configs/search/{recipe.name}" in told, f"{recipe.name}: no document needs it; its overrides are in the JSON"
 
 
 def test_findings_take_their_numbers_from_the_measurements():
@@ -37,14 +96,22 @@ def test_findings_take_their_numbers_from_the_measurements():
     differences = [{"system": "six", "baseline": "one", "split": "test", "metric": "mean_recall", "mean_difference": 2.06}]
     differences[0]["interval"] = [1.5, 2.71]
     differences += [differences[0] | {"split": "all", "metric": "negated_R@1", "mean_difference": -3.0, "interval": None}]
-    results = {"photos": {"reported": "test", "metrics": ["mean_recall"], "summary": rows, "comparisons": differences}}
-    told = report._fill_in("{mean photos six mean_recall}, {difference photos six one test}", results)
+    photos = {"reported": "test", "metrics": ["mean_recall"], "summary": rows, "comparisons": differences}
+    photos |= {"rows": [{"system": "six", "seed": seed, "metrics": {"train_seconds": s}} for seed, s in enumerate((9, 2, 1))]}
+    results = {"photos": photos, "alone": {"low": 3.21, "change": {"mean": 1.0, "interval_95": [-1.0, 3.0]}}}
+    told = report.fill_in("{mean photos six mean_recall}, {difference photos six\none test}", results)
     assert told == "51.0, +2.1 (+1.5 to +2.7)"
-    assert report._fill_in("{difference photos six one all negated_R@1}", results) == "-3.0"
+    assert report.fill_in("{difference photos six one all negated_R@1}", results) == "-3.0"
+    assert report.fill_in("{seconds photos six}, {value alone low}", results) == "2, 3.2"
+    assert report.fill_in("{value alone change}", results) == "+1.0 (-1.0 to +3.0)"
+    rows.append({"system": "six", "split": "all", "mean": {"mean_recall": 60.0}})  # with several splits the mean over them
+    assert report.fill_in("[APT-{i}] {mean photos six mean_recall}", results) == "[APT-{i}] 60.0"
     places = ("{mean photos six spearman}", "{mean photos six mean_recall train}", "{difference photos one six}")
-    for place in (*places, "{mean pictures six mean_recall}"):
-        with pytest.raises(SystemExit, match=f"{place}, which was not measured: expected .*photos"):
-            report._fill_in(place, results)
+    for place in (*places, "{mean pictures six mean_recall}", "{mean photos}", "{value alone high}"):
+        with pytest.raises(SystemExit, match=f"{place}, which was not measured .*: expected .*photos"):
+            report.fill_in(place, results)
+    with pytest.raises(SystemExit, match="{median photos six} is no place of a page: expected one of mean, difference"):
+        report.fill_in("{median photos six}", results)
 
 
 def test_readme_shows_the_measured_numbers():
@@ -58,12 +125,10 @@ def test_readme_shows_the_measured_numbers():
     for name in ("flickr8k_systems", "flickr8k_gemma3", "openmoji_systems"):
         summary = json.loads((ROOT / f"docs/results/{name}.json").read_text())["summary"]
         of = {row["system"]: row for row in summary if row["split"] == "all"}
-        assert " | ".join(report._spread(of[system], "mean_recall") for system in systems) in readme
+        assert " | ".join(tables.spread(of[system], "mean_recall") for system in systems) in readme
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_snippets_are_python(page):
     for snippet in snippets(page):
         compile(snippet, page, "exec")
