@@ -1,6 +1,6 @@
-"""What is refused instead of loaded wrongly: old versions, damaged files, weights that are missing, foreign or not finite.
+"""Checks that refuse what would load wrongly: old versions, damaged files, weights that are missing, foreign or not finite.
 
-transformers warns of missing weights and draws them at random, and loads NaN without a word.
+transformers only warns of missing weights and draws them at random, and it loads NaN without a warning.
 """
 
 import contextlib
@@ -16,7 +16,11 @@ OLDEST_VERSIONS = {"transformers": "5.17", "torch": "2.11"}
 
 
 def refuse_old_versions() -> None:
-    """ImportError below `OLDEST_VERSIONS`: with transformers 4, for one, a CLIP tower loads with random weights."""
+    """Refuses versions below `OLDEST_VERSIONS`. With transformers 4, for example, a CLIP tower loads with random weights.
+
+    Raises:
+        ImportError: names the version found and the command that installs a newer one.
+    """
     for package, oldest in OLDEST_VERSIONS.items():
         require_version(
             f"{package}>={oldest}",
@@ -26,7 +30,11 @@ def refuse_old_versions() -> None:
 
 @contextlib.contextmanager
 def naming_damaged_files(*sources: str | None, **hub_arguments):
-    """Where loading checkpoints (a base and its adapter) fails, says which safetensors file is damaged: safetensors does not.
+    """Around code that loads checkpoints: if it fails, says which safetensors file is damaged. safetensors does not.
+
+    Args:
+        sources: folders or Hub ids, of a base and its adapter; None for none.
+        hub_arguments: for `cached_file`, such as `revision`.
 
     Raises:
         OSError: a file is cut short, or its header cannot be read.
@@ -44,7 +52,7 @@ def naming_damaged_files(*sources: str | None, **hub_arguments):
 
 
 def _folders(source: str, **hub_arguments) -> list[Path]:
-    """Where the files of a checkpoint lie; of an adapter alone, its own and those of its base. Nothing is downloaded."""
+    """The folder of a checkpoint's files; for an adapter also that of its base. Nothing is downloaded."""
     looking = hub_arguments | {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
     if found := cached_file(source, CONFIG_NAME, **looking):
         return [Path(found).parent]
@@ -55,23 +63,30 @@ def _folders(source: str, **hub_arguments) -> list[Path]:
 
 
 def _is_whole(file: Path) -> bool:
-    """The header of a safetensors file, which tells where its last tensor ends, can be read, and the file ends there."""
-    with open(file, "rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        try:
-            tensors = json.loads(opened.read(min(length, file.stat().st_size)))
-        except ValueError:
-            return False
-    tensors.pop("__metadata__", None)
-    return file.stat().st_size == 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    """Whether safetensors can open a file: its header can be read, and the file ends where the last tensor does."""
+    try:
+        # transformers requires safetensors, so it is there. Within `try`, because transformers counts every import outside of
+        # one as a package that the checkpoint needs.
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt"):
+            return True
+    except Exception:  # safetensors' own error
+        return False
 
 
 def refuse_faulty(source: str | None, model: PreTrainedModel, loading_infos: list[dict], any_shape: bool = False) -> None:
-    """Refuse a loaded model that is not wholly the checkpoint's (or the checkpoints', of a base and its adapter).
+    """Refuses a loaded model whose weights are not those of its checkpoint, or of its base and its adapter.
 
-    Foreign weights are refused with the missing: a config with fewer layers than the file has, or with another loss, would
-    be a smaller model than was trained. What may be missing or left over stands in the class attributes
-    `_keys_to_ignore_on_load_missing` and `_keys_to_ignore_on_load_unexpected` of [`MPCLIPModel`]; nothing does today.
+    Missing weights are refused, and so are foreign ones: a config with fewer layers than the file has, or with another loss,
+    would give a smaller model than was trained. Exceptions are listed in the class attributes
+    `_keys_to_ignore_on_load_missing` and `_keys_to_ignore_on_load_unexpected` of [`MPCLIPModel`], which has none.
+
+    Args:
+        source: folder or Hub id, for the message; None for weights given as a state dict.
+        model: as loaded.
+        loading_infos: of `from_pretrained(output_loading_info=True)`, one for each of base and adapter.
+        any_shape: accept weights of another shape, which transformers has then drawn at random.
 
     Raises:
         ValueError: names the weights.
@@ -98,12 +113,12 @@ def refuse_faulty(source: str | None, model: PreTrainedModel, loading_infos: lis
 
 
 def not_finite(model: PreTrainedModel) -> list[str]:
-    """Names of the weights with a NaN or infinite value; those offloaded to disk are not looked at."""
+    """Names of the weights with a NaN or infinite value. Weights offloaded to disk are skipped."""
     return [name for name, tensor in model.state_dict().items() if not all(_is_finite(part) for part in _parts(tensor))]
 
 
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensor; of a quantised one the plain ones it consists of, its scales among them."""
+    """The tensor itself; for a quantised one the plain tensors it consists of, among them its scales."""
     if hasattr(tensor, "__tensor_flatten__"):
         return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
     return [tensor]
@@ -114,7 +129,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
         return True
     if not tensor.is_floating_point() or tensor.element_size() == 1:
         return True
-    low, high = tensor.aminmax()  # NaN passes through, and no copy of the tensor is made as isfinite() would
+    low, high = tensor.aminmax()  # NaN if any value is; runs at the speed of memory, where isfinite() makes a copy
     return bool(low.isfinite() and high.isfinite())
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
+from transformers.dynamic_module_utils import get_imports
 
-from modeling_mpclip import MPCLIPConfig, MPCLIPModel
+from modeling_mpclip import MPCLIPConfig, MPCLIPModel, checkpoint_guard
 from modeling_mpclip.checkpoint_guard import refuse_old_versions
 
 APT, PROJECTION, LAYER = (
@@ -107,6 +108,21 @@ def test_a_damaged_file_is_named(tmp_path, damage, sharded):
     for load in (MPCLIPModel.from_pretrained, AutoModel.from_pretrained):
         with pytest.raises(OSError, match=re.escape(f"{tmp_path / name} is cut short or damaged")):
             load(tmp_path)
+
+
+def test_a_whole_file_is_not_called_damaged(checkpoint, monkeypatch):
+    """Where loading fails for another reason, the error stays as it is."""
+
+    def fails(*_, **__):
+        raise RuntimeError("another reason")
+
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", fails)
+    with pytest.raises(RuntimeError, match="another reason"):
+        MPCLIPModel.from_pretrained(checkpoint)
+
+
+def test_the_guard_imports_torch_and_transformers_alone():
+    assert set(get_imports(checkpoint_guard.__file__)) <= {"contextlib", "json", "pathlib", "torch", "transformers"}
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path):
