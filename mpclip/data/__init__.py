@@ -1,1 +1,1 @@
-"""Where examples come from: image-text and video-text sets, composed scenes, sentence pairs, pretrained backbones."""
+"""Data sets and pretrained backbones: image-text tables, OpenMoji scenes, sentence pairs, towers from PyPI packages."""

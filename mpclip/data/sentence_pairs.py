@@ -1,4 +1,4 @@
-"""Pairs of sentences with a similarity score, as of STS-B."""
+"""Pairs of sentences with a score of how similar they are, such as STS-B."""
 
 from pathlib import Path
 
@@ -8,16 +8,19 @@ COLUMNS = ("sentence1", "sentence2", "score")
 
 
 def load_sts(source: str | Path, split: str) -> datasets.Dataset:
-    """One split with the columns sentence1, sentence2 and score.
+    """Open one split of a data set of sentence pairs.
 
     Args:
-        source: a folder with SPLIT.csv files without a header (sentence1, sentence2, score), or a Hub id whose columns have
-            these names, such as sentence-transformers/stsb.
+        source: a folder with a file SPLIT.csv for each split, with the columns sentence1, sentence2, score and no header; or
+            the id of a data set on the Hub with columns of these names, such as sentence-transformers/stsb.
         split: name of the split.
 
+    Returns:
+        A table with `sentence1` (str), `sentence2` (str), `score` (a number) and, from the Hub, its other columns.
+
     Raises:
-        FileNotFoundError: a folder without that file.
-        ValueError: other columns, or a score that is no number.
+        FileNotFoundError: the folder has no file for this split.
+        ValueError: a column is missing, or a score is not a number.
     """
     if Path(source).is_dir():
         file = Path(source, f"{split}.csv")
@@ -28,8 +31,8 @@ def load_sts(source: str | Path, split: str) -> datasets.Dataset:
     else:
         rows = datasets.load_dataset(str(source), split=split)
     if missing := [name for name in COLUMNS if name not in rows.column_names]:
-        raise ValueError(f"{source} has the columns {', '.join(rows.column_names)}; it lacks {', '.join(missing)}.")
+        raise ValueError(f"{source} has the columns {', '.join(rows.column_names)}, but not {', '.join(missing)}.")
     kind = rows.features["score"]
     if not isinstance(kind, datasets.Value) or not kind.dtype.startswith(("float", "int")):
-        raise ValueError(f"The scores of {source}, split {split!r}, are not all numbers.")
+        raise ValueError(f"The scores of {source}, split {split!r}, are not all numbers: the column has the type {kind}.")
     return rows
