@@ -27,6 +27,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shlex
 import statistics
 import tempfile
@@ -41,16 +42,20 @@ import filelock
 import numpy as np
 import torch
 import transformers
-from transformers.trainer_utils import EvalPrediction
 
-import train_hf
-from benchmarks.record import provenance, t_interval, write_json
+from benchmarks.record import provenance
 from benchmarks.results_tables import ALL, METRIC_NAMES, PAPER_DIFFERENCES, comparison, systems_table, words
-from eval.aspects import says_absence
-from eval.metrics import retrieval_compute_metrics, retrieval_ranks
+from eval.intervals import t_interval
+from eval.metrics import flat, retrieval_metrics, retrieval_ranks
+from modeling_mpclip.segments import normalized
 from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.files import write_json
+from mpclip.training.arguments import RunOptions
 from mpclip.training.collator import MPCLIPCollator
-from mpclip.training.options import DataArguments, parse_arguments
+from mpclip.training.command_line import parse_options
+from mpclip.training.options import DataArguments
+from mpclip.training.resume import changed_options, shaping_options
+from mpclip.training.run import build_trainer, cached_states
 
 # What is one cell's own, or changes nothing in what is learned.
 NOT_COMPARED = ("seed", "eval_split", "bad_images")
@@ -87,66 +92,66 @@ def _rows(dataset: str, split: str, **options) -> datasets.Dataset:
     return load_image_text(dataset, split, **options)
 
 
-def open_once(arguments: DataArguments, split: str) -> datasets.Dataset:
-    """As `train_hf.open_rows`; looks at every image once for all cells."""
-    options = {name: getattr(arguments, name) for name in ("image_column", "caption_column", "bad_images")}
-    return _rows(arguments.dataset, split, **options)
+def open_once(options: DataArguments, split: str) -> datasets.Dataset:
+    """As `mpclip.training.run.open_rows`; looks at every image once for all cells."""
+    columns = {name: getattr(options, name) for name in ("image_column", "caption_column", "bad_images")}
+    return _rows(options.dataset, split, **columns)
 
 
 def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
     """Split -> metrics of one trained cell, with its seconds."""
-    described = parse_arguments(argv)
+    options = parse_options(argv)
     started = time.monotonic()
-    trainer = train_hf.build_trainer(*described, open_split=open_once)
+    trainer = build_trainer(options, open_split=open_once)
     trainer.train()
     seconds = time.monotonic() - started
     results = {}
     for split in splits:
-        embeds = embed(trainer, described, split)
-        results[split] = measure(*embeds, trainer.accelerator.unwrap_model(trainer.model).config.num_prompts)
-        if "scene" in (rows := open_once(described[1], split)).column_names:
-            results[split] |= negation_metrics(*embeds, rows)
+        embeds = embed(trainer, options, split)
+        results[split] = measure(embeds, trainer.accelerator.unwrap_model(trainer.model).config.num_prompts)
+        if "scene" in (rows := open_once(options.data, split)).column_names:
+            results[split] |= negation_metrics(embeds, rows)
         results[split] |= {"train_seconds": round(seconds, 1)}
     return results
 
 
-def embed(trainer, described: tuple, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """image_embeds (I, D), text_embeds (I, C, D), caption_mask (I, C) of a split."""
-    model_arguments, data_arguments, arguments = described
-    rows, processor = open_once(data_arguments, split), trainer.processing_class
+def embed(trainer, options: RunOptions, split: str) -> dict[str, torch.Tensor]:
+    """image_embeds (I, D), text_embeds (T, D), caption_image (T,) of a split."""
+    rows, processor = open_once(options.data, split), trainer.processing_class
     base = getattr(trainer.model, "base_model", trainer.model)
     base = getattr(base, "model", base)  # of a PeftModel
-    states = train_hf.cached_states(base, processor, rows, False, model_arguments, data_arguments, arguments.device)
-    trainer.eval_collator = MPCLIPCollator(processor, *states, all_captions=True)
-    return trainer.predict(ImageTextDataset(rows, "all", with_images=states[1] is None)).predictions
+    states = cached_states(base, processor, rows, options=options)
+    trainer.eval_collator = MPCLIPCollator(processor, *states)
+    predictions = trainer.predict(ImageTextDataset(rows, "all", with_images=states[1] is None)).predictions
+    names = ("image_embeds", "text_embeds", "caption_image")
+    return dict(zip(names, map(torch.from_numpy, predictions), strict=True))
 
 
-def measure(image_embeds: np.ndarray, text_embeds: np.ndarray, caption_mask: np.ndarray, K: int) -> dict[str, float]:
+def measure(embeds: dict[str, torch.Tensor], K: int) -> dict[str, float]:
     """Recalls in percent, those of the first m of K prompts alone, and how alike the prompts of a text are."""
-    metrics = retrieval_compute_metrics(EvalPrediction((image_embeds, text_embeds, caption_mask), None))
+    metrics = flat(retrieval_metrics(**embeds))
+    images, texts = (embeds[name].unflatten(-1, (K, -1)) for name in ("image_embeds", "text_embeds"))  # (I or T, K, D/K)
     for m in range(1, K):
-        width = image_embeds.shape[-1] // K * m
-        first = [embeds[..., :width] for embeds in (image_embeds, text_embeds)]
-        first = [part / np.linalg.norm(part, axis=-1, keepdims=True).clip(1e-12) for part in first]
-        of_first = retrieval_compute_metrics(EvalPrediction((*first, caption_mask), None))
+        of_first = retrieval_metrics(normalized(images[:, :m]), normalized(texts[:, :m]), embeds["caption_image"])
         metrics[f"mean_recall_first_{m}"] = of_first["mean_recall"]
     if K > 1:
-        segments = torch.from_numpy(text_embeds[caption_mask > 0]).unflatten(-1, (K, -1))  # (T, K, D/K)
-        unit = torch.nn.functional.normalize(segments, dim=-1)
+        unit = torch.nn.functional.normalize(texts, dim=-1)  # (T, K, D/K)
         cosine = unit @ unit.transpose(1, 2)  # (T, K, K)
         metrics["prompt_cosine"] = float(cosine[:, ~torch.eye(K, dtype=torch.bool)].mean())
     return metrics
 
 
-def negation_metrics(
-    image_embeds: np.ndarray, text_embeds: np.ndarray, caption_mask: np.ndarray, rows: datasets.Dataset
-) -> dict[str, float]:
+def negation_metrics(embeds: dict[str, torch.Tensor], rows: datasets.Dataset) -> dict[str, float]:
     """R@1 of the captions that say what is not there ("without any cat"), and of the others, in percent."""
-    real = caption_mask > 0
-    ranks, _ = retrieval_ranks(image_embeds, text_embeds[real], np.nonzero(real)[0])
+    ranks, _ = retrieval_ranks(**embeds)
     negated = np.array([says_absence(caption) for captions in rows["captions"][:] for caption in captions])
     parts = {"negated_R@1": ranks[negated], "not_negated_R@1": ranks[~negated]}
     return {name: 100.0 * float(np.mean(part <= 1)) for name, part in parts.items() if len(part)}
+
+
+def says_absence(caption: str) -> bool:
+    """Whether a caption says what is not in the picture: "There is no cat.", "... without any cat in sight."."""
+    return re.search(r"\b(no|not|without)\b", caption, re.IGNORECASE) is not None
 
 
 # What is compared -------------------------------------------------------------------------------------------------
@@ -154,18 +159,16 @@ def negation_metrics(
 
 def options_of(argv: list[str]) -> dict:
     """What shapes a cell's weights, without what is the cell's own."""
-    described = parse_arguments(argv)
-    options = train_hf.what_shapes_the_weights(*described)
-    return json.loads(json.dumps({name: value for name, value in options.items() if name not in NOT_COMPARED}, default=str))
+    return {name: value for name, value in shaping_options(parse_options(argv)).items() if name not in NOT_COMPARED}
 
 
 def overrides_of(base: dict, options: dict) -> dict:
     """Option -> value where `options` differ from `base`, both as `options_of` gives them."""
-    return {name: value for name, (_, value) in train_hf.changed_options(base, options).items()}
+    return {name: value for name, (_, value) in changed_options(base, options).items()}
 
 
 def refuse_other_options(known: dict, system: str, options: dict, file: str) -> None:
-    changed = train_hf.changed_options(known.get(system, options), options)
+    changed = changed_options(known.get(system, options), options)
     if changed:
         raise SystemExit(
             f"{file} has cells of {system!r} with other options: {', '.join(changed)}. "
@@ -375,7 +378,7 @@ def _go_on(task: Task, options: argparse.Namespace, overrides: list[str], file: 
         raise SystemExit(
             f"Two of {', '.join(options.systems)} have the same file name, by which systems are told apart; rename one."
         )
-    splits = options.splits or [parse_arguments([*options.setting, *overrides])[1].eval_split]
+    splits = options.splits or [parse_options([*options.setting, *overrides]).data.eval_split]
     for name, system in systems.items():
         told = options_of([*recipe(options.setting, system, overrides, 0), "--output_dir", "runs/ablation"])
         refuse_other_options(known, name, told, options.json)

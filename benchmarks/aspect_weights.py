@@ -21,14 +21,16 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
 
-from benchmarks.record import bootstrap_interval, provenance, write_json
+from benchmarks.record import provenance
 from benchmarks.results_tables import weights_table
+from eval.intervals import bootstrap_interval
 from eval.metrics import recalls_of_images, retrieval_ranks
-from eval.retrieval import encode_dataset
+from modeling_mpclip.segments import weighted
 from mpclip.data.image_text import load_image_text
 from mpclip.data.openmoji.objects import CATEGORIES, Drawings
+from mpclip.encoding import Encoder, encode_dataset, load_encoder
+from mpclip.files import write_json
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 PIXELS, MARGIN = 224, 32
@@ -44,31 +46,26 @@ def as_in_the_paper(K: int) -> list[float]:
 
 def retrieval_score(embeds: dict, weights: list[float]) -> np.ndarray:
     """(I,) mean recall of each image and its captions."""
-    text = weighted(embeds["text_embeds"], weights)
+    text = weighted(embeds["text_embeds"], torch.tensor(weights))
     ranks = retrieval_ranks(embeds["image_embeds"], text, embeds["caption_image"])
     return recalls_of_images(*ranks, embeds["caption_image"].numpy())
 
 
 def classification_score(embeds: dict, weights: list[float]) -> np.ndarray:
     """(I,) 100 where the picture is nearest to its own class, else 0; a tie counts against the model."""
-    scores = embeds["image_embeds"] @ weighted(embeds["class_embeds"], weights).T  # (I, C)
+    scores = embeds["image_embeds"] @ weighted(embeds["class_embeds"], torch.tensor(weights)).T  # (I, C)
     right = scores.gather(1, embeds["class"][:, None])  # (I, 1)
     return 100.0 * ((scores >= right).sum(dim=1) == 1).numpy()
 
 
-def weighted(embeds: torch.Tensor, weights: list[float]) -> torch.Tensor:
-    """(T, D) with segment k of every row scaled by w_k."""
-    return (embeds.unflatten(1, (len(weights), -1)) * torch.tensor(weights)[:, None]).flatten(1)
-
-
-def encode_categories(model, processor) -> tuple[dict, dict]:
+def encode_categories(encoder: Encoder) -> tuple[dict, dict]:
     """Embeddings of every drawing alone on white and of the nine categories; validation and test drawings take turns."""
     drawings, parts = Drawings(), []
     table = [(noun, category) for category, nouns in CATEGORIES.items() for noun in nouns]
     for part in (table[::2], table[1::2]):
         pictures = [on_white(drawings.get(noun, PIXELS - 2 * MARGIN)) for noun, _ in part]
         captions = [[f"A picture of {category}."] for _, category in part]
-        embeds = encode_dataset(model, processor, datasets.Dataset.from_dict({"image": pictures, "captions": captions}))
+        embeds = encode_dataset(encoder, datasets.Dataset.from_dict({"image": pictures, "captions": captions}))
         classes = {category: i for i, category in enumerate(CATEGORIES)}
         labels = torch.tensor([classes[category] for _, category in part])  # (I,)
         first = [int((labels == i).nonzero()[0]) for i in range(len(classes))]
@@ -152,14 +149,13 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the weights (%(default)s)")
     options = parser.parse_args(argv)
 
-    model = AutoModel.from_pretrained(options.model, trust_remote_code=True, dtype=getattr(torch, options.dtype)).eval()
-    processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=True)
-    K = model.config.num_prompts
+    encoder = load_encoder(options.model, options.dtype)
+    K = encoder.segments
     if K < 2:
         raise SystemExit(f"{options.model} has a single prompt: there is nothing to weigh. Give a multi-prompt checkpoint.")
     splits = (load_image_text(options.data, split) for split in (options.validation, options.test))
-    validation, test = (encode_dataset(model, processor, rows) for rows in splits)
-    drawings = encode_categories(model, processor)
+    validation, test = (encode_dataset(encoder, rows) for rows in splits)
+    drawings = encode_categories(encoder)
     tasks = {
         "retrieval": {"metric": "mean recall"} | measure(retrieval_score, validation, test, K),
         "classification": {

@@ -13,10 +13,12 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import train_hf
-from benchmarks.record import provenance, t_interval, write_json
+from benchmarks.record import provenance
+from eval.intervals import t_interval
 from eval.tables import markdown_table
-from mpclip.training.options import parse_arguments
+from mpclip.files import write_json
+from mpclip.training.command_line import parse_options
+from mpclip.training.run import build_trainer
 from mpclip.training.state_store import FORMATS
 
 
@@ -38,9 +40,8 @@ def train_cell(options: argparse.Namespace, format: str, seed: int) -> dict:
             "logging_strategy": "no",
             "disable_tqdm": "true",
         }
-        trainer = train_hf.build_trainer(
-            *parse_arguments([options.recipe, *(part for name, value in values.items() for part in (f"--{name}", str(value)))])
-        )
+        given = [part for name, value in values.items() for part in (f"--{name}", str(value))]
+        trainer = build_trainer(parse_options([options.recipe, *given]))
         trainer.train()
         stores = [trainer.data_collator.text_states.store, trainer.data_collator.image_states.store]
         return {

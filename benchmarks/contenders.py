@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DynamicCache, Lla
 from benchmarks.flops import TEXT_CONFIGS, single_prompts
 from modeling_mpclip import PromptTree, compile_prompt_tree, default_templates
 from modeling_mpclip.prompt_tree import add_adaptive_tokens
-from modeling_mpclip.text_tower import text_tower_class
+from modeling_mpclip.text_families import text_tower_class
 from mpclip.data.backbones import prepare_backbone
 
 K, MAX_K = 6, 16

@@ -18,14 +18,16 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.record import bootstrap_interval, provenance, write_json
+from benchmarks.record import provenance
 from benchmarks.results_tables import expansion_table
+from eval.intervals import bootstrap_interval
 from eval.metrics import recalls, recalls_of_images, retrieval_ranks
-from eval.retrieval import encode_dataset
 from mpclip.data.backbones import prepare_backbone
 from mpclip.data.image_text import load_image_text
+from mpclip.encoding import encode_dataset, load_encoder
+from mpclip.files import write_json
 
 WRITER = "smollm2-135m"
 REQUEST = "Describe in one sentence and in more detail the photo of which the caption is: {caption}"
@@ -77,11 +79,10 @@ def main(argv: list[str] | None = None) -> dict:
     expanded = rows.map(lambda row: {"captions": [f"{caption} {expansions[caption]}" for caption in row["captions"]]})
     results = {}
     for path in options.models:
-        model = AutoModel.from_pretrained(path, trust_remote_code=True, dtype=torch.bfloat16).eval()
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+        encoder = load_encoder(path, "bfloat16")
         result, of_images = {}, {}
         for name, table in {"captions": rows, "expanded": expanded}.items():
-            embeds = encode_dataset(model, processor, table)
+            embeds = encode_dataset(encoder, table)
             ranks = retrieval_ranks(**embeds)
             result[name] = recalls(*ranks)
             of_images[name] = recalls_of_images(*ranks, embeds["caption_image"].numpy())  # (I,)

@@ -31,9 +31,10 @@ from transformers import (
     ViTConfig,
 )
 
-from benchmarks.record import provenance, write_json
+from benchmarks.record import provenance
 from eval.tables import markdown_table
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, PromptTree
+from mpclip.files import write_json
 
 TEXT_CONFIGS = {
     "SmolLM2-135M": lambda: LlamaConfig(

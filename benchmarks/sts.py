@@ -15,35 +15,35 @@ from pathlib import Path
 
 from transformers import set_seed
 
-import train_hf
 from benchmarks.ablation import Task
 from benchmarks.ablation import main as compare_systems
 from mpclip.data.sentence_pairs import load_sts
-from mpclip.training.options import parse_arguments
-from mpclip.training.sentence_pairs import STSCollator, STSTrainer
+from mpclip.training.command_line import parse_options
+from mpclip.training.run import build_model
+from mpclip.training.sentence_pairs import SIDES, SentencePairCollator, SentencePairTrainer
 from mpclip.training.state_cache import cache_text_states
 from mpclip.training.tuning import prepare_tuning
 
 
-def build_trainer(argv: list[str], splits: list[str]) -> tuple[STSTrainer, dict]:
+def build_trainer(argv: list[str], splits: list[str]) -> tuple[SentencePairTrainer, dict]:
     """The trainer of a cell, and the rows of each split."""
-    model_arguments, data_arguments, arguments = parse_arguments(argv)
+    options = parse_options(argv)
+    data, arguments = options.data, options.training
     set_seed(arguments.seed)
-    rows = {split: load_sts(data_arguments.dataset, split) for split in (data_arguments.train_split, *splits)}
-    base, processor = train_hf.build_model(model_arguments, data_arguments.max_text_length)
-    model = prepare_tuning(base, model_arguments)
+    rows = {split: load_sts(data.dataset, split) for split in (data.train_split, *splits)}
+    base, processor = build_model(options.model, data.max_text_length)
+    model = prepare_tuning(base, options.model)
     states = None
-    if data_arguments.cache_states and data_arguments.cache_text_states:
-        texts = [row[name] for part in rows.values() for row in part for name in ("sentence1", "sentence2")]
-        folder, form = Path(data_arguments.cache_dir), data_arguments.cache_format
-        states = cache_text_states(base, processor.tokenizer, texts, folder, False, form, arguments.device)
-    collator = STSCollator(processor, states)
-    trainer = STSTrainer(
+    if data.cache_states and data.cache_text_states:
+        texts = [row[side] for part in rows.values() for row in part for side in SIDES]
+        states = cache_text_states(
+            base, processor.tokenizer, texts, Path(data.cache_dir), False, data.cache_format, arguments.device
+        )
+    trainer = SentencePairTrainer(
         model=model,
         args=arguments,
-        train_dataset=rows[data_arguments.train_split],
-        data_collator=collator,
-        eval_collator=collator,
+        train_dataset=rows[data.train_split],
+        data_collator=SentencePairCollator(processor, states),
         processing_class=processor,
     )
     return trainer, rows

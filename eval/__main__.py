@@ -1,31 +1,93 @@
 """Measures a trained model.
 
-usage: python -m eval COMMAND [options]
-       python -m eval COMMAND --help
+    python -m eval retrieval --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json out.json --grid out.png
+    python -m eval retrieval --model openai/clip-vit-base-patch32 --data jxie/flickr8k --split test --json clip.json
+    python -m eval differences --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json differences.json
+
+The JSON holds the metrics with 95% bootstrap intervals and what it takes to repeat the run. The scores of single items lie
+beside it, in OUT.items.npz. The Python files of a checkpoint are run: measure only checkpoints you trust.
 """
 
+import argparse
+import datetime
 import importlib
+import shlex
 import sys
+import time
 
-# Each command is a module with `main(arguments)`; the first line of its docstring is its line in the help.
-COMMANDS = {
-    "retrieval": "eval.retrieval",
+from eval.options import add_common_options
+
+# Name on the command line -> the class, in a module whose first line is the task's line in the help.
+TASKS = {
+    "retrieval": "eval.tasks.retrieval:Retrieval",
+    "differences": "eval.tasks.differences:Differences",
 }
 
 
+def task_class(name: str) -> type:
+    module, _, cls = TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of all tasks."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    tasks = parser.add_subparsers(metavar="TASK", required=True, dest="task")
+    for name in TASKS:
+        cls = task_class(name)
+        doc = sys.modules[cls.__module__].__doc__
+        one = tasks.add_parser(
+            name, help=doc.splitlines()[0], description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        add_common_options(one, cls.takes)
+        cls.add_options(one)
+    return parser
+
+
+def evaluate(options: argparse.Namespace, command: list[str] | None = None):
+    """Run a task as the command line says; write and return its `Result`.
+
+    Args:
+        options: as `make_parser` parses them.
+        command: recorded in the result.
+
+    Raises:
+        ValueError, OSError, ImportError: something the user can mend; the message says what.
+    """
+    from mpclip.encoding import load_encoder
+    from mpclip.export.int8 import int8_config
+    from mpclip.hardware import describe_machine
+
+    started = time.monotonic()
+    task = task_class(options.task)(options)
+    data = task.load(options.data, options.split, options.limit)
+    weights = {"quantization_config": int8_config()} if options.quantize == "int8" else {}
+    encoder = load_encoder(options.model, options.dtype, options.device, **weights)
+    result = task.run(encoder, data, batch_size=options.batch_size, shared=True, cache=options.cache)
+    given = ("model", "data", "split", "limit", "dtype", "quantize", "batch_size")
+    result.origin |= {name: getattr(options, name) for name in given} | {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(str(encoder.device)),
+        "command": command and shlex.join(command),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    result.save(options.json)
+    return result
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command. Exits with code 2 and the list of commands where none of that name exists."""
+    """The command. Ends with code 2 for a wrong command line, with code 1 and one line for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help"):
-        print(__doc__.strip(), "\n\ncommands:", sep="")
-        for name, module in COMMANDS.items():
-            print(f"  {name:<12} {importlib.import_module(module).__doc__.splitlines()[0]}")
-    elif command in COMMANDS:
-        importlib.import_module(COMMANDS[command]).main(arguments[1:])
-    else:
-        print(f"python -m eval: no command {command!r}; expected one of: {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        result = evaluate(options, ["python", "-m", "eval", *arguments])
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(f"{parser.prog} {options.task}: {' '.join(str(error).split())}") from error
+    print(result.table())
+    print(f"\nwritten: {options.json}" + (f", {grid}" if (grid := getattr(options, "grid", None)) else ""))
 
 
 if __name__ == "__main__":

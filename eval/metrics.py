@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.intervals import share_interval
+
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 RECALLS = (1, 5, 10)
+SHORT = {"text_to_image": "t2i", "image_to_text": "i2t"}  # as names of metrics begin
 
 
 def retrieval_metrics(
@@ -39,7 +42,7 @@ def recalls(text_ranks: np.ndarray, image_ranks: np.ndarray) -> dict:
     """The result of `retrieval_metrics` from the ranks that `retrieval_ranks` gives."""
     result: dict = {
         direction: {f"R@{k}": 100.0 * float(np.mean(ranks <= k)) for k in RECALLS}
-        for direction, ranks in (("text_to_image", text_ranks), ("image_to_text", image_ranks))
+        for direction, ranks in zip(SHORT, (text_ranks, image_ranks), strict=True)
     }
     result["mean_recall"] = float(np.mean([value for recall in result.values() for value in recall.values()]))
     return result
@@ -91,33 +94,33 @@ def retrieval_ranks(
     return text_ranks.cpu().numpy(), image_ranks.cpu().numpy()
 
 
+def flat(recalls: dict) -> dict:
+    """{"text_to_image": {"R@1": x, ...}, "image_to_text": {...}, ...} -> {"t2i_R@1": x, ..., "i2t_R@1": ..., ...}."""
+    result: dict = {}
+    for name, value in recalls.items():
+        result |= {f"{SHORT[name]}_{recall}": x for recall, x in value.items()} if name in SHORT else {name: value}
+    return result
+
+
 def retrieval_compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
-    """`compute_metrics` for a Trainer whose predictions are (image_embeds, text_embeds, caption_mask).
+    """`compute_metrics` for a Trainer whose predictions are the embeddings of an evaluation set, such as `MPCLIPTrainer`.
 
     Args:
-        prediction: `predictions` holds image_embeds (I, D), text_embeds (I, C, D) with up to C captions per image, and
-            caption_mask (I, C), positive where a caption is real. (Trainer pads with -100, which is not positive.)
+        prediction: `predictions` is (image_embeds (I, D), text_embeds (T, D), caption_image (T,)) as `retrieval_ranks` takes
+            them.
 
     Returns:
         `{"t2i_R@1", "t2i_R@5", "t2i_R@10", "i2t_R@1", ..., "mean_recall"}` in percent.
+
+    Raises:
+        ValueError: the predictions are not these three arrays, or do not fit together.
     """
     if not isinstance(prediction.predictions, tuple | list) or len(prediction.predictions) != 3:
-        raise ValueError("predictions must be the three arrays (image_embeds, text_embeds, caption_mask)")
-    image_embeds, text_embeds, caption_mask = (np.asarray(part) for part in prediction.predictions)
-    if text_embeds.ndim != 3 or caption_mask.shape != text_embeds.shape[:2]:
-        raise ValueError(
-            f"text_embeds {text_embeds.shape} and caption_mask {caption_mask.shape}: expected (I, C, D) and (I, C)"
-        )
-    real = caption_mask > 0  # (I, C)
-    result = retrieval_metrics(image_embeds, text_embeds[real], np.nonzero(real)[0])
-    short = {"t2i": result["text_to_image"], "i2t": result["image_to_text"]}
-    flat = {f"{name}_{recall}": value for name, values in short.items() for recall, value in values.items()}
-    return flat | {"mean_recall": result["mean_recall"]}
+        raise ValueError("predictions must be the three arrays (image_embeds, text_embeds, caption_image)")
+    return flat(retrieval_metrics(*prediction.predictions))
 
 
-def recall_intervals(
-    text_ranks: np.ndarray, image_ranks: np.ndarray, caption_image: np.ndarray, samples: int = 1000, seed: int = 0
-) -> dict:
+def recall_intervals(text_ranks: np.ndarray, image_ranks: np.ndarray, caption_image: np.ndarray) -> dict:
     """95% intervals of the six recalls by bootstrap over images, an image keeping all its captions together.
 
     Queries are drawn again, what is searched through stays whole: the interval tells how much the choice of test
@@ -126,18 +129,18 @@ def recall_intervals(
     Returns:
         `{"text_to_image": {"R@1": [low, high], ...}, "image_to_text": {...}}` in percent.
     """
-    image_count = len(image_ranks)
-    result = {}
-    queries = {"text_to_image": (text_ranks, caption_image), "image_to_text": (image_ranks, np.arange(image_count))}
-    for direction, (ranks, image) in queries.items():
-        total = np.bincount(image, minlength=image_count)  # (I,) queries of each image
-        hits = np.stack([np.bincount(image, ranks <= k, image_count) for k in RECALLS], axis=1)  # (I, recalls)
-        rng = np.random.default_rng(seed)
-        drawn = (rng.integers(image_count, size=image_count) for _ in range(samples))
-        recall = np.stack([100.0 * hits[images].sum(axis=0) / total[images].sum() for images in drawn])  # (S, recalls)
-        low, high = np.percentile(recall, [2.5, 97.5], axis=0)
-        result[direction] = {f"R@{k}": [float(low[n]), float(high[n])] for n, k in enumerate(RECALLS)}
-    return result
+    count = len(image_ranks)
+    queries = {"text_to_image": (text_ranks, caption_image), "image_to_text": (image_ranks, np.arange(count))}
+    return {
+        direction: {
+            f"R@{k}": [
+                100.0 * bound
+                for bound in share_interval(np.bincount(image, ranks <= k, count), np.bincount(image, minlength=count))
+            ]
+            for k in RECALLS
+        }
+        for direction, (ranks, image) in queries.items()
+    }
 
 
 def recalls_of_images(text_ranks: np.ndarray, image_ranks: np.ndarray, caption_image: np.ndarray) -> np.ndarray:

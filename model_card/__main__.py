@@ -8,14 +8,13 @@
 
 train_hf.py writes the card at the end of every run. Write it again to show what was measured since, or under another name.
 Everything in it is read from the folder: config.json (prompts, embedding, loss), training.json (base models, data, options,
-commit, command, machine), train_results.json (time, energy), eval_results.json, and the --eval files, which must
+commit, command, machine), train_results.json (time), eval_results.json, and the --eval files, which must
 measure this model. What is not recorded is said to be unknown.
 
 With --source it is the short card of a text-only export or an int8 checkpoint: what was done to which checkpoint, whose recalls
 are shown as the source's. They, the licence and the base model come from the card of the source, which must have one.
 
-Energy is recorded where `codecarbon` is installed while training. assets/attention.png is kept if it exists; delete it to have
-it drawn again.
+assets/attention.png is kept if it exists; delete it to have it drawn again.
 """
 
 import argparse
@@ -31,7 +30,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("folder", metavar="RUN_FOLDER", help="a checkpoint: the --output_dir of train_hf.py")
     parser.add_argument(
-        "--eval", nargs="+", action="extend", default=[], metavar="result.json", help="of `python -m eval retrieval --json`"
+        "--eval",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="result.json",
+        help="results of `python -m eval retrieval` and `differences`",
     )
     parser.add_argument("--out", metavar="README.md", help="the card's file (default: README.md in RUN_FOLDER)")
     parser.add_argument(

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from eval.tables import markdown_table
 from mpclip.data.image_text import load_image_text
+from mpclip.files import read_json
 
 from .attention_grid import attention_grid, pooling_maps
 from .evaluation import all_measured, result_table
@@ -29,7 +30,6 @@ from .facts import (
     parameters_in,
     plain,
     prompt_rows,
-    read_json,
     trained_in_words,
 )
 
@@ -210,8 +210,6 @@ def _cost_in_words(metrics: dict, training: dict) -> str | None:
         parts[0] += f" for the last part of a run that was resumed from {code(training['resumed_from'])}"
     else:
         parts.append(f"{metrics['train_samples_per_second']:.1f} samples/s")
-    if "energy_kwh" in metrics:
-        parts.append(f"{metrics['energy_kwh'] * 1000:.3g} Wh (estimated by codecarbon)")
     machine = training.get("machine", {})
     where = [str(machine[key]) for key in ("gpu", "cpu") if key in machine]
     where += [f"{machine['cores']} cores"] if "cores" in machine else []

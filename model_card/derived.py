@@ -6,9 +6,11 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from mpclip.files import read_json
+
 from .card import OLDEST_TRANSFORMERS, PAPER
 from .evaluation import all_measured, measured_by_card, result_table
-from .facts import code, language_codes, plain, read_json
+from .facts import code, language_codes, plain
 
 TEMPLATE = Path(__file__).parent / "derived.md"
 INHERITED = ("license", "license_name", "license_link", "datasets", "tags")

@@ -1,14 +1,16 @@
 """Measured retrieval, from the JSON of training and of `python -m eval retrieval`, for the card's table and its metadata."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import EvalResult
 
 from eval.tables import markdown_table
+from eval.tasks.retrieval import recalls_of
+from mpclip.files import read_json
 
-from .facts import code, read_json
+from .facts import code
 
 WAYS = {"text_to_image": "t2i", "image_to_text": "i2t"}  # as `python -m eval` and as Trainer call them
 RECALLS = ("R@1", "R@5", "R@10")
@@ -99,31 +101,21 @@ def measured_by_eval(file: str | Path, config: dict, training: dict, names: set[
     Raises:
         ValueError: the file is something else, or measures another model.
     """
+    result = _result_of_this_model(file, names)
     try:
-        result = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as JSON ({error}); `python -m eval retrieval --json` writes one.") from error
-    needed = {*WAYS, "mean_recall", "interval_95", "images", "captions", "model", "data", "split"}
-    missing = sorted(needed - result.keys()) if isinstance(result, dict) else sorted(needed)
-    if missing:
-        raise ValueError(f"{file} is no result of `python -m eval retrieval --json`: it has no {', '.join(missing)}.")
-    if result["model"] not in names and Path(result["model"]).absolute().name not in names:
-        raise ValueError(
-            f"{file} measures {result['model']}, and this is the card of {' or '.join(sorted(names))}: evaluate this model, "
-            "or give --repo_id if that is its name on the Hub."
-        )
-    quantized = None if config.get("quantization_config") else result.get("quantize")
+        recalls, intervals = recalls_of(result)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    quantized = _quantized(result, config)
     notes = [f"{quantized} weights of the LLM, made so while loading"] if quantized else []
     notes += [f"{result[key]}" for key in ("dtype", "date") if result.get(key)]
     notes += [f"the first {result['limit']} images only"] if result.get("limit") else []
-    mistakes = [f"{kind.replace('_', ' ')} {n}" for kind, n in result.get("mistakes", {}).items() if kind != "queries"]
-    notes += ["wrong first pictures by what differs: " + ", ".join(mistakes)] if mistakes else []
     return Retrieval(
         data=_data_name(result["data"], training),
         split=result["split"],
-        recalls={way: result[way] for way in WAYS},
-        mean_recall=result["mean_recall"],
-        intervals=result["interval_95"],
+        recalls=recalls,
+        mean_recall=result.get("metrics", result)["mean_recall"],
+        intervals=intervals,
         images=result["images"],
         captions=result["captions"],
         quantized=quantized,
@@ -134,18 +126,63 @@ def measured_by_eval(file: str | Path, config: dict, training: dict, names: set[
 def all_measured(folder: Path, config: dict, training: dict, files: list, names: set[str]) -> list[Retrieval]:
     """What was measured, a row per split and weights; a file outdoes the evaluation of training, which has no intervals.
 
+    A result of `python -m eval differences` becomes a note of the retrieval row of the same data and split.
+
     Raises:
-        ValueError: two files measure the same weights on the same split.
+        ValueError: two files measure the same weights on the same split, or differences come without their retrieval.
     """
     rows = {(row.data, row.split, row.quantized): row for row in measured_in_training(folder, training)}
     source: dict[tuple, object] = {}
+    differences = []
     for file in files:
+        if _read(file).get("task") == "differences":
+            differences.append(file)
+            continue
         row = measured_by_eval(file, config, training, names)
         key = row.data, row.split, row.quantized
         if key in source:
             raise ValueError(f"{source[key]} and {file} both measure {row.data}, {row.split}: give one of them.")
         rows[key], source[key] = row, file
+    for file in differences:
+        result = _result_of_this_model(file, names)
+        key = _data_name(result["data"], training), result["split"], _quantized(result, config)
+        if key not in rows:
+            raise ValueError(f"{file} tells differences on {key[0]}, {key[1]}: give a retrieval result of that split too.")
+        rows[key] = replace(rows[key], notes=(*rows[key].notes, _differences_in_words(result["metrics"])))
     return list(rows.values())
+
+
+def _differences_in_words(metrics: dict[str, float]) -> str:
+    kinds = {name.removeprefix("wrong_"): value for name, value in metrics.items() if name.startswith("wrong_")}
+    listed = ", ".join(f"{kind.replace('_', ' ')} {value:.1f}" for kind, value in kinds.items())
+    return f"percent of captions with a wrong picture first, by what differs: {listed or 'none'}"
+
+
+def _read(file: str | Path) -> dict:
+    try:
+        result = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON ({error}); `python -m eval retrieval --json` writes one.") from error
+    if not isinstance(result, dict):
+        raise ValueError(f"{file} is no result of `python -m eval`: it holds a {type(result).__name__}.")
+    return result
+
+
+def _result_of_this_model(file: str | Path, names: set[str]) -> dict:
+    result = _read(file)
+    missing = sorted({"images", "captions", "model", "data", "split"} - result.keys())
+    if missing:
+        raise ValueError(f"{file} is no result of `python -m eval retrieval --json`: it has no {', '.join(missing)}.")
+    if result["model"] not in names and Path(result["model"]).absolute().name not in names:
+        raise ValueError(
+            f"{file} measures {result['model']}, and this is the card of {' or '.join(sorted(names))}: evaluate this model, "
+            "or give --repo_id if that is its name on the Hub."
+        )
+    return result
+
+
+def _quantized(result: dict, config: dict) -> str | None:
+    return None if config.get("quantization_config") else result.get("quantize")
 
 
 def measured_by_card(index: list[EvalResult] | None) -> list[Retrieval]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from mpclip.training.options import ARGUMENT_CLASSES
+from mpclip.training.arguments import MPCLIPTrainingArguments
+from mpclip.training.options import DataArguments, ModelArguments
 
 # Licences that ask for no more than their notice to be kept; of the Hub's identifiers.
 PERMISSIVE = {"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "unlicense", "zlib"}
@@ -17,11 +18,6 @@ TOWERS = {"text": "text tower", "vision": "vision tower", "both": "MP-CLIP check
 NOT_LISTED = {"text_model", "vision_model", "checkpoint", "templates", "negated_templates", "adaptive_init", "dataset"}
 NOT_LISTED |= {"output_dir", "cache_dir", "disable_tqdm", "logging_dir", "report_to", "run_name", "resume_from_checkpoint"}
 NOT_LISTED |= {"push_to_hub", "dataloader_pin_memory", "accelerator_config", "do_eval"}
-
-
-def read_json(file: Path) -> dict:
-    """Its content, {} where there is no such file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def language_codes(recorded: object) -> list[str]:
@@ -109,7 +105,7 @@ def options_given(training: dict) -> list[tuple[str, str]]:
     The defaults are those of the class, not of an instance: making one sets up devices anew.
     """
     changed = []
-    for cls in ARGUMENT_CLASSES:
+    for cls in (ModelArguments, DataArguments, MPCLIPTrainingArguments):
         for option in fields(cls):
             name = option.name
             if name in NOT_LISTED or name.startswith("hub_") or name not in training[cls.__name__]:

@@ -1,34 +1,48 @@
 """MP-CLIP: multi-prompt text embeddings from a pretrained LLM, matched segment by segment with images.
 
-The files of this folder travel with every checkpoint and need torch and transformers alone.
+The files of this folder travel with every checkpoint and need torch and transformers alone. Names are imported when they are
+first used. With the first of them the classes are registered with transformers' `AutoModel` and its relatives.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+import importlib
 
-from .configuration_mpclip import MPCLIPConfig
-from .modeling_mpclip import MPCLIPImageOutput, MPCLIPModel, MPCLIPOutput, MPCLIPTextOutput
-from .processing_mpclip import MPCLIPProcessor
-from .prompt_tree import PromptTree, add_adaptive_tokens, compile_prompt_tree, default_templates
+MODULES = {
+    "MPCLIPConfig": "configuration_mpclip",
+    "MPCLIPImageOutput": "modeling_mpclip",
+    "MPCLIPModel": "modeling_mpclip",
+    "MPCLIPOutput": "modeling_mpclip",
+    "MPCLIPProcessor": "processing_mpclip",
+    "MPCLIPTextOutput": "modeling_mpclip",
+    "PromptTree": "prompt_tree",
+    "add_adaptive_tokens": "prompt_tree",
+    "compile_prompt_tree": "prompt_tree",
+    "default_templates": "prompt_tree",
+}
+__all__ = list(MODULES)
 
-AutoConfig.register("mpclip", MPCLIPConfig, exist_ok=True)
-AutoModel.register(MPCLIPConfig, MPCLIPModel, exist_ok=True)
-AutoModelForZeroShotImageClassification.register(MPCLIPConfig, MPCLIPModel, exist_ok=True)
-AutoProcessor.register(MPCLIPConfig, MPCLIPProcessor, exist_ok=True)
 
-# `save_pretrained` then writes the code beside the weights.
-MPCLIPConfig.register_for_auto_class()
-MPCLIPModel.register_for_auto_class("AutoModel")
-MPCLIPProcessor.register_for_auto_class()
+def __getattr__(name: str):
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _register()
+    value = getattr(importlib.import_module(f".{MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
-__all__ = [
-    "MPCLIPConfig",
-    "MPCLIPImageOutput",
-    "MPCLIPModel",
-    "MPCLIPOutput",
-    "MPCLIPProcessor",
-    "MPCLIPTextOutput",
-    "PromptTree",
-    "add_adaptive_tokens",
-    "compile_prompt_tree",
-    "default_templates",
-]
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULES})
+
+
+def _register() -> None:
+    """Let the auto classes find ours, so that a checkpoint loads without its own copy of the code."""
+    from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+
+    from .configuration_mpclip import MPCLIPConfig
+    from .modeling_mpclip import MPCLIPModel
+    from .processing_mpclip import MPCLIPProcessor
+
+    AutoConfig.register("mpclip", MPCLIPConfig, exist_ok=True)
+    AutoModel.register(MPCLIPConfig, MPCLIPModel, exist_ok=True)
+    AutoModelForZeroShotImageClassification.register(MPCLIPConfig, MPCLIPModel, exist_ok=True)
+    AutoProcessor.register(MPCLIPConfig, MPCLIPProcessor, exist_ok=True)

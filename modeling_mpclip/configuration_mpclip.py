@@ -1,8 +1,11 @@
-"""MPCLIPConfig: the two towers, the prompts, the poolings and the loss, refused together where they do not fit."""
+"""MPCLIPConfig: the two towers and the choices of `ModelOptions`, refused together where they do not fit."""
+
+from dataclasses import fields
 
 import transformers
 
 from .checkpoint_guard import refuse_old_versions
+from .model_options import ModelOptions, list_of_options, refuse_unknown_choices
 from .prompt_tree import (
     PromptTree,
     adaptive_token_names,
@@ -15,51 +18,17 @@ from .sentence_files import save_sentence_files
 # Here every way to load a model passes first; older versions have no PreTrainedConfig to import.
 refuse_old_versions()
 
-CHOICES = {
-    "adaptive_tokens": ("input", "boundary"),
-    "text_pooling": ("prompts", "mean", "last_token"),
-    "image_pooling": ("attention", "attention_per_prompt", "mean", "cls"),
-    "loss": ("softmax", "sigmoid"),
-    "negation_form": ("contrastive", "hinge"),
-}
-
 
 class MPCLIPConfig(transformers.PreTrainedConfig):
-    r"""Configuration of an [`MPCLIPModel`].
+    __doc__ = f"""Configuration of an [`MPCLIPModel`].
 
     Args:
         text_config: a decoder LLM's config (Llama, Gemma, Gemma2, Gemma3 text, Qwen2, Qwen3, Mistral) or its dict.
         vision_config: a vision encoder's config (ViT, SigLIP, CLIP, DINOv2, EfficientNet) or its dict.
         text_only: the model has no image side; `vision_config` is None.
-        num_prompts: K, the prompts per text; each yields `projection_dim / num_prompts` dimensions.
-        projection_dim: D, dimensions of the text and image embeddings; a multiple of K.
-        shared_projection: one text projection serves all prompts, in place of one for each.
-        templates: K prompt templates; by default "The [APT-i] of this image means:" (paper, section 1.1).
-        negated_templates: their K negated twins, or [] for a model that never sees negation.
-        prompt_tree: the compiled templates (`compile_prompts` fills it), as `PromptTree.to_dict()`.
+        prompt_tree: the compiled templates as `PromptTree.to_dict()`; `compile_prompts` fills it.
         adaptive_token_ids: token ids of [APT-1..M]; filled with the tree.
-        adaptive_tokens: "input" learns the [APT-i] input embeddings; "boundary" freezes them and learns a vector per token
-            that is added where the trained layers begin, so that hidden states below can be cached (ours).
-        boundary_layer: index of the first trained layer for "boundary", 0 to the number of layers; the last by default.
-        text_pooling: "prompts" reads each prompt's last token; the baselines "mean" and "last_token" read the text itself
-            and have num_prompts=1.
-        image_pooling: "attention" (one learned query), "attention_per_prompt" (K of them, ours), "mean", or "cls".
-        pooling_queries: Q, queries of the attention pooling, each of which gives D / Q dimensions; by default K for
-            "attention_per_prompt" and 1 for "attention". Others tell what the queries do apart from the prompts.
-        pooling_width: channels inside the attention pooling.
-        pooling_heads: its heads; a divisor of `pooling_width`.
-        loss: "softmax" (CLIP) or "sigmoid" (SigLIP, with a learned bias).
-        logit_scale_init_value: logarithm of the initial scale; by default log(1 / 0.07), or log(10) for sigmoid.
-        logit_bias_init_value: initial bias of the sigmoid loss.
-        diversity_weight: lambda_div.
-        diversity_margin: cosine above which two prompts of a text repel each other.
-        negation_weight: lambda_neg; above 0 it needs `negated_templates`.
-        negation_form: "contrastive" (the negated text is one more negative of its image) or "hinge" on the cosine of a text
-            and its negation.
-        negation_margin: of the hinge.
-        elastic_prompts: the contrastive loss is the mean of that of all prompts and that of the first m alone, m drawn in every
-            step, so that these are a good embedding by themselves (ours).
-        initializer_range: standard deviation of new projections.
+{list_of_options(ModelOptions)}
 
     Raises:
         ValueError: a value or a pair of values that cannot work; the message says which and what to set.
@@ -73,30 +42,8 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         text_config: transformers.PreTrainedConfig | dict | None = None,
         vision_config: transformers.PreTrainedConfig | dict | None = None,
         text_only: bool = False,
-        num_prompts: int = 6,
-        projection_dim: int = 768,
-        shared_projection: bool = False,
-        templates: list[str] | None = None,
-        negated_templates: list[str] | None = None,
         prompt_tree: dict | None = None,
         adaptive_token_ids: list[int] | None = None,
-        adaptive_tokens: str = "input",
-        boundary_layer: int | None = None,
-        text_pooling: str = "prompts",
-        image_pooling: str = "attention_per_prompt",
-        pooling_queries: int | None = None,
-        pooling_width: int = 512,
-        pooling_heads: int = 8,
-        loss: str = "softmax",
-        logit_scale_init_value: float | None = None,
-        logit_bias_init_value: float = -10.0,
-        diversity_weight: float = 0.0,
-        diversity_margin: float = 0.0,
-        negation_weight: float = 0.0,
-        negation_form: str = "contrastive",
-        negation_margin: float = 0.0,
-        elastic_prompts: bool = False,
-        initializer_range: float = 0.02,
         **kwargs,
     ):
         self.text_config = _sub_config(text_config, "llama", "text_config")
@@ -104,45 +51,31 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
             raise ValueError("A model with text_only=True has no image side; leave vision_config out.")
         self.vision_config = None if text_only else _sub_config(vision_config, "vit", "vision_config")
         self.text_only = text_only
-        self.num_prompts = num_prompts
-        self.projection_dim = projection_dim
-        self.shared_projection = shared_projection
-        prompted = text_pooling == "prompts"
-        self.templates = templates if templates is not None else default_templates(num_prompts) if prompted else []
-        if negated_templates is None:
-            # A model with its own templates has the default negation no longer as its twin.
-            negated_templates = default_templates(num_prompts, negated=True) if prompted and templates is None else []
-        self.negated_templates = negated_templates
         self.prompt_tree = prompt_tree
         self.adaptive_token_ids = adaptive_token_ids or []
-        self.adaptive_tokens = adaptive_tokens
-        if adaptive_tokens == "boundary" and boundary_layer is None:
-            boundary_layer = self.text_config.num_hidden_layers - 1
-        self.boundary_layer = boundary_layer
-        self.text_pooling = text_pooling
-        self.image_pooling = image_pooling
-        self.pooling_queries = pooling_queries
-        self.pooling_width = pooling_width
-        self.pooling_heads = pooling_heads
-        self.loss = loss
-        if logit_scale_init_value is None:
-            logit_scale_init_value = 2.302585 if loss == "sigmoid" else 2.659260
-        self.logit_scale_init_value = logit_scale_init_value
-        self.logit_bias_init_value = logit_bias_init_value
-        self.diversity_weight = diversity_weight
-        self.diversity_margin = diversity_margin
-        self.negation_weight = negation_weight
-        self.negation_form = negation_form
-        self.negation_margin = negation_margin
-        self.elastic_prompts = elastic_prompts
-        self.initializer_range = initializer_range
+        for option in fields(ModelOptions):
+            setattr(self, option.name, kwargs.pop(option.name, option.default))
+        refuse_unknown_choices(self, ModelOptions)
+        self._fill_in_defaults()
         self._refuse_illegal()
         super().__init__(**kwargs)
 
+    def _fill_in_defaults(self) -> None:
+        """Options of None whose default depends on other options."""
+        own_templates = self.templates is not None
+        prompted = self.text_pooling == "prompts"
+        if self.templates is None:
+            self.templates = default_templates(self.num_prompts) if prompted else []
+        if self.negated_templates is None:
+            # The default negation is no twin of templates of your own.
+            twins = prompted and not own_templates
+            self.negated_templates = default_templates(self.num_prompts, negated=True) if twins else []
+        if self.adaptive_tokens == "boundary" and self.boundary_layer is None:
+            self.boundary_layer = self.text_config.num_hidden_layers - 1
+        if self.logit_scale_init_value is None:
+            self.logit_scale_init_value = 2.302585 if self.loss == "sigmoid" else 2.659260
+
     def _refuse_illegal(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(map(repr, allowed))}.")
         K, D = self.num_prompts, self.projection_dim
         if K < 1:
             raise ValueError(f"num_prompts={K}; a model has at least one prompt.")
@@ -193,7 +126,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
 
     def compile_prompts(self, tokenizer) -> PromptTree:
         """Add [APT-i] to `tokenizer` (in place), compile the templates with it, keep tree and ids here; returns the tree."""
-        self.adaptive_token_ids = add_adaptive_tokens(tokenizer, [*self.templates, *self.negated_templates])
+        self.adaptive_token_ids = add_adaptive_tokens(tokenizer, self.all_templates)
         tree = compile_prompt_tree(tokenizer, self.templates, self.negated_templates)
         self.prompt_tree = tree.to_dict()
         return tree
@@ -214,9 +147,14 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         return self.num_prompts if self.image_pooling == "attention_per_prompt" else 1
 
     @property
+    def all_templates(self) -> list[str]:
+        """The K templates, then their negated twins."""
+        return [*self.templates, *self.negated_templates]
+
+    @property
     def num_adaptive_tokens(self) -> int:
         """M, the adaptive tokens that the templates name."""
-        return len(adaptive_token_names([*self.templates, *self.negated_templates]))
+        return len(adaptive_token_names(self.all_templates))
 
 
 def _sub_config(
@@ -230,3 +168,6 @@ def _sub_config(
     if not isinstance(config, transformers.PreTrainedConfig):
         raise ValueError(f"{name} is a {type(config).__name__}; give a transformers config or its dictionary.")
     return config
+
+
+MPCLIPConfig.register_for_auto_class()  # `save_pretrained` then writes the code beside the weights

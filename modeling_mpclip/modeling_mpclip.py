@@ -6,7 +6,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -15,14 +14,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .checkpoint_guard import naming_damaged_files, not_finite, refuse_faulty
 from .configuration_mpclip import MPCLIPConfig
-from .contrastive_losses import (
-    diversity_loss,
-    hinge_negation_loss,
-    sigmoid_contrastive_loss,
-    sigmoid_negation_loss,
-    softmax_contrastive_loss,
-    softmax_negation_loss,
-)
+from .contrastive_losses import draw_first_prompts, total_loss
 from .hub_card import card_in, put_card
 from .image_tower import (
     AttentionPooling,
@@ -32,8 +24,10 @@ from .image_tower import (
     pooler_arguments,
     vision_tokens,
 )
+from .prompt_attention import PromptLayout, tree_tensors
 from .prompt_tree import PromptTree
-from .text_tower import text_tower_class
+from .segments import assembled, checked_count, checked_weights
+from .text_families import text_tower_class
 
 
 @dataclass
@@ -297,13 +291,6 @@ class MPCLIPModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
-    def count_prompts(self, num_prompts: int | None) -> int:
-        """How many prompts `num_prompts` asks for: all K for None."""
-        K = self.config.num_prompts
-        if num_prompts is not None and not 1 <= num_prompts <= K:
-            raise ValueError(f"num_prompts={num_prompts}; this model has {K}, of which the first 1 to {K} can be run alone.")
-        return K if num_prompts is None else num_prompts
-
     def prompt_tree(self, negated: bool = False, num_prompts: int | None = None) -> PromptTree:
         """The compiled prompts, with or without their negated twins; an empty tree for the text poolings without prompts.
 
@@ -332,7 +319,8 @@ class MPCLIPModel(PreTrainedModel):
                 "adaptive_tokens='input' learns embeddings there. Use adaptive_tokens='boundary'."
             )
         attention_mask = _mask_or_ones(attention_mask, input_ids)
-        return self.text_model.lower(input_ids, attention_mask, self.prompt_tree(negated), self.text_model.split_layer)
+        layout = PromptLayout(attention_mask, self.prompt_tree(negated))
+        return self.text_model.lower(input_ids, layout, self.text_model.split_layer)
 
     @can_return_tuple
     def get_text_features(
@@ -352,8 +340,8 @@ class MPCLIPModel(PreTrainedModel):
             input_ids, attention_mask: (B, N) from any tokenizer call; the prompts are appended here. Either side may be padded
                 and a text may be empty.
             text_hidden_states: (B, N + T, H) from `lower_text` instead of `input_ids`, with the same `attention_mask`.
-            aspect_weights: K factors w_k for the segments (paper, section 1.7); sum_k w_k v_k . t_k = v . (w * t), so weighting
-                the query alone is enough.
+            aspect_weights: K factors w_k of the segments (paper, section 1.7). The result is then the finished query,
+                normalised first and weighted after: the `text_embeds` of `forward` with the same weights.
             negated: also run the negated prompts, in the same pass.
             num_prompts: run the first m prompts alone; their segments are those of the whole embedding, at lower cost.
             output_attentions, output_hidden_states: also return the LLM's; attentions need attn_implementation="eager".
@@ -363,7 +351,7 @@ class MPCLIPModel(PreTrainedModel):
         """
         if (input_ids is None) == (text_hidden_states is None):
             raise ValueError("Give exactly one of input_ids and text_hidden_states.")
-        m = self.count_prompts(num_prompts)
+        m = checked_count(num_prompts, self.config.num_prompts)
         tree = self.prompt_tree(negated, m)
         if text_hidden_states is None:
             attention_mask = _mask_or_ones(attention_mask, input_ids)
@@ -391,7 +379,8 @@ class MPCLIPModel(PreTrainedModel):
         vectors = vectors.to(self.text_projection.weight)  # a tower may be smaller in dtype, or elsewhere
         prompt_embeds = self.text_projection(vectors[:, :m])  # (B, m, D/K)
         if aspect_weights is not None:
-            prompt_embeds = prompt_embeds * self._aspect_weights(aspect_weights, prompt_embeds)[:m]
+            weights = checked_weights(aspect_weights, self.config.num_prompts)
+            prompt_embeds = assembled(prompt_embeds, weights).unflatten(1, (m, -1))
         return MPCLIPTextOutput(
             last_hidden_state=output.last_hidden_state,
             pooler_output=prompt_embeds.flatten(1),  # (B, D)
@@ -522,13 +511,11 @@ class MPCLIPModel(PreTrainedModel):
         if has_text:
             text = self.get_text_features(input_ids, attention_mask, text_hidden_states, negated=negated, **asked)
             output.text_model_output, output.text_prompt_embeds = text, text.prompt_embeds
-            output.text_embeds = F.normalize(text.pooler_output.float(), dim=-1)  # (B, D)
-            if aspect_weights is not None:
-                weights = self._aspect_weights(aspect_weights, output.text_embeds)  # (K, 1)
-                output.text_embeds = (output.text_embeds.unflatten(1, (len(weights), -1)) * weights).flatten(1)
+            weights = None if aspect_weights is None else checked_weights(aspect_weights, self.config.num_prompts)
+            output.text_embeds = assembled(text.prompt_embeds, weights)  # (B, D)
             if negated:
                 output.negated_prompt_embeds = text.negated_prompt_embeds
-                output.negated_text_embeds = F.normalize(text.negated_prompt_embeds.flatten(1).float(), dim=-1)
+                output.negated_text_embeds = assembled(text.negated_prompt_embeds)  # (B, D)
         if has_vision:
             vision = (
                 self.get_image_features(pixel_values, vision_hidden_states, **asked)
@@ -536,45 +523,15 @@ class MPCLIPModel(PreTrainedModel):
                 else self.get_video_features(pixel_values_videos, frame_mask, **asked)
             )
             output.vision_model_output, output.image_prompt_embeds = vision, vision.prompt_embeds
-            output.image_embeds = F.normalize(vision.pooler_output.float(), dim=-1)  # (B, D)
+            output.image_embeds = assembled(vision.prompt_embeds)  # (B, D)
         if has_text and has_vision:
             output.logits_per_image = self.logit_scale(output.image_embeds @ output.text_embeds.T)  # (B_i, B_t)
             output.logits_per_text = output.logits_per_image.T
+        losses = {}
         if return_loss:
-            self._add_loss(output)
+            losses = total_loss(output, self.config, self.logit_scale, draw_first_prompts(self.config, self.training))
         # Anew, in the order of the fields: the first is the loss, or the embeddings of one side, for whoever takes the first.
-        return MPCLIPOutput(**output)
-
-    def _add_loss(self, output: MPCLIPOutput) -> None:
-        config, logits = self.config, output.logits_per_image
-        if logits.shape[0] != logits.shape[1]:
-            raise ValueError(f"The loss pairs text b with image b; got {logits.shape[1]} texts and {logits.shape[0]} images.")
-        sigmoid = config.loss == "sigmoid"
-        contrastive_loss = sigmoid_contrastive_loss if sigmoid else softmax_contrastive_loss
-        output.contrastive_loss = contrastive_loss(logits)
-        if config.elastic_prompts and self.training:
-            m = int(torch.randint(1, config.num_prompts, ()))  # on the CPU, whose generator a resumed run restores
-            image, text = (
-                F.normalize(embeds[:, :m].flatten(1).float(), dim=-1)  # (B, m * D/K)
-                for embeds in (output.image_prompt_embeds, output.text_prompt_embeds)
-            )
-            output.contrastive_loss = (output.contrastive_loss + contrastive_loss(self.logit_scale(image @ text.T))) / 2
-        output.loss = output.contrastive_loss
-        if config.diversity_weight:
-            output.diversity_loss = diversity_loss(output.text_prompt_embeds, config.diversity_margin)
-            output.loss = output.loss + config.diversity_weight * output.diversity_loss
-        if config.negation_weight:
-            if config.negation_form == "hinge":
-                output.negation_loss = hinge_negation_loss(
-                    output.text_embeds, output.negated_text_embeds, config.negation_margin
-                )
-            else:
-                similarity = (output.image_embeds * output.negated_text_embeds).sum(dim=-1)  # (B,)
-                negated_logits = self.logit_scale(similarity)
-                output.negation_loss = (
-                    sigmoid_negation_loss(negated_logits) if sigmoid else softmax_negation_loss(logits, negated_logits)
-                )
-            output.loss = output.loss + config.negation_weight * output.negation_loss
+        return MPCLIPOutput(**output, **losses)
 
     def _readouts(self, attention_mask: torch.Tensor, tree: PromptTree) -> torch.Tensor | None:
         """(B, R) columns whose last hidden state is read; None for all of them."""
@@ -584,8 +541,7 @@ class MPCLIPModel(PreTrainedModel):
         if self.config.text_pooling == "last_token":
             columns = torch.arange(N, device=attention_mask.device)
             return (attention_mask.long() * columns).argmax(dim=1, keepdim=True)  # (B, 1)
-        nodes = torch.tensor([*tree.readouts, *tree.negated_readouts], device=attention_mask.device)
-        return (N + nodes).expand(B, -1)
+        return (N + tree_tensors(tree, attention_mask.device).readouts).expand(B, -1)
 
     def _pool_image(self, encoded: BaseModelOutput, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
         self._refuse_images_if_text_only()
@@ -612,17 +568,6 @@ class MPCLIPModel(PreTrainedModel):
     def _refuse_images_if_text_only(self) -> None:
         if self.config.text_only:
             raise ValueError("This is a text-only checkpoint: it has no image side. Use the checkpoint it was exported from.")
-
-    def _aspect_weights(self, weights: torch.Tensor | list[float], like: torch.Tensor) -> torch.Tensor:
-        weights = torch.as_tensor(weights, dtype=like.dtype)
-        if weights.shape != (self.config.num_prompts,):
-            raise ValueError(
-                f"aspect_weights has the shape {tuple(weights.shape)}; expected one number for each of the "
-                f"{self.config.num_prompts} prompts."
-            )
-        if not torch.compiler.is_compiling() and not weights.isfinite().all():
-            raise ValueError(f"aspect_weights holds {weights.tolist()}; expected finite numbers.")
-        return weights.to(like.device)[:, None]  # (K, 1)
 
 
 def _tower_arguments(config: MPCLIPConfig) -> dict:
@@ -700,3 +645,6 @@ def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """(B, L, C) averaged over the columns where (B, L) is nonzero; zero where none is."""
     weights = mask.to(x.dtype)[..., None]
     return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+MPCLIPModel.register_for_auto_class("AutoModel")  # `save_pretrained` then writes the code beside the weights

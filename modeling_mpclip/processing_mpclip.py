@@ -13,11 +13,10 @@ from transformers.video_utils import is_valid_video
 
 from .checkpoint_guard import refuse_old_versions
 from .hub_card import CARD, card_in, is_form
+from .model_options import MAX_TEXT_LENGTH
 from .prompt_tree import add_adaptive_tokens
 
 refuse_old_versions()  # a processor is also loaded alone
-
-MAX_TEXT_LENGTH = 256  # tokens; LLM tokenizers come with the LLM's context length, far more than a caption
 
 
 class MPCLIPProcessorKwargs(ProcessingKwargs, total=False):
@@ -107,3 +106,6 @@ class MPCLIPProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values", "pixel_values_videos", "frame_mask"]
+
+
+MPCLIPProcessor.register_for_auto_class()  # `save_pretrained` then writes the code beside the weights

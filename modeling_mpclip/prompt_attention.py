@@ -4,13 +4,80 @@ Columns of a row: N text tokens (padded left or right), then the T nodes of the 
 A prompt token sees the text, its ancestors and itself; its position counts on from the text's last token. One pass over
 text and tree is therefore exactly K passes over "text + prompt k" (paper section 1.2; the tree is ours).
 
-Why the masks are built here and not by `transformers.masking_utils`: a sliding window must be measured in positions,
-which restart with every prompt, and the library measures it in columns.
+The masks are built here and not by `transformers.masking_utils`, because a sliding window must be measured in positions, which
+restart with every prompt, and the library measures it in columns.
 """
+
+import functools
+from dataclasses import dataclass
 
 import torch
 
 from .prompt_tree import PromptTree
+
+
+@dataclass(frozen=True)
+class TreeTensors:
+    """A prompt tree on a device.
+
+    token_ids, depths: (T,) int64. lineage: (T, T) bool, True where the row's node is the column's or descends from it.
+    readouts: (R,) int64, the last node of each prompt, then of each negated prompt.
+    """
+
+    token_ids: torch.Tensor
+    depths: torch.Tensor
+    lineage: torch.Tensor
+    readouts: torch.Tensor
+
+
+def tree_tensors(tree: PromptTree, device: torch.device) -> TreeTensors:
+    """The tensors of a tree, made once per tree and device; anew where a graph is traced, which must not keep them."""
+    make = _tree_tensors.__wrapped__ if torch.compiler.is_compiling() else _tree_tensors
+    return make(tree, device)
+
+
+@functools.lru_cache(maxsize=128)
+def _tree_tensors(tree: PromptTree, device: torch.device) -> TreeTensors:
+    with torch.inference_mode(False):  # or they could not take part in training later
+        return TreeTensors(
+            token_ids=torch.tensor(tree.token_ids, dtype=torch.long, device=device),
+            depths=torch.tensor(tree.depths, dtype=torch.long, device=device),
+            lineage=torch.tensor(tree.lineage, dtype=torch.bool, device=device).view(len(tree), len(tree)),
+            readouts=torch.tensor([*tree.readouts, *tree.negated_readouts], dtype=torch.long, device=device),
+        )
+
+
+class PromptLayout:
+    """A batch of texts with a prompt tree behind each: positions, and masks for any attention. Computed once per batch.
+
+    Args:
+        attention_mask: (B, N), 1 for text and 0 for padding on either side; a text may be empty.
+        tree: T nodes; may be empty.
+
+    Attributes:
+        tree: as given; `nodes` are its tensors on the device of the mask.
+        positions: (B, N + T) int64 rotary positions.
+    """
+
+    def __init__(self, attention_mask: torch.Tensor, tree: PromptTree):
+        self.attention_mask, self.tree = attention_mask, tree
+        self.nodes = tree_tensors(tree, attention_mask.device)
+        self.positions = prompt_position_ids(attention_mask, tree)
+        self._allowed: dict[int | None, torch.Tensor] = {}
+        self._masks: dict = {}
+
+    def allowed(self, window: int | None) -> torch.Tensor:
+        """(B, 1, N + T, N + T) bool, True where the row attends to the column; see `prompt_attention_mask`."""
+        if window not in self._allowed:
+            self._allowed[window] = prompt_attention_mask(self.attention_mask, self.tree, window)
+        return self._allowed[window]
+
+    def mask(self, window: int | None, implementation: str, dtype: torch.dtype):
+        """The same in the form that an attention implementation reads; see `mask_for_implementation`."""
+        key = window, implementation, dtype
+        if key not in self._masks:
+            self._masks[key] = mask_for_implementation(self.allowed(window), implementation, dtype)
+        return self._masks[key]
 
 
 def prompt_position_ids(attention_mask: torch.Tensor, tree: PromptTree) -> torch.Tensor:
@@ -23,9 +90,8 @@ def prompt_position_ids(attention_mask: torch.Tensor, tree: PromptTree) -> torch
         (B, N + T) int64; padding has position 0.
     """
     text = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # (B, N)
-    depths = torch.tensor(tree.depths, dtype=torch.long, device=attention_mask.device)  # (T,)
     lengths = attention_mask.long().sum(dim=1, keepdim=True)  # (B, 1)
-    return torch.cat([text, lengths + depths], dim=1)  # (B, N + T)
+    return torch.cat([text, lengths + tree_tensors(tree, attention_mask.device).depths], dim=1)  # (B, N + T)
 
 
 def prompt_attention_mask(attention_mask: torch.Tensor, tree: PromptTree, window: int | None = None) -> torch.Tensor:
@@ -41,13 +107,12 @@ def prompt_attention_mask(attention_mask: torch.Tensor, tree: PromptTree, window
     B, N = attention_mask.shape
     T, device = len(tree), attention_mask.device
     is_text = attention_mask.bool()  # (B, N)
-    lineage = torch.tensor(tree.lineage, dtype=torch.bool, device=device).view(T, T)
     causal = torch.ones(N, N, dtype=torch.bool, device=device).tril()
 
     mask = torch.zeros(B, N + T, N + T, dtype=torch.bool, device=device)
     mask[:, :N, :N] = causal & is_text[:, None, :] & is_text[:, :, None]  # text sees earlier text
     mask[:, N:, :N] = is_text[:, None, :]  # prompts see the text
-    mask[:, N:, N:] = lineage  # and their ancestors, never another prompt
+    mask[:, N:, N:] = tree_tensors(tree, device).lineage  # and their ancestors, never another prompt
     if window is not None:
         positions = prompt_position_ids(attention_mask, tree)  # (B, N + T)
         mask &= positions[:, :, None] - positions[:, None, :] < window
@@ -56,14 +121,17 @@ def prompt_attention_mask(attention_mask: torch.Tensor, tree: PromptTree, window
 
 
 def mask_for_implementation(mask: torch.Tensor, implementation: str, dtype: torch.dtype):
-    """The same mask in the form that an attention implementation reads.
+    """A boolean mask in the form that an attention implementation reads.
 
-    sdpa takes the booleans; eager *adds* its mask to the scores, so that booleans would be silently wrong there; flex_attention
-    takes a BlockMask. Flash attention has no form for it and is refused.
+    sdpa takes booleans. eager *adds* its mask to the scores: booleans would be silently wrong there. flex_attention takes a
+    BlockMask. Flash attention has no form for a prompt-wise mask and is refused.
 
     Args:
         mask: (B, 1, Q, L) bool, True where the query attends to the key.
         dtype: of the hidden states.
+
+    Raises:
+        ValueError: the implementation cannot express the mask.
     """
     if implementation == "sdpa":
         return mask

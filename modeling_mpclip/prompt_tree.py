@@ -78,14 +78,14 @@ class PromptTree:
             last.append(number.get(token_id, -1 if parent < 0 else last[parent]))
         return last
 
-    def select(self, positive: bool = True, negated: bool = False, num_prompts: int | None = None) -> "PromptTree":
-        """The subtree that the wanted readouts need, of the first `num_prompts` prompts; what only others need is left out."""
+    def select(self, negated: bool = False, num_prompts: int | None = None) -> "PromptTree":
+        """The subtree of the first `num_prompts` prompts (of all for None), with or without their negated twins."""
         if negated and not self.negated_readouts:
             raise ValueError(
                 "This prompt tree has no negated prompts. Compile it with `negated_templates`, "
                 "or leave negation out (negation_weight=0, no negated=True)."
             )
-        readouts = self.readouts[:num_prompts] if positive else ()
+        readouts = self.readouts[:num_prompts]
         negated_readouts = self.negated_readouts[:num_prompts] if negated else ()
         wanted = (*readouts, *negated_readouts)
         kept: set[int] = set()

@@ -17,7 +17,6 @@ import shutil
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.image_utils import load_image
 
@@ -26,6 +25,8 @@ try:
     from sentence_transformers.base.modules import InputModule
 except ImportError as error:
     raise ImportError("This needs sentence-transformers 6.0 or later: pip install 'sentence-transformers>=6.0'.") from error
+
+from .segments import assembled, checked_count, checked_weights
 
 IMAGE_FILE = re.compile(r"\S+\.(jpe?g|png|gif|bmp|tiff?|webp)", re.IGNORECASE)
 URL_SCHEMES = ("http://", "https://", "data:")
@@ -45,7 +46,7 @@ class MPCLIPSentenceModule(InputModule):
             have D * m / K dimensions: those that `truncate_dim` gives.
         aspect_weights: K factors for the segments, applied after normalisation as in `MPCLIPModel.forward`. They belong on
             the side of the queries. The embedding's norm is no longer 1.
-        exclude: a text, or several, that the query shall not be about; see `SegmentedFeatures.assemble`. They hold for every
+        exclude: a text, or several, that the query shall not be about; see `segments.excluding`. They hold for every
             input of the call: `encode` sorts its inputs, and only the inputs.
     """
 
@@ -181,7 +182,8 @@ class MPCLIPSentenceModule(InputModule):
         exclude: str | list[str] | None = None,  # `preprocess` has turned it into features
     ) -> "SegmentedFeatures":
         """Adds `prompt_embeds` (B, m, D / K) and `sentence_embedding` (B, D * m / K) to the features of `preprocess`."""
-        m = self.model.count_prompts(num_prompts)
+        K = self.model.config.num_prompts
+        m = checked_count(num_prompts, K)
 
         def embed_texts(prefix: str) -> torch.Tensor:
             ids, mask = features[f"{prefix}input_ids"], features[f"{prefix}attention_mask"]
@@ -193,7 +195,7 @@ class MPCLIPSentenceModule(InputModule):
             segments = embed_texts("")
         segments = segments.float()  # (B, m, D/K)
         excluded = embed_texts("excluded_").float() if "excluded_input_ids" in features else None
-        weights = None if aspect_weights is None else self.model._aspect_weights(aspect_weights, segments)
+        weights = None if aspect_weights is None else checked_weights(aspect_weights, K).to(segments.device)  # (K,)
         return SegmentedFeatures(features, segments, excluded, weights)
 
 
@@ -207,7 +209,7 @@ class SegmentedFeatures(dict):
         features: of `preprocess`.
         segments: (B, m, D / K) float32; None where `features` are those of another `SegmentedFeatures`.
         excluded: (E, m, D / K) of the excluded texts, or None.
-        weights: (K, 1) aspect weights, or None.
+        weights: (K,) aspect weights, or None.
     """
 
     def __init__(
@@ -237,24 +239,8 @@ class SegmentedFeatures(dict):
         super().__setitem__(name, value)
 
     def assemble(self, m: int) -> torch.Tensor:
-        """(B, m * D / K): the embedding by the first m prompts.
-
-        With excluded texts x it is normalise(t - sum_x x), of normalised t and x: a picture loses as much for showing x as it
-        gains for showing t, so one with both falls back among those with neither (ours). The negated prompts are no use
-        here: their loss asks only that a picture of x matches x better than "not x", which a "not x" that says little about
-        x fulfils too.
-        """
-        embedding = _unit(self["prompt_embeds"][:, :m])
-        if "excluded_prompt_embeds" in self:
-            embedding = F.normalize(embedding - _unit(self["excluded_prompt_embeds"][:, :m]).sum(dim=0), dim=-1)
-        if "aspect_weights" in self:
-            embedding = (embedding.unflatten(1, (m, -1)) * self["aspect_weights"][:m]).flatten(1)
-        return embedding
-
-
-def _unit(segments: torch.Tensor) -> torch.Tensor:
-    """(B, m, d) -> (B, m * d) of norm 1."""
-    return F.normalize(segments.flatten(1), dim=-1)
+        """(B, m * D / K): the embedding by the first m prompts."""
+        return assembled(self["prompt_embeds"][:, :m], self.get("aspect_weights"), self.get("excluded_prompt_embeds"))
 
 
 def _names_image(x) -> bool:

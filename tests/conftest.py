@@ -101,9 +101,12 @@ def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 
 def make_model(text: str = "llama", vision: str = "vit", tokenizer=None, **kwargs) -> MPCLIPModel:
-    """A tiny random model in evaluation mode; `kwargs` are the config's, `attn_implementation` the text tower's."""
+    """A tiny random model in evaluation mode; `kwargs` are the config's, `attn_implementation` the text tower's.
+
+    Its adaptive tokens are learned at the input, unless `kwargs` say otherwise.
+    """
     implementation = kwargs.pop("attn_implementation", "eager" if text == "gemma2" else "sdpa")
-    defaults = dict(num_prompts=3, projection_dim=12, pooling_width=16, pooling_heads=2)
+    defaults = dict(num_prompts=3, projection_dim=12, pooling_width=16, pooling_heads=2, adaptive_tokens="input")
     config = MPCLIPConfig(TEXT_CONFIGS[text](), VISION_CONFIGS[vision](), **{**defaults, **kwargs})
     config.compile_prompts(tokenizer or make_tokenizer())
     config.text_config._attn_implementation = implementation

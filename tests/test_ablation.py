@@ -2,16 +2,16 @@
 
 import json
 
-import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from conftest import arguments
 from filelock import FileLock
-from scipy import stats
 
 from benchmarks import ablation
-from benchmarks.record import t_interval
+from benchmarks.ablation import says_absence
 from benchmarks.results_tables import paper_table
-from eval.aspects import says_absence
+from eval.intervals import t_interval
 
 
 @pytest.fixture
@@ -76,22 +76,20 @@ def test_cells_at_the_same_time_give_what_one_after_the_other_does(command, tmp_
 
 
 def test_the_interval_is_that_of_the_t_distribution():
-    values = [1.0, 2.0, 4.0]
-    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-    assert t_interval(values) == pytest.approx([low, high])
+    margin = 4.302653 * (7 / 3) ** 0.5 / 3**0.5  # the 97.5% point of two degrees of freedom, variance 7/3, three values
+    assert t_interval([1.0, 2.0, 4.0]) == pytest.approx([7 / 3 - margin, 7 / 3 + margin], rel=1e-6)
+    assert t_interval([2.0, 2.0, 2.0]) == [2.0, 2.0]
     assert t_interval([1.0, 1.1]) is None  # of two, chance decides how far apart they are
 
 
 def test_the_first_prompts_alone_are_measured_by_their_own_norm():
-    rng = np.random.default_rng(0)
-    image, mask = rng.normal(size=(5, 6)), np.ones((5, 1))
-    image /= np.linalg.norm(image, axis=1, keepdims=True)
-    text = image[:, None].copy()
-    text[..., 4:] = 0.0  # the last prompt says nothing: two thirds of the embedding decide
-    text /= np.linalg.norm(text, axis=-1, keepdims=True)
-    metrics = ablation.measure(image.astype(np.float32), text.astype(np.float32), mask, 3)
+    image = F.normalize(torch.randn(5, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    text = image.clone()
+    text[:, 4:] = 0.0  # the last prompt says nothing: two thirds of the embedding decide
+    embeds = {"image_embeds": image, "text_embeds": F.normalize(text, dim=1), "caption_image": torch.arange(5)}
+    metrics = ablation.measure(embeds, 3)
     assert metrics["mean_recall_first_2"] == 100.0
-    one = ablation.measure(image.astype(np.float32), text.astype(np.float32), mask, 1)
+    one = ablation.measure(embeds, 1)
     assert "prompt_cosine" not in one and one["mean_recall"] == metrics["mean_recall"]
 
 

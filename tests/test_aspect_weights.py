@@ -8,8 +8,8 @@ import torch
 from conftest import make_model, make_processor, make_tokenizer
 
 from benchmarks import aspect_weights, expanded_queries
-from benchmarks.aspect_weights import choose, classification_score, measure, retrieval_score, weighted
-from benchmarks.record import bootstrap_interval
+from benchmarks.aspect_weights import choose, classification_score, measure, retrieval_score
+from eval.intervals import bootstrap_interval
 from eval.metrics import recalls, recalls_of_images, retrieval_ranks
 
 
@@ -48,16 +48,6 @@ def test_weights_stay_equal_where_nothing_is_gained():
     assert choose(lambda weights: float(weights[0] < 0.8), 2)[0] == [0.75, 1.0]  # 0 to 0.75 are as good
     best = choose(lambda weights: -sum((w - 1.25) ** 2 for w in weights), 3)[0]
     assert best == [1.25] * 3
-
-
-def test_weighted_is_what_the_model_does():
-    tokenizer = make_tokenizer()
-    model, weights = make_model(tokenizer=tokenizer), [1.5, 0.0, 0.5]
-    inputs = tokenizer(["a cat", "red"], padding=True, return_tensors="pt")
-    pixels = torch.randn(2, 3, 32, 32)
-    plain = model(**inputs, pixel_values=pixels)
-    asked = model(**inputs, pixel_values=pixels, aspect_weights=weights)
-    torch.testing.assert_close(weighted(plain.text_embeds, weights), asked.text_embeds)
 
 
 def test_a_tie_of_classes_is_a_mistake():

@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, arguments, make_processor, make_tokenizer
-from transformers import AutoModel, Qwen3Config, ViTConfig
+from transformers import AutoConfig, AutoModel, Qwen3Config, ViTConfig
 
-import train_hf
 from benchmarks.flops import TEXT_CONFIGS as FULL_SIZE
 from benchmarks.flops import word_tokenizer
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
-from mpclip.training.options import parse_arguments
+from modeling_mpclip.model_options import OPTION_NAMES
+from mpclip.training.command_line import parse_options
+from mpclip.training.resume import shaping_options
+from mpclip.training.run import build_trainer
 
 ROOT = Path(__file__).parent.parent
 SYSTEMS = sorted((ROOT / "configs/systems").glob("*.yaml"))
@@ -36,11 +38,12 @@ IDS = [f"{setting}-{system.stem}" for setting, system in CELLS]
 def test_full_size_models_are_built_on_meta(setting, system, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     recipes = [str(ROOT / "configs" / f"{setting}.yaml"), str(system)]
-    model, _, _ = parse_arguments([*recipes, "--output_dir", str(tmp_path), "--bf16", "false"])
+    given = parse_options([*recipes, "--output_dir", str(tmp_path), "--bf16", "false"])
+    model = given.model
     text_config = LAION[setting][1]()
     if model.text_from_scratch:
-        text_config = train_hf.transformers.AutoConfig.from_pretrained(model.text_from_scratch)
-    config = MPCLIPConfig(text_config, ViTConfig(), **{name: getattr(model, name) for name in train_hf.CONFIG_OPTIONS})
+        text_config = AutoConfig.from_pretrained(model.text_from_scratch)
+    config = MPCLIPConfig(text_config, ViTConfig(), **{name: getattr(model, name) for name in OPTION_NAMES})
     config.compile_prompts(word_tokenizer([*config.templates, *config.negated_templates]))
     with torch.device("meta"):
         built = MPCLIPModel(config)
@@ -57,7 +60,7 @@ def test_a_step_of_a_shrunken_copy(setting, system, folder, tmp_path, monkeypatc
     make_tokenizer().save_pretrained(tmp_path / "text")
     make_processor(make_tokenizer()).image_processor.save_pretrained(tmp_path / "text")
     small = {"text_model": tmp_path / "text", "bf16": "false", "dataloader_num_workers": 0, "max_steps": 1, "warmup_steps": 0}
-    if parse_arguments([str(system), "--output_dir", str(tmp_path)])[0].text_from_scratch:
+    if parse_options([str(system), "--output_dir", str(tmp_path)]).model.text_from_scratch:
         (tmp_path / "tiny").mkdir()
         TEXT_CONFIGS["llama"]().save_pretrained(tmp_path / "tiny")
         small["text_from_scratch"] = tmp_path / "tiny"
@@ -65,7 +68,7 @@ def test_a_step_of_a_shrunken_copy(setting, system, folder, tmp_path, monkeypatc
     dropped = {"--num_prompts", "--projection_dim", "--num_train_epochs"}
     kept = [part for pair in zip(options[::2], options[1::2], strict=True) if pair[0] not in dropped for part in pair]
     argv = [*kept, *(part for name, value in small.items() for part in (f"--{name}", str(value)))]
-    trainer = train_hf.build_trainer(*parse_arguments([f"configs/{setting}.yaml", str(system), *argv]))
+    trainer = build_trainer(parse_options([f"configs/{setting}.yaml", str(system), *argv]))
     before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters() if tensor.requires_grad}
     loss = trainer.train().training_loss
     assert 0 < loss < 100
@@ -77,8 +80,9 @@ def test_a_step_of_a_shrunken_copy(setting, system, folder, tmp_path, monkeypatc
 @pytest.mark.parametrize("setting", ["flickr8k_smollm2", "openmoji_smollm2"])
 def test_systems_fit_the_settings_with_cached_states(setting, system, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    model, data, _ = parse_arguments([f"configs/{setting}.yaml", str(system), "--output_dir", str(tmp_path), "--bf16", "false"])
-    config = MPCLIPConfig(FULL_SIZE["SmolLM2-135M"](), **{name: getattr(model, name) for name in train_hf.CONFIG_OPTIONS})
+    given = parse_options([f"configs/{setting}.yaml", str(system), "--output_dir", str(tmp_path), "--bf16", "false"])
+    model, data = given.model, given.data
+    config = MPCLIPConfig(FULL_SIZE["SmolLM2-135M"](), **{name: getattr(model, name) for name in OPTION_NAMES})
     assert data.cache_states
     assert data.cache_text_states == (config.adaptive_tokens == "boundary" and not model.text_from_scratch)
 
@@ -91,7 +95,8 @@ LAID += [(("stsb_after_flickr8k",), recipe) for recipe in sorted((ROOT / "config
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda path: path.stem)
 def test_every_setting_is_understood(setting, tmp_path):
-    model, data, _ = parse_arguments([str(setting), "--output_dir", str(tmp_path), "--bf16", "false"])
+    given = parse_options([str(setting), "--output_dir", str(tmp_path), "--bf16", "false"])
+    model, data = given.model, given.data
     assert model.vision_tuning == "full" or data.smallest_crop == 1
 
 
@@ -99,5 +104,5 @@ def test_every_setting_is_understood(setting, tmp_path):
 def test_recipes_of_searches_change_what_they_say(settings, recipe, tmp_path):
     known = [str(ROOT / f"configs/{setting}.yaml") for setting in settings]
     last = ["--output_dir", str(tmp_path), "--bf16", "false"]
-    plain, changed = (parse_arguments([*recipes, *last]) for recipes in (known, [*known, str(recipe)]))
-    assert train_hf.what_shapes_the_weights(*plain) != train_hf.what_shapes_the_weights(*changed)
+    plain, changed = (parse_options([*recipes, *last]) for recipes in (known, [*known, str(recipe)]))
+    assert shaping_options(plain) != shaping_options(changed)

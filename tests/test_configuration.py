@@ -27,7 +27,7 @@ def test_defaults_follow_the_paper():
         ({"negation_weight": 1.0, "negated_templates": []}, "needs negated prompts"),
         ({"diversity_weight": -1.0}, "is negative"),
         ({"num_prompts": 1, "diversity_weight": 0.1}, "compares prompts and there is one"),
-        ({"boundary_layer": 2}, "belongs to adaptive_tokens='boundary'"),
+        ({"adaptive_tokens": "input", "boundary_layer": 2}, "belongs to adaptive_tokens='boundary'"),
         ({"adaptive_tokens": "boundary", "boundary_layer": 99}, "outside 0..3"),
         ({"pooling_width": 100, "pooling_heads": 8}, "not a multiple of pooling_heads"),
         ({"pooling_queries": 5}, "pooling_queries=5 does not divide projection_dim=768"),

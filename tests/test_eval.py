@@ -12,8 +12,6 @@ import torch
 from transformers import EvalPrediction
 
 import eval.__main__
-import eval.retrieval
-from eval.aspects import count_mistakes
 from eval.metrics import (
     recall_intervals,
     recalls,
@@ -23,7 +21,10 @@ from eval.metrics import (
     top_images,
 )
 from eval.query_grid import query_grid
-from eval.retrieval import encode_dataset, evaluate_retrieval
+from eval.result import load_items
+from eval.tasks import differences, retrieval
+from eval.tasks.differences import count_mistakes
+from mpclip.encoding import Encoder
 
 IMAGES, WIDTH = 23, 16
 
@@ -148,22 +149,15 @@ def test_bad_embeddings_are_refused():
 
 def test_compute_metrics_equals_direct():
     embeds = make_embeds()
-    owner = embeds["caption_image"].numpy()
-    most = np.bincount(owner).max()
-    padded = np.full((IMAGES, most + 1, WIDTH), np.nan, dtype=np.float32)  # what is masked may hold anything
-    mask = np.full((IMAGES, most + 1), -100)  # Trainer's own padding
-    mask[:, :most] = 0
-    for i in range(IMAGES):
-        own = embeds["text_embeds"][owner == i].numpy()
-        padded[i, : len(own)], mask[i, : len(own)] = own, 1
-    flat = retrieval_compute_metrics(EvalPrediction((embeds["image_embeds"].numpy(), padded, mask), None))
+    arrays = tuple(embeds[name].numpy() for name in ("image_embeds", "text_embeds", "caption_image"))
+    by_name = retrieval_compute_metrics(EvalPrediction(arrays, None))
     direct = retrieval_metrics(**embeds)
-    assert set(flat) == {f"{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)} | {"mean_recall"}
-    assert flat["t2i_R@1"] == pytest.approx(direct["text_to_image"]["R@1"])
-    assert flat["i2t_R@5"] == pytest.approx(direct["image_to_text"]["R@5"])
-    assert flat["mean_recall"] == pytest.approx(direct["mean_recall"])
+    assert set(by_name) == {f"{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)} | {"mean_recall"}
+    assert by_name["t2i_R@1"] == direct["text_to_image"]["R@1"]
+    assert by_name["i2t_R@5"] == direct["image_to_text"]["R@5"]
+    assert by_name["mean_recall"] == direct["mean_recall"]
     with pytest.raises(ValueError, match="three arrays"):
-        retrieval_compute_metrics(EvalPrediction((padded, mask), None))
+        retrieval_compute_metrics(EvalPrediction(arrays[:2], None))
 
 
 def test_intervals_hold_the_recall():
@@ -180,35 +174,21 @@ def test_intervals_hold_the_recall():
     assert all_found["text_to_image"]["R@1"] == [100.0, 100.0]
 
 
-# Encoding and the command
+# The command
 
 
-class FakeModel(torch.nn.Module):
+class ColourEncoder(Encoder):
     """Embeds an image as its mean colour and a text as the colour it spells."""
 
-    dtype = torch.float32
+    name, device = "some/model", torch.device("cpu")
 
-    def __init__(self):
-        super().__init__()
-        self.texts_seen: list[list[int]] = []
+    def embed_texts(self, texts):
+        colours = torch.tensor([[int(word) for word in text.split()[:3]] for text in texts])  # (B, 3)
+        return torch.nn.functional.normalize(colours.float(), dim=1)
 
-    def get_text_features(self, input_ids, attention_mask):
-        self.texts_seen += [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
-        return SimpleNamespace(pooler_output=input_ids[:, :3].float() * 7)  # (B, 3), not normalised
-
-    def get_image_features(self, pixel_values):
-        return SimpleNamespace(pooler_output=pixel_values.mean(dim=(2, 3)))  # (B, 3)
-
-
-def fake_processor(text=None, images=None, padding=False, truncation=False, return_tensors=None):
-    if text is not None:
-        assert padding and truncation and return_tensors == "pt"
-        ids = [torch.tensor([int(word) for word in words.split()]) for words in text]
-        mask = [torch.ones_like(row) for row in ids]
-        pad = torch.nn.utils.rnn.pad_sequence
-        return {"input_ids": pad(ids, batch_first=True), "attention_mask": pad(mask, batch_first=True)}
-    pixels = np.stack([np.asarray(image.resize((4, 4)), dtype=np.float32) for image in images])
-    return {"pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2)}
+    def embed_images(self, images):
+        pixels = torch.from_numpy(np.stack([np.asarray(image.resize((4, 4)), dtype=np.float32) for image in images]))
+        return torch.nn.functional.normalize(pixels.mean(dim=(1, 2)), dim=1)  # (B, 3)
 
 
 def coloured_rows(count: int = 9) -> datasets.Dataset:
@@ -223,56 +203,40 @@ def coloured_rows(count: int = 9) -> datasets.Dataset:
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_encode_dataset(batch_size):
-    rows = coloured_rows()
-    captions = rows["captions"][:]
-    captions[1].append(captions[0][0])  # one caption of two images
-    rows = rows.remove_columns("captions").add_column("captions", captions)
-    model = FakeModel()
-    embeds = encode_dataset(model, fake_processor, rows, batch_size)
-
-    owner = [i for i, row in enumerate(captions) for _ in row]
-    assert embeds["caption_image"].tolist() == owner
-    colours = torch.tensor([rows[i]["image"].getpixel((0, 0)) for i in range(len(rows))]).float()
-    expected = torch.nn.functional.normalize(colours, dim=1)
-    torch.testing.assert_close(embeds["image_embeds"], expected)
-    texts = torch.tensor([[int(word) for word in text.split()[:3]] for row in captions for text in row]).float()
-    torch.testing.assert_close(embeds["text_embeds"], torch.nn.functional.normalize(texts, dim=1))
-    assert len(model.texts_seen) == len(owner) - 1  # the repeated caption once
-    lengths = [len(text) for text in model.texts_seen]
-    assert lengths[0] == max(lengths)
-
-
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
     """A data set on disk, and a model that loads from any name."""
     loaded = []
 
-    def from_pretrained(model, **options):
-        loaded.append((model, options))
-        return FakeModel()
+    def load_encoder(*arguments, **options):
+        loaded.append((arguments, options))
+        return ColourEncoder()
 
-    monkeypatch.setattr(eval.retrieval.AutoModel, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(eval.retrieval.AutoProcessor, "from_pretrained", lambda *a, **k: fake_processor)
+    monkeypatch.setattr("mpclip.encoding.load_encoder", load_encoder)
     coloured_rows().save_to_disk(tmp_path / "data")
     return SimpleNamespace(data=str(tmp_path / "data"), out=tmp_path / "out", loaded=loaded)
 
 
 def test_command(saved, capsys):
     out, grid = saved.out / "new/result.json", saved.out / "grid.png"
-    arguments = ["retrieval", "--model", "some/model", "--data", saved.data, "--split", "train"]
+    arguments = ["retrieval", "--model", "some/model", "--data", saved.data, "--split", "train", "--dtype", "bfloat16"]
     eval.__main__.main([*arguments, "--json", str(out), "--grid", str(grid), "--batch_size", "4", "--device", "cpu"])
-    assert saved.loaded == [("some/model", {"trust_remote_code": True, "dtype": torch.float32})]
+    assert saved.loaded == [(("some/model", "bfloat16", "cpu"), {})]
     printed = capsys.readouterr().out
-    assert "18 captions, 9 images" in printed and "text-to-image" in printed and "100.0" in printed
+    assert "18 captions" in printed and "9 images" in printed and "mean recall *" in printed and "100.0" in printed
 
     result = json.loads(out.read_text())
-    assert result["text_to_image"]["R@1"] == 100 and result["mean_recall"] == 100
+    assert result["task"] == "retrieval" and result["primary"] == "mean_recall"
+    assert result["metrics"]["t2i_R@1"] == 100 and result["metrics"]["mean_recall"] == 100
+    assert result["intervals"]["i2t_R@5"] == [100, 100]
     assert (result["images"], result["captions"], result["model"], result["split"]) == (9, 18, "some/model", "train")
-    assert {"date", "seconds", "interval_95", "limit", "dtype"} < set(result) and "mistakes" not in result
+    assert {"date", "seconds", "limit", "dtype"} < set(result)
     assert {"cpu", "cores", "torch", "transformers"} <= set(result["machine"])
     assert result["command"].startswith("python -m eval retrieval --model some/model")
+    assert retrieval.recalls_of(result)[0]["text_to_image"] == {"R@1": 100, "R@5": 100, "R@10": 100}
+    items = load_items(out)
+    assert items["text_rank"].tolist() == [1] * 18 and items["image_rank"].tolist() == [1] * 9
+    assert items["caption_image"].tolist() == [i for i in range(9) for _ in range(1 + i % 3)]
     assert PIL.Image.open(grid).width > 1000
 
     given = [saved.data, str(out), str(grid)]
@@ -283,50 +247,71 @@ def test_command(saved, capsys):
         assert str(path) not in text
 
 
-def test_limit_and_dtype_reach_the_run(saved):
-    result = evaluate_retrieval("m", saved.data, "train", limit=4, dtype="bfloat16", device="cpu")
-    assert result["images"] == 4
-    assert saved.loaded[0][1]["dtype"] == torch.bfloat16
+def test_limit_reaches_the_run(saved):
+    arguments = ["retrieval", "--model", "m", "--data", saved.data, "--split", "train", "--json", str(saved.out / "x.json")]
+    eval.__main__.main([*arguments, "--limit", "4"])
+    assert json.loads((saved.out / "x.json").read_text())["images"] == 4
 
 
 def test_what_the_user_can_mend_is_one_line(saved, monkeypatch):
-    arguments = ["retrieval", "--model", "m", "--data", saved.data, "--split", "train", "--json", str(saved.out / "x.json")]
+    arguments = ["--model", "m", "--data", saved.data, "--split", "train", "--json", str(saved.out / "x.json")]
     with pytest.raises(SystemExit, match=r"^python -m eval retrieval: .* has no split 'tests'"):
-        eval.__main__.main([*arguments, "--split", "tests"])
+        eval.__main__.main(["retrieval", *arguments, "--split", "tests"])
+    with pytest.raises(
+        SystemExit, match=r"^python -m eval differences: .* has no column family and no scene; expected a folder"
+    ):
+        eval.__main__.main(["differences", *arguments])
 
-    def from_pretrained(*_, **__):
+    def load_encoder(*_, **__):
         raise OSError("no such model\nin two lines")
 
-    monkeypatch.setattr(eval.retrieval.AutoModel, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("mpclip.encoding.load_encoder", load_encoder)
     with pytest.raises(SystemExit, match=r"^python -m eval retrieval: no such model in two lines$"):
-        eval.__main__.main(arguments)
+        eval.__main__.main(["retrieval", *arguments])
 
 
-@pytest.mark.parametrize("command", ["retrieval", "index query"])
-def test_a_device_that_is_not_there(command, capsys):
+def test_a_device_that_is_not_there(capsys):
     for name in ("foo", "cuda:99"):
         with pytest.raises(SystemExit):
-            eval.__main__.main([*command.split(), "--device", name])
+            eval.__main__.main(["retrieval", "--device", name])
         assert f"device {name!r} cannot be used; this machine has cpu" in capsys.readouterr().err
 
 
-def test_help_and_unknown_command(capsys):
-    eval.__main__.main([])
-    assert "retrieval" in capsys.readouterr().out
+def test_help_and_unknown_task(capsys):
+    with pytest.raises(SystemExit):
+        eval.__main__.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "retrieval" in shown and "differences" in shown and "python -m eval retrieval --model" in shown
     with pytest.raises(SystemExit) as stopped:
         eval.__main__.main(["retreival"])
     assert stopped.value.code == 2
-    assert "no command 'retreival'; expected one of: retrieval" in capsys.readouterr().err
+    assert "invalid choice: 'retreival' (choose from 'retrieval', 'differences')" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         eval.__main__.main(["retrieval", "--help"])
-    shown = capsys.readouterr().out
-    assert "trust_remote_code" in shown and "--grid" in shown
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Python files are run" in shown and "--grid" in shown and "A tie counts against the model" in shown
+
+
+@pytest.mark.parametrize("name", eval.__main__.TASKS)
+def test_every_task_keeps_the_protocol(name):
+    cls = eval.__main__.task_class(name)
+    assert cls.name == name and cls.takes and all(callable(getattr(cls, part)) for part in ("add_options", "load", "run"))
+
+
+def test_results_of_the_first_form_are_read():
+    ways = {"text_to_image": {"R@1": 1.0}, "image_to_text": {"R@1": 2.0}}
+    assert retrieval.recalls_of(ways | {"interval_95": {"text_to_image": {"R@1": [0, 2]}}}) == (
+        ways,
+        {"text_to_image": {"R@1": [0, 2]}},
+    )
+    with pytest.raises(ValueError, match="no result of `python -m eval retrieval --json`: it has no 'metrics'"):
+        retrieval.recalls_of({"rows": []})
 
 
 # Mistakes on scenes
 
 
-def test_mistakes_by_aspect():
+def test_mistakes_by_difference():
     """Five scenes; each text is given the image it finds."""
 
     def scene(background: str, name: str = "dog", size: str = "large") -> dict:
@@ -344,7 +329,6 @@ def test_mistakes_by_aspect():
     owner = torch.arange(5)
     text_ranks, _ = retrieval_ranks(images, texts, owner)
     assert count_mistakes(images, texts, owner, text_ranks, rows) == {
-        "queries": 5,
         "background": 1,
         "several": 1,
         "none": 1,
@@ -356,7 +340,11 @@ def test_a_tie_is_a_mistake():
     rows = datasets.Dataset.from_dict({"scene": [{"background": "red"}] * 3, "family": [0, 1, 2]})
     images, owner = torch.ones(3, 2), torch.arange(3)
     text_ranks, _ = retrieval_ranks(images, images, owner)
-    assert count_mistakes(images, images, owner, text_ranks, rows) == {"queries": 3, "other_scene": 3}
+    assert count_mistakes(images, images, owner, text_ranks, rows) == {"other_scene": 3}
+    embeds = {"image_embeds": images, "text_embeds": images, "caption_image": owner}
+    result = differences.measure(embeds, rows)
+    assert result.metrics == {"right": 0.0, "wrong_other_scene": 100.0} and result.intervals == {"right": [0.0, 0.0]}
+    assert result.items["rank"].tolist() == [3, 3, 3]
 
 
 # The picture

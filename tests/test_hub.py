@@ -20,9 +20,11 @@ from PIL import Image
 
 import train_hf
 from model_card.__main__ import main as write_card_again
+from model_card.card import write_card
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
+from mpclip.training.command_line import parse_options
 from mpclip.training.hub_push import NOT_THE_MODEL, NOT_THE_RUN, OUTDATED, HubPusher
-from mpclip.training.options import parse_arguments
+from mpclip.training.run import build_trainer, train
 
 TEXTS = ["The cat sits on the mat", "a dog", ""]
 CODE = {"modeling_mpclip.py", "configuration_mpclip.py", "processing_mpclip.py", "text_tower.py", "checkpoint_guard.py"}
@@ -374,8 +376,8 @@ def test_lora_is_pushed_merged(hub, folder, tmp_path):
 
 
 def test_a_failed_push_in_between_is_told_and_ends_nothing(hub, folder, tmp_path, caplog):
-    described = parse_arguments(arguments(folder, tmp_path, "--push_to_hub", "true", "--hub_model_id", "me/model"))
-    trainer = train_hf.build_trainer(*described)
+    described = parse_options(arguments(folder, tmp_path, "--push_to_hub", "true", "--hub_model_id", "me/model"))
+    trainer = build_trainer(described, write_card=write_card)
     hub.failing["/commit/"] = 500
     real_push = trainer.hub_pusher.push_final
 
@@ -385,7 +387,7 @@ def test_a_failed_push_in_between_is_told_and_ends_nothing(hub, folder, tmp_path
         real_push()
 
     trainer.hub_pusher.push_final = push_final
-    finished = train_hf.train(trainer, [], described[:2])
+    finished = train(trainer, options=described)
     assert "eval_mean_recall" in finished
     assert "checkpoint-2 could not be pushed to me/model (" in caplog.text and "500" in caplog.text
     assert hub.repos["me/model"].messages == ["initial commit", "End of training"]
@@ -446,8 +448,8 @@ def test_a_token_a_branch_and_a_private_repository(hub, folder, tmp_path, monkey
 
 def test_a_slow_push_makes_the_next_one_be_left_out(hub, folder, tmp_path, caplog):
     caplog.set_level("INFO")
-    described = parse_arguments(arguments(folder, tmp_path, "--push_to_hub", "true", "--hub_model_id", "me/model"))
-    trainer = train_hf.build_trainer(*described)
+    described = parse_options(arguments(folder, tmp_path, "--push_to_hub", "true", "--hub_model_id", "me/model"))
+    trainer = build_trainer(described, write_card=write_card)
     with hub.lock:  # no commit gets through
         trainer.train()
         assert "checkpoint-4 is not pushed: the push before it is still running." in caplog.text
@@ -459,8 +461,8 @@ def test_a_slow_push_makes_the_next_one_be_left_out(hub, folder, tmp_path, caplo
 def test_all_checkpoints_arrive_though_the_hub_is_slow_and_few_are_kept(hub, folder, tmp_path):
     options = ("--push_to_hub", "true", "--hub_model_id", "me/model", "--hub_strategy", "all_checkpoints")
     options += ("--num_train_epochs", "3", "--save_total_limit", "1", "--load_best_model_at_end", "false")
-    described = parse_arguments(arguments(folder, tmp_path, *options))
-    trainer = train_hf.build_trainer(*described)
+    described = parse_options(arguments(folder, tmp_path, *options))
+    trainer = build_trainer(described, write_card=write_card)
     with hub.lock:  # no commit gets through
         trainer.train()
         assert len(list(tmp_path.glob("checkpoint-*"))) == 1
@@ -525,7 +527,7 @@ def test_two_runs_that_push_at_once_leave_one_whole_model(hub, tmp_path):
     for i, model in enumerate(models):
         out = tmp_path / str(i)
         options = ("--output_dir", str(out), "--push_to_hub", "true", "--hub_model_id", "me/model", "--use_cpu", "true")
-        pushers.append(HubPusher(parse_arguments(list(options))[2], out / "cache"))
+        pushers.append(HubPusher(parse_options(list(options)).training, out / "cache"))
         model.save_pretrained(out)
         make_processor(make_tokenizer()).save_pretrained(out)
         (out / f"of-{i}.txt").touch()

@@ -15,20 +15,20 @@ import pytest
 import torch
 import yaml
 from conftest import arguments, make_model, make_processor, make_tokenizer
+from eval.retrieval import evaluate_retrieval
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from model_card.energy import measured_energy
+from model_card.origin import base_models, describe_source
 from PIL import Image
 from safetensors.torch import load_file
 
 import train_hf
-from eval.retrieval import evaluate_retrieval
 from model_card.__main__ import main
 from model_card.attention_grid import attention_grid, heat_over, pooling_maps, token_grid
 from model_card.card import write_card
 from model_card.derived import write_derived_card
-from model_card.energy import measured_energy
 from model_card.facts import code, fenced, licence_of_weights
-from model_card.origin import base_models, describe_source
 from mpclip.data.backbones import BACKBONES
 from mpclip.export.int8 import quantize
 from mpclip.export.text import export_text

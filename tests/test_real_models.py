@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
 from modeling_mpclip.modeling_mpclip import _adaptive_rows, _tower_arguments
-from modeling_mpclip.text_tower import text_tower_class
+from modeling_mpclip.text_families import text_tower_class
 from mpclip.data.backbones import BACKBONES, prepare_backbone
 
 pytestmark = pytest.mark.slow

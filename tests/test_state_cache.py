@@ -1,5 +1,7 @@
 """States of frozen towers: equal to live ones, found again, shared between prompt sets and processes, never stale."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -10,19 +12,22 @@ import pytest
 import torch
 from conftest import COLORS, arguments
 
+import mpclip.files
 import train_hf
 from modeling_mpclip import MPCLIPModel
 from mpclip.data.image_text import ImageTextDataset, load_image_text
 from mpclip.training.collator import MPCLIPCollator
-from mpclip.training.options import parse_arguments
+from mpclip.training.command_line import parse_options
+from mpclip.training.run import build_model
 from mpclip.training.state_cache import cache_image_states, cache_text_states
 from mpclip.training.state_store import FORMATS, complete_key, open_store
 from mpclip.training.tuning import prepare_tuning
 
 
 def cached_and_live(folder, tmp_path, *extra):
-    model_arguments, data_arguments, _ = parse_arguments(arguments(folder, tmp_path, *extra))
-    model, processor = train_hf.build_model(model_arguments, data_arguments.max_text_length)
+    given = parse_options(arguments(folder, tmp_path, *extra))
+    model_arguments, data_arguments = given.model, given.data
+    model, processor = build_model(model_arguments, data_arguments.max_text_length)
     prepare_tuning(model, model_arguments)
     rows = load_image_text(str(folder / "data"), "train")
     return model.eval(), processor, rows
@@ -119,6 +124,33 @@ def test_a_damaged_cache_of_more_prompts_is_left_alone(folder, tmp_path):
     torch.testing.assert_close(again.batch(texts)["text_hidden_states"], expected, atol=0, rtol=0)
 
 
+def test_a_start_hashes_every_shard_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("mpclip.training.state_store.SHARD_ROWS", 3)
+    many, processor, rows = cached_and_live(folder, tmp_path, "--num_prompts", "3")
+    texts = [f"a {color} square" for color in COLORS]
+    start = lambda model: (  # noqa: E731
+        cache_text_states(model, processor.tokenizer, texts, tmp_path),
+        cache_image_states(model, processor.image_processor, rows, tmp_path),
+    )
+    start(many)
+    one, _, _ = cached_and_live(folder, tmp_path, "--num_prompts", "1")
+    with torch.no_grad():
+        one.text_model.adaptive_embedding.weight.copy_(many.text_model.adaptive_embedding.weight[:1])
+    hashed = []
+    sha256_file = mpclip.files.sha256_file
+    monkeypatch.setattr("mpclip.files.sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+    for model in (many, one):
+        hashed.clear()
+        start(model)
+        assert sorted(hashed) == sorted(tmp_path.glob("*/*.arrow"))
+    damaged = next(path for path in hashed if path.stat().st_size == max(shard.stat().st_size for shard in hashed))
+    damaged.write_bytes(b"")
+    hashed.clear()
+    start(many)
+    again = [path for path in hashed if hashed.count(path) > 1]
+    assert set(again) <= {damaged}  # once more under its lock
+
+
 def test_what_is_trained_is_not_cached(folder, tmp_path):
     model, processor, rows = cached_and_live(folder, tmp_path, "--adaptive_tokens", "input")
     with pytest.raises(ValueError, match="adaptive_tokens='boundary'"):
@@ -139,7 +171,7 @@ def test_training_on_float32_states_equals_live_training(folder, tmp_path, visio
     live, cached = tmp_path / "live", tmp_path / "cached"
     train_hf.main(arguments(folder, live, *shared))
     train_hf.main(arguments(folder, cached, *shared, "--cache_states", "true", "--cache_format", "float32"))
-    start, _ = train_hf.build_model(*_model_arguments(folder, tmp_path, *shared))
+    start, _ = build_model(*_model_arguments(folder, tmp_path, *shared))
     start = start.state_dict()
     one, other = (MPCLIPModel.from_pretrained(out).state_dict() for out in (live, cached))
     moved = [name for name in one if not torch.equal(one[name], start[name])]
@@ -149,12 +181,35 @@ def test_training_on_float32_states_equals_live_training(folder, tmp_path, visio
 
 
 def _model_arguments(folder, out, *extra):
-    model_arguments, data_arguments, training_arguments = parse_arguments(arguments(folder, out, *extra))
+    given = parse_options(arguments(folder, out, *extra))
+    model_arguments, data_arguments, training_arguments = given.model, given.data, given.training
     torch.manual_seed(training_arguments.seed)
     return model_arguments, data_arguments.max_text_length
 
 
 # Store ------------------------------------------------------------------------------------------------------------
+
+
+def test_stores_of_earlier_versions_are_found_again(tmp_path):
+    """The name of a folder is the start of this hash; another would compute every cache anew."""
+    key = complete_key({"kind": "test", "a": [1, "é"]}, 2, "float32")
+    assert list(key) == ["kind", "a", "torch", "transformers", "revision", "count", "format"] and key["revision"] == 2
+    open_store(tmp_path, key, 4, lambda rows: (torch.ones(1, 4) for _ in rows), "rows")
+    text = json.dumps(key, sort_keys=True)
+    (store,) = tmp_path.iterdir()
+    assert store.name == hashlib.sha256(text.encode()).hexdigest()[:20] and (store / "key.json").read_text() == text
+    (shard,) = store.glob("*.arrow")
+    assert (store / "000000000.sha256").read_text() == hashlib.sha256(shard.read_bytes()).hexdigest()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    key = complete_key({"kind": "test"}, 2, "float32")
+    open_store(tmp_path, key, 4, lambda rows: (torch.ones(1, 4) for _ in rows), "rows")
+    (shard,) = tmp_path.glob("*/*.arrow")
+    (left := shard.with_name(f".{shard.name}.123.part")).write_bytes(b"half a shard")
+    shard.unlink()
+    open_store(tmp_path, key, 4, lambda rows: (torch.ones(1, 4) for _ in rows), "rows")
+    assert shard.exists() and not left.exists()
 
 
 @pytest.mark.parametrize("name, error", [("float32", 0), ("float16", 2**-11), ("bfloat16", 2**-8), ("int8", 0.5 / 127)])

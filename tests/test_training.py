@@ -12,7 +12,9 @@ from transformers.trainer_utils import get_last_checkpoint
 import train_hf
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from mpclip.data.image_text import load_image_text
-from mpclip.training.options import parse_arguments
+from mpclip.training.command_line import parse_options
+from mpclip.training.resume import changed_options, last_complete_checkpoint, shaping_options
+from mpclip.training.run import build_trainer, train
 from mpclip.training.samplers import GroupSampler, LengthSampler
 from mpclip.training.trainer import MPCLIPTrainer
 from mpclip.training.tuning import learning_rate_group
@@ -57,7 +59,7 @@ def get_checkpoint(out):
 
 
 def test_what_is_frozen_stays_and_what_is_trained_moves(folder, tmp_path):
-    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path)))
+    trainer = build_trainer(parse_options(arguments(folder, tmp_path)))
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.train()
     moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -81,7 +83,7 @@ def test_learning_rates_and_decay_per_group(folder, tmp_path):
         "--weight_decay",
         "0.5",
     )
-    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path, *extra)))
+    trainer = build_trainer(parse_options(arguments(folder, tmp_path, *extra)))
     of = {id(p): (g["lr"], g["weight_decay"]) for g in trainer.create_optimizer().param_groups for p in g["params"]}
     model = trainer.model
     assert of[id(model.text_projection.weight)] == (0.01, 0.5)
@@ -102,7 +104,7 @@ def test_a_checkpoint_brings_every_trained_weight_back(folder, tmp_path, monkeyp
     make_processor(make_tokenizer()).image_processor.save_pretrained(tmp_path / "vision")
     extra = ("--vision_model", str(tmp_path / "vision"), "--vision_tuning", "full", "--text_tuning", "full")
     extra += ("--vision_learning_rate", "0.01", "--num_train_epochs", "1")
-    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path / "run", *extra)))
+    trainer = build_trainer(parse_options(arguments(folder, tmp_path / "run", *extra)))
     trainer.train()
     trained = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     checkpoint = str(get_checkpoint(tmp_path / "run"))
@@ -122,8 +124,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folder, tmp_path,
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     extra = ("--load_best_model_at_end", "false", "--vision_tuning", vision_tuning, "--vision_learning_rate", "0.01")
     train_hf.main(arguments(folder, whole, *extra))
-    described = parse_arguments(arguments(folder, cut, *extra))
-    trainer = train_hf.build_trainer(*described)
+    described = parse_options(arguments(folder, cut, *extra))
+    trainer = build_trainer(described)
 
     class Stop(Exception):
         pass
@@ -136,7 +138,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folder, tmp_path,
 
     trainer.add_callback(StopAfterFirstEpoch())
     with pytest.raises(Stop):
-        train_hf.train(trainer, [], described[:2])
+        train(trainer, options=described)
     assert get_checkpoint(cut).name == "checkpoint-2"
     train_hf.main(arguments(folder, cut, *extra))
     one, other = (MPCLIPModel.from_pretrained(out).state_dict() for out in (whole, cut))
@@ -184,25 +186,25 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     for step, file in ((9, "trainer_state.json"), (10, "model.safetensors")):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / file).touch()
-    assert train_hf.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
-    assert train_hf.last_complete_checkpoint(tmp_path / "checkpoint-9") is None
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    assert last_complete_checkpoint(tmp_path / "checkpoint-9") is None
 
 
 def test_evaluation_equals_the_plain_loop(folder, tmp_path):
     """Images with different numbers of captions, against one text and one image at a time."""
     extra = ("--per_device_eval_batch_size", "1")  # batches with two captions and with three
-    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path, *extra)))
-    images, texts, mask = trainer.predict(trainer.eval_dataset).predictions
+    trainer = build_trainer(parse_options(arguments(folder, tmp_path, *extra)))
+    images, texts, owner = map(torch.from_numpy, trainer.predict(trainer.eval_dataset).predictions)
     model, processor = trainer.model.eval(), trainer.processing_class
     rows = load_image_text(str(folder / "data"), "validation")
-    assert (mask > 0).sum() == sum(map(len, rows["captions"]))
+    assert owner.tolist() == [i for i, captions in enumerate(rows["captions"][:]) for _ in captions]
     for i, row in enumerate(rows):
         with torch.no_grad():
             image = model(**processor(images=[row["image"]])).image_embeds[0]
-            torch.testing.assert_close(torch.from_numpy(images[i]), image, atol=1e-5, rtol=1e-4)
-            for c, caption in enumerate(row["captions"]):
+            torch.testing.assert_close(images[i], image, atol=1e-5, rtol=1e-4)
+            for caption, embedding in zip(row["captions"], texts[owner == i], strict=True):
                 text = model(**processor(text=[caption])).text_embeds[0]
-                torch.testing.assert_close(torch.from_numpy(texts[i, c]), text, atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(embedding, text, atol=1e-5, rtol=1e-4)
 
 
 # Options ----------------------------------------------------------------------------------------------------------
@@ -211,7 +213,8 @@ def test_evaluation_equals_the_plain_loop(folder, tmp_path):
 def test_recipe_and_overrides(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("num_prompts: 3\nadaptive_init: [a, b, c]\nload_best_model_at_end: false\nlearning_rate: 1e-2\n")
-    model, data, training = parse_arguments([str(recipe), "--learning_rate", "0.5", "--output_dir", str(tmp_path)])
+    given = parse_options([str(recipe), "--learning_rate", "0.5", "--output_dir", str(tmp_path)])
+    model, data, training = given.model, given.data, given.training
     assert (model.num_prompts, model.adaptive_init) == (3, ["a", "b", "c"])
     assert training.learning_rate == 0.5 and not training.load_best_model_at_end
     assert data.cache_states is False
@@ -222,15 +225,16 @@ def test_recipes_are_laid_over_one_another(tmp_path):
     setting.write_text("num_prompts: 3\ntemplates: ['The [APT-{i}]:']\nnegated_templates: [a, b, c, d]\nseed: 5\n")
     system.write_text("num_prompts: 2\nseed: null\n")
     out = ["--output_dir", str(tmp_path)]
-    model, _, training = parse_arguments([str(setting), str(system), *out])
+    given = parse_options([str(setting), str(system), *out])
+    model, training = given.model, given.training
     assert model.templates == ["The [APT-1]:", "The [APT-2]:"] and model.negated_templates == ["a", "b"]
     assert training.seed == 42  # the default: null takes back what the setting said
-    assert len(parse_arguments([str(setting), *out])[0].templates) == 3
+    assert len(parse_options([str(setting), *out]).model.templates) == 3
 
 
 def test_only_images_are_cached_where_the_text_side_is_live(folder, tmp_path):
     options = ("--cache_states", "true", "--cache_text_states", "false", "--adaptive_tokens", "input")
-    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path, *options)))
+    trainer = build_trainer(parse_options(arguments(folder, tmp_path, *options)))
     assert trainer.data_collator.text_states is None and trainer.data_collator.image_states is not None
     trainer.train()
 
@@ -242,8 +246,8 @@ def test_a_text_tower_from_scratch(folder, tmp_path):
     options += ("--num_prompts", "1")
     towers = []
     for seed in ("0", "1"):
-        described = parse_arguments(arguments(folder, tmp_path / seed, *options, "--num_prompts", "1", "--seed", seed))
-        towers.append(train_hf.build_trainer(*described).model.text_model)
+        described = parse_options(arguments(folder, tmp_path / seed, *options, "--num_prompts", "1", "--seed", seed))
+        towers.append(build_trainer(described).model.text_model)
     assert type(towers[0]).__name__ == "PromptedQwen3Model" and all(p.requires_grad for p in towers[0].layers.parameters())
     first, second = (tower.layers[0].mlp.up_proj.weight for tower in towers)
     assert not first.equal(second)  # drawn with the seed
@@ -252,11 +256,11 @@ def test_a_text_tower_from_scratch(folder, tmp_path):
 
 
 def test_an_option_that_is_new_had_its_default(tmp_path):
-    described = parse_arguments(["--output_dir", str(tmp_path), "--dataset", "x"])
-    now = json.loads(json.dumps(train_hf.what_shapes_the_weights(*described), default=str))
+    described = parse_options(["--output_dir", str(tmp_path), "--dataset", "x"])
+    now = shaping_options(described)
     before = {name: value for name, value in now.items() if name != "smallest_crop"}
-    assert train_hf.changed_options(before, now) == {}
-    assert train_hf.changed_options(before, now | {"smallest_crop": 0.5}) == {"smallest_crop": (1.0, 0.5)}
+    assert changed_options(before, now) == {}
+    assert changed_options(before, now | {"smallest_crop": 0.5}) == {"smallest_crop": (1.0, 0.5)}
 
 
 def test_crops_need_pixels(folder, tmp_path):
@@ -272,15 +276,15 @@ def test_crops_need_pixels(folder, tmp_path):
         ("num_promts: 3", [], "Unknown option 'num_promts' in .*Did you mean 'num_prompts'"),
         ("", ["--num_promts", "3"], "Unknown option 'num_promts' in the command line"),
         ("- a", [], "must be a mapping"),
-        ("text_tuning: some", [], "use one of 'frozen', 'last', 'lora', 'full'"),
-        ("bad_images: keep", [], "use 'skip' or 'fail'"),
+        ("text_tuning: some", [], r"invalid choice: 'some' \(choose from '?frozen'?, '?last'?, '?lora'?, '?full'?\)"),
+        ("bad_images: keep", [], r"invalid choice: 'keep' \(choose from '?skip'?, '?fail'?\)"),
     ],
 )
 def test_unknown_options_are_refused(tmp_path, recipe, argv, message):
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe)
     with pytest.raises(ValueError, match=message):
-        parse_arguments([str(file), "--output_dir", str(tmp_path), *argv])
+        parse_options([str(file), "--output_dir", str(tmp_path), *argv])
 
 
 def test_a_checkpoint_keeps_its_own_config(folder, tmp_path):
@@ -315,7 +319,7 @@ def test_every_recipe_of_the_project_parses(tmp_path):
     recipes = sorted(Path(train_hf.__file__).parent.glob("configs/*.yaml"))
     assert recipes
     for recipe in recipes:
-        parse_arguments([str(recipe), "--output_dir", str(tmp_path), "--use_cpu", "true"])
+        parse_options([str(recipe), "--output_dir", str(tmp_path), "--use_cpu", "true"])
 
 
 def test_group_sampler_keeps_chunks_of_a_group_together():
@@ -343,7 +347,7 @@ def test_length_sampler_batches_texts_of_a_length():
 
 def test_group_by_length_follows_the_captions_of_the_epoch(folder, tmp_path):
     extra = ("--train_sampling_strategy", "group_by_length")
-    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path, *extra)))
+    trainer = build_trainer(parse_options(arguments(folder, tmp_path, *extra)))
     dataset = trainer.train_dataset
     for epoch in range(3):
         dataset.set_epoch(epoch)
@@ -351,12 +355,12 @@ def test_group_by_length_follows_the_captions_of_the_epoch(folder, tmp_path):
     assert trainer._get_train_sampler().lengths() == dataset.caption_lengths()
     both = arguments(folder, tmp_path, *extra, "--group_column", "half")
     with pytest.raises(ValueError, match="by group_column or by length"):
-        train_hf.build_trainer(*parse_arguments(both)).get_train_dataloader()
+        build_trainer(parse_options(both)).get_train_dataloader()
 
 
 def test_the_logit_scale_is_bounded_and_keeps_its_gradient(folder, tmp_path):
     """At its bound the scale must still be able to fall: a clamp inside the loss alone would hold it there for good."""
-    trainer = train_hf.build_trainer(*parse_arguments(arguments(folder, tmp_path)))
+    trainer = build_trainer(parse_options(arguments(folder, tmp_path)))
     with torch.no_grad():
         trainer.model.logit_scale.log_scale.fill_(9.0)
     trainer.callback_handler.on_optimizer_step(trainer.args, trainer.state, trainer.control)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -33,9 +34,11 @@ def model_fingerprint(name: str, model: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256()
     # The files themselves: a newer transformers would add defaults of its own to the objects.
-    config, _ = PretrainedConfig.get_config_dict(name)
-    pictures, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    digest.update(json.dumps([_lasting(config), _lasting(pictures)], sort_keys=True).encode())
+    settings = [
+        _lasting(_read(read, name))
+        for read in (PretrainedConfig.get_config_dict, ImageProcessingMixin.get_image_processor_dict)
+    ]
+    digest.update(json.dumps(settings, sort_keys=True).encode())
     for key, weight in sorted(model.state_dict().items()):
         digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -78,6 +81,14 @@ def _local_folder(name: str) -> Path | None:
         if isinstance(cached, str):
             return Path(cached).parent
     return None
+
+
+def _read(reader: Callable[[str], tuple[dict, dict]], name: str) -> dict:
+    """{} where a checkpoint has no such file: a text-only one prepares no pictures."""
+    try:
+        return reader(name)[0]
+    except OSError:
+        return {}
 
 
 def _lasting(settings):

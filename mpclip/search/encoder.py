@@ -1,7 +1,5 @@
 """A checkpoint as an encoder of pictures and of queries."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +7,10 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoProcessor, ImageProcessingMixin, PretrainedConfig
+from transformers import AutoModel, AutoProcessor
 
-from modeling_mpclip.sentence_mpclip import SegmentedFeatures
+from modeling_mpclip.segments import assembled, checked_weights
+from mpclip.encoding.fingerprint import model_fingerprint
 
 QUERIES_AT_ONCE = 64
 
@@ -39,15 +38,7 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """SHA-256 of what embeddings of pictures and texts depend on: weights, config, how pictures are prepared."""
-        digest = hashlib.sha256()
-        # As they stand in the files: a newer transformers would add defaults of its own.
-        config, _ = PretrainedConfig.get_config_dict(self.name)
-        pictures, _ = ImageProcessingMixin.get_image_processor_dict(self.name)
-        digest.update(json.dumps([_settled(config), _settled(pictures)], sort_keys=True).encode())
-        for name, weight in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return model_fingerprint(self.name, self.model)
 
     @torch.inference_mode()
     def embed_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
@@ -82,7 +73,7 @@ class Encoder:
             pictures: with texts, part of each query: the mean of the normalised embeddings of the text and of every picture,
                 normalised again.
                 Without texts each picture is a query of its own.
-            exclude: texts that no query shall be about, by the model's own definition (`SegmentedFeatures.assemble`).
+            exclude: texts that no query shall be about, by the model's own definition (`segments.excluding`).
             weights: K aspect weights. They multiply the segments of the query alone, after everything else: the inner
                 product with a picture is then sum_k w_k v_k.t_k, so the index need not know of them. Norms are no longer 1.
 
@@ -97,24 +88,14 @@ class Encoder:
         if not all(text.strip() for text in exclude):
             raise ValueError(f"exclude {list(exclude)}: an empty text names nothing; leave it out")
         K = self.aspects
-        factors = torch.ones(K, 1) if weights is None else torch.tensor(weights, dtype=torch.float32)[:, None]  # (K, 1)
-        if len(factors) != K or not factors.isfinite().all():
-            raise ValueError(f"weights {list(weights)}: expected {K} numbers, one for each aspect of {self.name}")
+        factors = None if weights is None else checked_weights(weights, K)  # (K,)
         queries = self.embed_pictures(pictures) if pictures else torch.empty(0)  # (P, D)
         if texts:
             shared = queries.sum(dim=0) if pictures else 0  # (D,)
-            queries = self.embed_texts(texts) + shared  # (Q, D) the direction of the mean; `SegmentedFeatures` normalises
+            queries = self.embed_texts(texts) + shared  # (Q, D) the direction of the mean; `assembled` normalises
         segments = queries.unflatten(1, (K, -1))  # (Q, K, D/K)
         excluded = self.embed_texts(exclude).unflatten(1, (K, -1)) if exclude else None  # (E, K, D/K)
-        return SegmentedFeatures({}, segments, excluded, factors)["sentence_embedding"]
-
-
-def _settled(settings):
-    """Settings without what differs between copies of one checkpoint; the dtype is that of the weights."""
-    if not isinstance(settings, dict):
-        return settings
-    passing = ("_name_or_path", "transformers_version", "_commit_hash", "auto_map", "dtype")
-    return {key: _settled(value) for key, value in settings.items() if key not in passing}
+        return assembled(segments, factors, excluded)
 
 
 def _absolute(name: str) -> str:

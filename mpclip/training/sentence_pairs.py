@@ -1,41 +1,42 @@
-"""STSTrainer: fine-tunes the text side on pairs of sentences whose similarity was scored."""
+"""Fine-tunes the text side on pairs of sentences whose similarity was scored (STS).
+
+The loss is sentence-transformers' CoSENT. Its SentenceTransformerTrainer and its evaluator are not used: they give the model
+token ids, and here the frozen layers run once and training works on their cached states.
+"""
 
 import torch
 from scipy.stats import spearmanr
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss
-from torch import nn
 from transformers.trainer_utils import EvalPrediction
 
 from modeling_mpclip.contrastive_losses import diversity_loss
-from modeling_mpclip.modeling_mpclip import MPCLIPOutput
 
+from .collator import MPCLIPCollator
 from .samplers import LengthSampler
-from .state_cache import TextStates
 from .trainer import MPCLIPTrainer
 
+SIDES = ("sentence1", "sentence2")
 
-class STSCollator:
-    """Rows of `load_sts` -> texts of both sides in one batch, (2B, N), from token ids or from cached states, and `score`."""
 
-    def __init__(self, processor, text_states: TextStates | None = None):
-        self.processor, self.text_states = processor, text_states
+class SentencePairCollator(MPCLIPCollator):
+    """Rows of `load_sts` -> texts of both sides in one batch, (2B, N), first sides first, and `score` (B,)."""
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        texts = [row["sentence1"] for row in rows] + [row["sentence2"] for row in rows]
-        batch = self.processor(text=texts, truncation=True) if self.text_states is None else self.text_states.batch(texts)
-        return {**batch, "score": torch.tensor([float(row["score"]) for row in rows])}
+        texts = [row[side] for side in SIDES for row in rows]
+        return {**self.text_inputs(texts), "score": torch.tensor([float(row["score"]) for row in rows])}
 
 
-class STSTrainer(MPCLIPTrainer):
-    """Trains on an `STSCollator`'s batches; evaluation gives the Spearman correlation of cosine and score, in percent."""
+class SentencePairTrainer(MPCLIPTrainer):
+    """Trains on a `SentencePairCollator`'s batches; evaluates the Spearman correlation of cosine and score, in percent."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, compute_metrics=spearman, **kwargs)
         self.cosent = CoSENTLoss(None)  # works on embeddings; the model is for callers that have none yet
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        output = self._embed(model, inputs)
-        loss = self.cosent.compute_loss_from_embeddings(output.text_embeds.chunk(2), inputs["score"])
+        score = inputs.pop("score")
+        output = model(**inputs)
+        loss = self.cosent.compute_loss_from_embeddings(output.text_embeds.chunk(2), score)
         config = self.accelerator.unwrap_model(model).config
         if config.diversity_weight:
             loss = loss + config.diversity_weight * diversity_loss(output.text_prompt_embeds, config.diversity_margin)
@@ -44,21 +45,16 @@ class STSTrainer(MPCLIPTrainer):
     def _get_train_sampler(self, *args, **kwargs):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(*args, **kwargs)
-        sides = (self.train_dataset[name][:] for name in ("sentence1", "sentence2"))
+        sides = (self.train_dataset[name][:] for name in SIDES)
         characters = [max(map(len, pair)) for pair in zip(*sides, strict=True)]
         drawn = {"seed": self.args.seed, "epoch": lambda: int(self.state.epoch or 0)}
         return LengthSampler(lambda: characters, self.args.train_batch_size, **drawn)
 
-    def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(dict(inputs))
-        with torch.inference_mode(), self.compute_loss_context_manager():
-            first, second = self._embed(model, inputs).text_embeds.chunk(2)  # (B, D) each
-        return None, (first * second).sum(dim=1), inputs["score"]
-
-    @staticmethod
-    def _embed(model: nn.Module, inputs: dict) -> MPCLIPOutput:
-        """`text_embeds` (2B, D): the first sentences, then the second."""
-        return model(**{name: value for name, value in inputs.items() if name != "score"})
+    def predictions(self, dataset) -> tuple:
+        """The cosine of each pair (P,), and its score (P,)."""
+        texts = [text for side in SIDES for text in dataset[side][:]]
+        first, second = self.encoder().texts(texts, self.args.eval_batch_size, shared=True, progress=False).chunk(2)  # (P, D)
+        return (first * second).sum(dim=1).numpy(), dataset["score"][:]
 
 
 def spearman(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,14 +1,18 @@
 """MPCLIPTrainer: transformers' Trainer with the contrastive loss, its parts in the log, and retrieval as evaluation."""
 
-import contextlib
 import math
 from collections.abc import Callable
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
+from modeling_mpclip.contrastive_losses import draw_first_prompts, total_loss
 from modeling_mpclip.modeling_mpclip import LogitScale, MPCLIPModel
+from mpclip.encoding import ModelEncoder, encode_dataset
 
+from .collator import MPCLIPCollator
 from .hub_push import HubPusher
 from .samplers import GroupSampler, LengthSampler
 from .tuning import learning_rate_group
@@ -17,11 +21,21 @@ LOSS_PARTS = ("contrastive_loss", "diversity_loss", "negation_loss")
 
 
 class MPCLIPTrainer(Trainer):
-    """Trains an `MPCLIPModel` or its `PeftModel` on `ImageTextDataset`s.
+    """Trains an `MPCLIPModel` or its `PeftModel` on pictures with captions; evaluates recall over a whole evaluation set.
+
+        rows = load_image_text("photos", "train")
+        model = MPCLIPModel.from_pretrained_towers(text, vision)
+        processor = MPCLIPProcessor.from_pretrained_towers(text, vision, model.config.all_templates)
+        trainer = MPCLIPTrainer(model, MPCLIPTrainingArguments("runs/mine"), train_dataset=ImageTextDataset(rows),
+                                data_collator=MPCLIPCollator(processor), processing_class=processor)
+        trainer.train()
 
     Args:
-        eval_collator: an `MPCLIPCollator(all_captions=True)`; evaluation computes recall over the whole evaluation set, by
-            `compute_metrics` on (image_embeds (I, D), text_embeds (I, C, D), caption_mask (I, C)).
+        train_dataset: an `ImageTextDataset`.
+        eval_dataset: an `ImageTextDataset(captions="all")`. Every caption searches all its images, and every image all its
+            captions; `compute_metrics` gets (image_embeds (I, D), text_embeds (T, D), caption_image (T,)) as predictions.
+        data_collator: an [`MPCLIPCollator`].
+        eval_collator: the one of the evaluation set, where its states are cached; the same as `data_collator` by default.
         train_groups: a group for each training row; `group_size` rows of a group share a batch (`GroupSampler`).
         hub_pusher: what pushes to the Hub in Trainer's stead.
         write_card: called as `write_card(folder, repo_id=, model=, processor=)` where Trainer would write its own model card.
@@ -34,7 +48,7 @@ class MPCLIPTrainer(Trainer):
     def __init__(
         self,
         *args,
-        eval_collator=None,
+        eval_collator: MPCLIPCollator | None = None,
         train_groups: list | None = None,
         group_size: int = 2,
         hub_pusher: HubPusher | None = None,
@@ -43,13 +57,15 @@ class MPCLIPTrainer(Trainer):
     ):
         super().__init__(*args, **kwargs)
         self.write_card = write_card
-        self.eval_collator = eval_collator
+        self.eval_collator = eval_collator or self.data_collator
         self.train_groups, self.group_size = train_groups, group_size
         self.add_callback(_BoundLogitScale())
         self.hub_pusher = hub_pusher
         if hub_pusher is not None:
             self.add_callback(hub_pusher)
         self._parts: dict[str, list[torch.Tensor]] = {}
+
+    # Training ---------------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Groups by learning rate (tower, adaptive tokens, the rest) and by weight decay."""
@@ -77,11 +93,13 @@ class MPCLIPTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        outputs = model(**inputs, return_loss=True)
+        base = self.accelerator.unwrap_model(model)
+        outputs = model(**inputs, negated=bool(base.config.negation_weight))
+        losses = total_loss(outputs, base.config, base.logit_scale, draw_first_prompts(base.config, model.training))
         for part in LOSS_PARTS:
-            if part in outputs:
-                self._parts.setdefault(part, []).append(outputs[part].detach())
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+            if part in losses:
+                self._parts.setdefault(part, []).append(losses[part].detach())
+        return (losses["loss"], outputs) if return_outputs else losses["loss"]
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds the mean of every part of the loss since the last log, and the logit scale."""
@@ -103,24 +121,54 @@ class MPCLIPTrainer(Trainer):
             return LengthSampler(self.train_dataset.caption_lengths, self.args.train_batch_size, **drawn)
         return super()._get_train_sampler(*args, **kwargs)
 
-    def get_eval_dataloader(self, *args, **kwargs):
-        with self._collating_for_evaluation():
-            return super().get_eval_dataloader(*args, **kwargs)
+    # Evaluation -------------------------------------------------------------------------------------------------------
 
-    def get_test_dataloader(self, *args, **kwargs):
-        with self._collating_for_evaluation():
-            return super().get_test_dataloader(*args, **kwargs)
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """A plain loader of the evaluation set; `evaluation_loop` takes the set from it and makes its own batches."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if dataset is None:
+            raise ValueError("There is nothing to evaluate on: give the Trainer an eval_dataset.")
+        return DataLoader(dataset, batch_size=self.args.eval_batch_size, collate_fn=list)
 
-    @contextlib.contextmanager
-    def _collating_for_evaluation(self):
-        # Trainer gives evaluation the training's collator, drop_last, which would leave out the last pictures, and sampler.
-        args = self.args
-        training = self.data_collator, args.dataloader_drop_last, args.train_sampling_strategy
-        self.data_collator, args.dataloader_drop_last, args.train_sampling_strategy = self.eval_collator, False, "sequential"
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> EvalLoopOutput:
+        """Embed the whole set by `mpclip.encoding`, as `python -m eval` does; `compute_metrics` gets the embeddings.
+
+        The processes of a job share the work, and each gets all embeddings.
+        """
+        was_training = self.model.training
+        self.model.eval()
         try:
-            yield
+            predictions, labels = self.predictions(dataloader.dataset)
         finally:
-            self.data_collator, args.dataloader_drop_last, args.train_sampling_strategy = training
+            self.model.train(was_training)
+        metrics = self.compute_metrics(EvalPrediction(predictions, labels)) if self.compute_metrics else {}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions, labels, metrics, num_samples=len(dataloader.dataset))
+
+    def predictions(self, dataset) -> tuple:
+        """What `compute_metrics` gets of an evaluation set: predictions, and labels or None."""
+        images = None if self.eval_collator.image_states is None else range(len(dataset))
+        options = {"shared": True, "progress": not self.args.disable_tqdm}
+        embeds = encode_dataset(self.encoder(), dataset.rows, self.args.eval_batch_size, images, **options)
+        return tuple(embeds[name].numpy() for name in ("image_embeds", "text_embeds", "caption_image")), None
+
+    def encoder(self) -> ModelEncoder:
+        """The model as it is now, with the inputs of the evaluation set and the precision of the training."""
+        return ModelEncoder(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            text_inputs=self.eval_collator.text_inputs,
+            image_inputs=self.eval_collator.image_inputs,
+            context=self.compute_loss_context_manager,
+        )
+
+    # Saving -----------------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -131,8 +179,10 @@ class MPCLIPTrainer(Trainer):
         self._load_as_saved(self.state.best_model_checkpoint)
 
     def _load_as_saved(self, checkpoint: str) -> None:
-        """Trainer reads a checkpoint's weights by their names in the file, and transformers saves ViT, CLIP and others by names
-        that only `from_pretrained` knows: those of a trained vision tower would be passed over with a warning.
+        """Load the weights of a checkpoint as `from_pretrained` does.
+
+        Trainer reads weights by their names in the file, and transformers saves ViT, CLIP and others by names that only
+        `from_pretrained` knows: those of a trained vision tower would be left out with a warning.
         """
         if self._loads_as_saved:
             model = self.accelerator.unwrap_model(self.model)
@@ -156,15 +206,6 @@ class MPCLIPTrainer(Trainer):
             model = self.accelerator.unwrap_model(self.model)
             repo_id = None if self.hub_pusher is None else self.hub_pusher.repo_id
             self.write_card(self.args.output_dir, repo_id=repo_id, model=model, processor=self.processing_class)
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Embeddings of a batch of images and of all their captions; the labels are the mask of real captions."""
-        inputs = self._prepare_inputs(dict(inputs))
-        caption_mask = inputs.pop("caption_mask")  # (B, C)
-        with torch.inference_mode(), self.compute_loss_context_manager():
-            outputs = model(**inputs)
-        text_embeds = outputs.text_embeds.unflatten(0, tuple(caption_mask.shape))  # (B, C, D)
-        return None, (outputs.image_embeds, text_embeds, caption_mask), caption_mask
 
 
 class _BoundLogitScale(TrainerCallback):

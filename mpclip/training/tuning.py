@@ -5,7 +5,7 @@ Projections, pooling, logit scale and adaptive tokens are trained in every case.
 
 from torch import nn
 
-from .arguments import ModelArguments
+from .options import ModelArguments
 
 
 def boundary_layer(num_layers: int, arguments: ModelArguments) -> int:

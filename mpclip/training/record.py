@@ -1,4 +1,4 @@
-"""What a card must know of a run and nothing but the run can tell: recorded in training.json while it can be seen.
+"""training.json: how a model came to be, recorded while it can be seen.
 
 Later a relative path looks like a Hub id, the towers' folders are gone, and a merged adapter has lost its parameters.
 """
@@ -6,17 +6,25 @@ Later a relative path looks like a Hub id, the towers' folders are gone, and a m
 import datetime
 import logging
 import re
+import shutil
+import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
+import datasets as hf_datasets
+import torch
+import transformers
 import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from modeling_mpclip.model_options import OPTION_NAMES
 from mpclip.data.backbones import BACKBONES
+from mpclip.files import read_json
 from mpclip.hardware import describe_machine
-from mpclip.training.options import DataArguments, ModelArguments
 
-from .facts import read_json
+from .arguments import RunOptions
+from .options import ModelArguments
 
 logger = logging.getLogger("train_hf")
 
@@ -24,34 +32,55 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 HUB_LICENCES = {"Apache-2.0": "apache-2.0", "Gemma terms of use": "gemma"}  # BACKBONES' words -> the Hub's identifiers
 
 
-def origin_facts(
-    trainer, model_arguments: ModelArguments, data_arguments: DataArguments, resumed_from: str | None = None
-) -> dict:
-    """Facts for training.json.
+def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from: str | None = None) -> dict:
+    """The content of training.json.
 
     Args:
-        trainer: with its model as trained, a LoRA adapter not merged yet.
+        trainer: with its model as trained; a LoRA adapter is not merged yet.
+        options: of the run, as they were given.
+        command: as on the command line; a Hub token in it is left out.
         resumed_from: the checkpoint that this part of the run went on from.
 
     Returns:
-        `base_models` and `data` as below, with `train` and `eval` (images and captions) in `data`; `trained_parameters`;
+        `command`, `commit`, `versions`; the options by class, those of the model as its config has them; `base_models` and
+        `data` (with `train` and `eval`: numbers of images and captions) as `describe_source` tells them; `trained_parameters`,
         `processes`, `machine`, `date`, `resumed_from`.
     """
-    datasets = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+    arguments, config, secret = trainer.args, trainer.model.config, trainer.args.hub_token
+    model_options = asdict(options.model) | {name: getattr(config, name) for name in OPTION_NAMES}
+    # The config has the number that a default stands for.
+    model_options["logit_scale_init_value"] = options.model.logit_scale_init_value
+    if options.model.checkpoint:
+        model_options |= {"text_model": None, "vision_model": None}  # the checkpoint has them; the defaults would be a lie
     counts = {
-        name: {"images": len(dataset), "captions": sum(map(len, dataset.rows.with_format(None)["captions"]))}
-        for name, dataset in datasets.items()
-        if dataset is not None
+        name: {"images": len(data), "captions": sum(map(len, data.rows.with_format(None)["captions"]))}
+        for name, data in {"train": trainer.train_dataset, "eval": trainer.eval_dataset}.items()
+        if data is not None
     }
     return {
-        "base_models": base_models(model_arguments),
-        "data": describe_source(data_arguments.dataset, "dataset") | counts,
+        "command": [part.replace(secret, "<HUB_TOKEN>") if secret else part for part in command],
+        "commit": _git_commit(),
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, hf_datasets)},
+        "ModelArguments": model_options,
+        "DataArguments": asdict(options.data),
+        "MPCLIPTrainingArguments": arguments.to_dict() | {"push_to_hub": trainer.hub_pusher is not None},
+        "base_models": base_models(options.model),
+        "data": describe_source(options.data.dataset, "dataset") | counts,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "processes": trainer.args.world_size,
-        "machine": describe_machine(str(trainer.args.device)),
+        "processes": arguments.world_size,
+        "machine": describe_machine(str(arguments.device)),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed_from": resumed_from and Path(resumed_from).name,
     }
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that trains, None outside a git checkout."""
+    if shutil.which("git") is None:
+        return None
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return git.stdout.strip() or None
 
 
 def base_models(arguments: ModelArguments) -> list[dict]:

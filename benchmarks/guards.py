@@ -1,0 +1,241 @@
+"""What checks cost: the seconds that loading, training and searching spend on finding damage, and their share of the whole.
+
+    python -m benchmarks.guards --json docs/cost/guards.json
+    python -m benchmarks.guards --pictures 20000 --examples 500      # smaller, a minute
+
+load            MPCLIPModel.from_pretrained with the check that every weight is finite, against without it
+load and embed  the same with one text embedded, which reads weights that loading alone leaves on disk
+train           the start of train_hf.py on cached states: the hashes of the shards, and those of weights and pictures, from
+                which the cache knows that its states are theirs
+search          python -m mpclip.search query: the dates of files
+search, --verify                               the hashes of files and weights
+
+Loads with and without the check take turns; the seconds are medians. Training and queries run as processes of their own, whose
+whole time counts, from the start of Python to the end; their checks are timed inside. Everything is read from memory, as after
+a first use: checks of files that come from a slow disk cost more, and so does everything else.
+
+The model is SmolLM2-135M with 6 prompts and EfficientNet-Lite0, its projections drawn at random. Cached states are of as many
+rows and bytes as on Flickr8k by default, and zero. The index holds random vectors and grey thumbnails.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import datasets
+import numpy as np
+import PIL.Image
+import torch
+
+import mpclip.search.build
+from benchmarks.record import provenance
+from benchmarks.timing import Clock
+from eval.tables import markdown_table
+from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
+from mpclip.data.backbones import resolve_backbone
+from mpclip.files import write_json
+from mpclip.search.chunks import write_chunk
+from mpclip.training import state_cache
+from mpclip.training.command_line import parse_options
+from mpclip.training.run import build_trainer
+
+GOAL = 5  # percent of the whole, for each check that is not asked for
+TOWERS = ("smollm2-135m", "efficientnet-lite0")
+K, WIDTH = 6, 192  # prompts, channels of an embedding; narrow, so that a million of them take little space
+CAPTIONS = 5  # of each picture
+TOKENS = {"text states": 25, "image states": 49}  # of a row, about those of configs/flickr8k_smollm2.yaml
+
+
+# Loading ----------------------------------------------------------------------------------------------------------
+
+
+def make_model(folder: Path) -> tuple[MPCLIPModel, MPCLIPProcessor]:
+    """A checkpoint in `folder`, and what is in it."""
+    towers = [resolve_backbone(name) for name in TOWERS]
+    model = MPCLIPModel.from_pretrained_towers(*towers, num_prompts=K, projection_dim=WIDTH)
+    processor = MPCLIPProcessor.from_pretrained_towers(*towers, [*model.config.templates, *model.config.negated_templates])
+    for part in (model, processor):
+        part.save_pretrained(folder)
+    return model, processor
+
+
+@torch.inference_mode()
+def loading(folder: Path, processor: MPCLIPProcessor, seconds: float) -> list[dict]:
+    """Rows `load` and `load and embed`."""
+    batch = dict(processor(text=["two dogs on a beach"]))
+
+    def load(checked: bool, embed: bool) -> None:
+        unchecked = mock.patch("modeling_mpclip.checkpoint_guard.not_finite", return_value=[])
+        with contextlib.nullcontext() if checked else unchecked:
+            model = MPCLIPModel.from_pretrained(folder)
+        if embed:
+            model(**batch)
+
+    rows = []
+    for name, embed in (("load", False), ("load and embed", True)):
+        timed = Clock("cpu", seconds).ratio(partial(load, True, embed), partial(load, False, embed))
+        check = (timed["slow_ms"] - timed["fast_ms"]) / 1e3
+        rows.append(_row(name, "weights are finite", timed["slow_ms"] / 1e3, check, timed["rounds"]))
+    return rows
+
+
+# Training ---------------------------------------------------------------------------------------------------------
+
+
+def training(folder: Path, examples: int, repeats: int) -> list[dict]:
+    """Rows `train`, for a start that finds all states of `examples` pictures for training and a tenth of that for evaluation."""
+    for split, count in {"train": examples, "validation": max(examples // 10, 1)}.items():
+        pictures = [{"bytes": _jpeg(size=32)}] * count
+        captions = [[f"picture {i} of {split}, side {j}" for j in range(CAPTIONS)] for i in range(count)]
+        rows = datasets.Dataset.from_dict({"image": pictures, "captions": captions})
+        rows.cast_column("image", datasets.Image()).to_parquet(folder / "data" / f"{split}.parquet")
+    text, vision = TOWERS
+    options = {
+        "text_model": text,
+        "vision_model": vision,
+        "dataset": folder / "data",
+        "eval_split": "validation",
+        "output_dir": folder / "run",
+        "cache_dir": folder / "cache",
+        "cache_states": "true",
+        "num_prompts": K,
+        "projection_dim": WIDTH,
+        "use_cpu": "true",
+    }
+    argv = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    open_store = state_cache.open_store
+
+    def filled(folder, key: dict, width: int, compute, title: str, *rest):
+        """The store with zeros for states, which take no time to compute."""
+        return open_store(folder, key, width, lambda rows: (torch.zeros(TOKENS[title], width) for _ in rows), title, *rest)
+
+    with mock.patch.object(state_cache, "open_store", filled):
+        build_trainer(parse_options(argv))
+    gigabytes = sum(file.stat().st_size for file in (folder / "cache").rglob("*.arrow")) / 1e9
+    whole, checks = _timed("start_training", argv, repeats)
+    return [
+        _row("train", f"hashes of cached states, {gigabytes:.2f} GB", whole, checks["shards"], repeats),
+        _row("train", "whose states they are", whole, checks["keys"], repeats),
+    ]
+
+
+# Searching --------------------------------------------------------------------------------------------------------
+
+
+def searching(folder: Path, model: Path, pictures: int, repeats: int) -> list[dict]:
+    """Rows `search` and `search, --verify`, on a flat index of that many pictures."""
+    generator, grey = np.random.default_rng(0), _jpeg(size=64)
+    keys = [f"{i:07}.jpg" for i in range(pictures)]
+
+    def embedded(encoder, pictures, todo: list[str], integrity, batch_size: int) -> dict:
+        """Random vectors for all pictures, in place of their embeddings."""
+        for number, start in enumerate(range(0, len(todo), mpclip.search.build.CHUNK)):
+            names = todo[start : start + mpclip.search.build.CHUNK]
+            vectors = generator.standard_normal((len(names), WIDTH), dtype=np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            columns = {"key": names, "stamp": ["-"] * len(names), "caption": names, "thumbnail": [grey] * len(names)}
+            integrity.accept([write_chunk(integrity.index / "chunks", number, columns, vectors)])
+        return {}
+
+    named = SimpleNamespace(stamps=dict.fromkeys(keys, "-"))
+    with (
+        mock.patch.object(mpclip.search.build, "_embed", embedded),
+        mock.patch.object(mpclip.search.build, "open_pictures", return_value=named),
+    ):
+        mpclip.search.build.build_index(str(model), "pictures", folder, device="cpu")
+    gigabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
+    argv, rows = ["--index", str(folder), "--device", "cpu", "a street"], []
+    _timed("search", argv, 1)  # notes the dates of the model, which was made after this process started
+    for name, more, check in (("search", [], "dates of files"), ("search, --verify", ["--verify"], "hashes of all files")):
+        whole, checks = _timed("search", [*argv, *more], repeats)
+        rows.append(_row(name, f"{check}, {gigabytes:.2f} GB and weights", whole, checks["search"], repeats))
+    return rows
+
+
+def _timed(program: str, argv: list[str], repeats: int) -> tuple[float, dict[str, float]]:
+    """Median seconds of a program of guard_programs.py, and of each of its checks."""
+    wholes, checks = [], []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "benchmarks.guard_programs", program, *argv]
+        run = subprocess.run(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True, check=True)
+        wholes.append(time.perf_counter() - started)
+        checks.append(json.loads(run.stdout.splitlines()[-1]))
+    return statistics.median(wholes), {name: statistics.median(run[name] for run in checks) for name in checks[0]}
+
+
+def _jpeg(size: int) -> bytes:
+    PIL.Image.new("RGB", (size, size), "grey").save(written := io.BytesIO(), "JPEG")
+    return written.getvalue()
+
+
+# Results ----------------------------------------------------------------------------------------------------------
+
+
+def _row(program: str, check: str, whole: float, seconds: float, repeats: int) -> dict:
+    return {
+        "program": program,
+        "check": check,
+        "whole_s": whole,
+        "check_s": seconds,
+        "share_percent": 100 * seconds / whole,
+        "repeats": repeats,
+    }
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """The rows of all measurements. What they write, some gigabytes, is deleted again."""
+
+    with tempfile.TemporaryDirectory() as checkpoint:
+        _, processor = make_model(Path(checkpoint))
+        rows = loading(Path(checkpoint), processor, options.seconds)
+        with tempfile.TemporaryDirectory() as folder:
+            rows += training(Path(folder), options.examples, options.repeats)
+        with tempfile.TemporaryDirectory() as folder:
+            rows += searching(Path(folder), Path(checkpoint), options.pictures, options.repeats)
+    return {"pictures": options.pictures, "examples": options.examples, "goal_percent": GOAL, "rows": rows}
+
+
+def table(result: dict) -> str:
+    """The rows in Markdown."""
+    head = ["program", "check", "whole, s", "check, s", "share"]
+    rows = [
+        [row["program"], row["check"], row["whole_s"], f"{row['check_s']:.3f}", f"{row['share_percent']:.1f}%"]
+        for row in result["rows"]
+    ]
+    return markdown_table(head, rows)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """The command; returns what it writes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.guards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=int, default=1_000_000, help="in the index (default: %(default)s)")
+    parser.add_argument(
+        "--examples", type=int, default=6000, help="pictures to train on, 5 captions each (default: %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each comparison of loads (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of every other program (default: %(default)s)")
+    parser.add_argument("--json", metavar="OUT.json", help="where to write the result")
+    options = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    result = {**measure(options), **provenance("benchmarks.guards", given)}
+    print(f"\n{table(result)}")
+    if options.json:
+        write_json(options.json, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Recall of text-to-image and image-to-text retrieval on pictures with captions.
+
+Every caption of the split searches all its pictures, and every picture all its captions. A tie counts against the model (see
+eval/metrics.py). The metrics are R@1, R@5 and R@10 both ways in percent (t2i: text to image, i2t: image to text) and their
+mean, `mean_recall`, which decides. The items are ranks, 1 being best: `text_rank` of each caption, `image_rank` of each
+picture, and `caption_image`, the picture that each caption belongs to.
+"""
+
+import argparse
+from pathlib import Path
+
+from eval.result import Result
+
+GRID_QUERIES = 6
+
+
+class Retrieval:
+    name = "retrieval"
+    takes = "pictures with captions: a folder with metadata.jsonl or .csv, parquet, a saved data set, or a Hub id"
+
+    def __init__(self, options: argparse.Namespace | None = None):
+        self.grid: str | None = getattr(options, "grid", None)
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--grid", metavar="OUT.png", help=f"also draw {GRID_QUERIES} queries with the pictures they found")
+
+    def load(self, source: str, split: str, limit: int | None = None):
+        """A table with `image` and `captions`; pictures that cannot be read are named and skipped."""
+        from mpclip.data.image_text import load_image_text
+
+        return load_image_text(source, split, limit=limit)
+
+    def run(self, encoder, rows, **encoding) -> Result:
+        from mpclip.encoding import encode_dataset
+
+        embeds = encode_dataset(encoder, rows, **encoding)
+        if self.grid:
+            write_grid(rows, embeds, self.grid)
+        return measure(embeds)
+
+
+def measure(embeds: dict) -> Result:
+    """Recalls with their intervals, from embeddings as `encode_dataset` gives them."""
+    from eval.metrics import flat, recall_intervals, recalls, retrieval_ranks
+
+    text_ranks, image_ranks = retrieval_ranks(**embeds)
+    owner = embeds["caption_image"].numpy()  # (T,)
+    return Result(
+        task=Retrieval.name,
+        primary="mean_recall",
+        metrics=flat(recalls(text_ranks, image_ranks)),
+        intervals=flat(recall_intervals(text_ranks, image_ranks, owner)),
+        counts={"images": len(image_ranks), "captions": len(text_ranks)},
+        items={"text_rank": text_ranks, "image_rank": image_ranks, "caption_image": owner},
+    )
+
+
+def recalls_of(result: dict) -> tuple[dict, dict]:
+    """Recalls and their intervals by direction, from the JSON of a retrieval result.
+
+    Results of the first form of the project, which held them by direction, are read too.
+
+    Returns:
+        `{"text_to_image": {"R@1": x, ...}, "image_to_text": {...}}` and the same of [low, high].
+
+    Raises:
+        ValueError: it is no retrieval result.
+    """
+    from eval.metrics import RECALLS, SHORT
+
+    if SHORT.keys() <= result.keys():
+        return {way: result[way] for way in SHORT}, result.get("interval_95", {})
+    try:
+        recalls, intervals = (
+            {way: {f"R@{k}": result[part][f"{short}_R@{k}"] for k in RECALLS} for way, short in SHORT.items()}
+            for part in ("metrics", "intervals")
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"this is no result of `python -m eval retrieval --json`: it has no {error}.") from error
+    return recalls, intervals
+
+
+def write_grid(rows, embeds: dict, path: str | Path) -> None:
+    """Draw a few queries with the pictures they found, taken at even intervals so that nobody picked them.
+
+    Args:
+        rows: the pictures and captions.
+        embeds: their embeddings, as from `encode_dataset`.
+        path: of the PNG.
+    """
+    import numpy as np
+
+    from eval.query_grid import query_grid
+
+    count = len(embeds["text_embeds"])
+    chosen = np.linspace(0, count - 1, min(GRID_QUERIES, count)).astype(int)  # (Q,)
+    captions = [caption for row in rows["captions"][:] for caption in row]
+    query_grid(
+        [captions[t] for t in chosen],
+        rows["image"],
+        embeds["text_embeds"][chosen] @ embeds["image_embeds"].T,  # (Q, I)
+        embeds["caption_image"][chosen],
+        path,
+    )

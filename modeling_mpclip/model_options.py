@@ -1,0 +1,106 @@
+"""The choices of a model, each declared once: name, default, legal values, help.
+
+[`MPCLIPConfig`] has them as attributes, `train_hf.py` as options and recipe keys, docs/options.md as a table. Imports neither
+torch nor transformers, so that a command's help is shown at once.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+MAX_TEXT_LENGTH = 128  # tokens a text is cut to, prompts not counted; LLM tokenizers come with the LLM's context length
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its help. Its legal values, where they are few, are its type: `Literal["a", "b"]`."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelOptions:
+    """What can be chosen for a model. None means that the default depends on other choices, as the help says."""
+
+    num_prompts: int = option(6, "K, the number of prompts per text. Each gives projection_dim / K dimensions.")
+    projection_dim: int = option(768, "D, the dimensions of an embedding; a multiple of num_prompts.")
+    shared_projection: bool = option(False, "Project all prompts by one matrix instead of one matrix each.")
+    templates: list[str] | None = option(
+        None,
+        "K prompt templates that name their adaptive tokens [APT-1], ... Default: 'The [APT-i] of this image means:'.",
+    )
+    negated_templates: list[str] | None = option(
+        None,
+        "The K negated twins of the templates; an empty list for a model without negation. "
+        "Default: 'The [APT-i] of this image does NOT mean:' for the default templates, none for your own.",
+    )
+    adaptive_tokens: Literal["boundary", "input"] = option(
+        "boundary",
+        "Where the adaptive tokens are learned. 'input' (the paper): as input embeddings. 'boundary' (ours): as a vector per "
+        "token, added where the trained layers begin; the layers below then run once and are cached (cache_states).",
+    )
+    boundary_layer: int | None = option(
+        None,
+        "Index of the layer before which adaptive_tokens='boundary' adds its vectors, 0 to the number of layers. "
+        "Default: the first trained layer when training, else the last layer.",
+    )
+    text_pooling: Literal["prompts", "mean", "last_token"] = option(
+        "prompts",
+        "How a text becomes a vector. 'prompts': the last token of each prompt. The baselines 'mean' and 'last_token' read the "
+        "text itself and need num_prompts=1.",
+    )
+    image_pooling: Literal["attention_per_prompt", "attention", "mean", "cls"] = option(
+        "attention_per_prompt",
+        "How vision tokens become a vector. 'attention_per_prompt': one learned pooling query per prompt (ours). 'attention': "
+        "one for all prompts (the paper). 'mean' and 'cls': the mean of the tokens, the class token.",
+    )
+    pooling_queries: int | None = option(
+        None,
+        "Number of pooling queries; each gives D / Q dimensions. Default: K for 'attention_per_prompt', 1 for 'attention'.",
+    )
+    pooling_width: int = option(512, "Channels inside the attention pooling.")
+    pooling_heads: int = option(8, "Heads of the attention pooling; a divisor of pooling_width.")
+    loss: Literal["softmax", "sigmoid"] = option(
+        "softmax", "Contrastive loss. 'softmax': CLIP's. 'sigmoid': SigLIP's, with a learned bias."
+    )
+    logit_scale_init_value: float | None = option(
+        None, "Logarithm of the initial logit scale. Default: log(1 / 0.07), or log(10) for loss='sigmoid'."
+    )
+    logit_bias_init_value: float = option(-10.0, "Initial logit bias of loss='sigmoid'.")
+    diversity_weight: float = option(0.0, "Weight of the diversity loss, which pushes the prompts of a text apart. 0: off.")
+    diversity_margin: float = option(0.0, "Cosine of two prompts up to which the diversity loss is zero (ours).")
+    negation_weight: float = option(0.0, "Weight of the negation loss; needs negated_templates. 0: off.")
+    negation_form: Literal["contrastive", "hinge"] = option(
+        "contrastive",
+        "'contrastive': the negated text is one more negative of its image. 'hinge': a text and its negation lie apart.",
+    )
+    negation_margin: float = option(0.0, "Cosine up to which negation_form='hinge' is zero.")
+    elastic_prompts: bool = option(
+        False,
+        "Also train the first m prompts alone, with m drawn in every step: their segments are then a good embedding by "
+        "themselves (ours).",
+    )
+    initializer_range: float = option(0.02, "Standard deviation of newly initialised linear layers.")
+
+
+OPTION_NAMES = tuple(option.name for option in fields(ModelOptions))
+
+
+def choices(options: type, name: str) -> tuple[str, ...]:
+    """The legal values of a `Literal` field of a dataclass; () for any other field."""
+    kind = get_type_hints(options)[name]
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def refuse_unknown_choices(options: object, declared: type) -> None:
+    """Check the `Literal` fields that the dataclass `declared` declares.
+
+    Raises:
+        ValueError: a value is none of the legal ones; the message names them.
+    """
+    for declaration in fields(declared):
+        legal, value = choices(declared, declaration.name), getattr(options, declaration.name)
+        if legal and value not in legal:
+            raise ValueError(f"{declaration.name}={value!r} is unknown; use one of {', '.join(map(repr, legal))}.")
+
+
+def list_of_options(declared: type) -> str:
+    """The options of a dataclass as an `Args:` list: name, default, help."""
+    return "\n".join(f"        {o.name} (default {o.default!r}): {o.metadata['help']}" for o in fields(declared))

@@ -1,0 +1,54 @@
+"""Opens a checkpoint as an encoder: ours, a dual encoder of transformers, or a sentence-transformers model."""
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import is_sentence_transformer_model
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
+
+from mpclip.hardware import best_device
+
+from .encoder import Encoder, ModelEncoder, PeerEncoder, SentenceEncoder
+
+# What a peer's processor is told beside padding and truncation, by model type.
+TEXT_OPTIONS = {"siglip": {"padding": "max_length"}, "siglip2": {"padding": "max_length", "max_length": 64}}
+
+
+def load_encoder(name: str, dtype: str = "float32", device: str | None = None, **model_kwargs) -> Encoder:
+    """The encoder of a checkpoint, in evaluation mode.
+
+    The Python files of a checkpoint are run (trust_remote_code=True): load only checkpoints you trust.
+
+    Args:
+        name: folder or Hub id.
+        dtype: of the weights, "float32", "bfloat16" or "float16".
+        device: by default the GPU if there is one.
+        model_kwargs: for `from_pretrained`, such as `quantization_config`.
+
+    Raises:
+        ValueError: the model is neither a dual encoder nor a sentence-transformers model.
+        OSError: nothing is found under that name.
+    """
+    device = device or best_device()
+    kwargs = {"dtype": getattr(torch, dtype), **model_kwargs}
+    kind = _model_type(name)
+    if kind != "mpclip" and is_sentence_transformer_model(name):
+        model = SentenceTransformer(name, device=device, trust_remote_code=True, model_kwargs=kwargs)
+        return SentenceEncoder(model.eval(), name)
+    model = AutoModel.from_pretrained(name, trust_remote_code=True, **kwargs).to(device).eval()
+    if kind == "mpclip":
+        opener = AutoTokenizer if model.config.text_only else AutoProcessor
+        return ModelEncoder(model, opener.from_pretrained(name, trust_remote_code=True), name)
+    if not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
+        raise ValueError(
+            f"{name} is a {type(model).__name__}, which does not embed both texts and pictures. Give an MP-CLIP checkpoint, a "
+            "dual encoder such as CLIPModel or SiglipModel, or a sentence-transformers model."
+        )
+    return PeerEncoder(model, AutoProcessor.from_pretrained(name), name, TEXT_OPTIONS.get(kind))
+
+
+def _model_type(name: str) -> str | None:
+    """What config.json says, None where there is none: sentence-transformers models may keep it in a sub-folder."""
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=True).model_type
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,170 @@
+"""Encoders: texts, pictures and clips -> vectors that can be compared by inner product.
+
+Every encoder gives (B, D) float32 embeddings on the CPU, L2-normalised. The model computes in its own dtype on its own device;
+the norm is taken in float32, in which bfloat16 would be off by 0.003.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .batches import by_length, in_batches
+from .fingerprint import model_fingerprint
+
+Picture = PIL.Image.Image
+
+
+class Encoder(ABC):
+    """A model with the inputs that belong to it.
+
+    Attributes:
+        name: the folder or Hub id it was loaded from, or what the caller calls it.
+        segments: K, into how many equal segments an embedding falls; 1 for models without prompts.
+        device: where it computes.
+    """
+
+    name: str
+    segments: int = 1
+    device: torch.device
+
+    def texts(self, texts: Sequence[str], batch_size: int = 64, **options) -> Tensor:
+        """(T, D) embeddings of texts. Equal texts are embedded once. `options` are those of `in_batches`."""
+        distinct = by_length(texts)
+        place = {text: i for i, text in enumerate(distinct)}
+        embeds = in_batches(self.embed_texts, distinct, batch_size, **{"title": "Embedding texts", **options})
+        return embeds[[place[text] for text in texts]]
+
+    def images(self, images: Sequence, batch_size: int = 64, **options) -> Tensor:
+        """(I, D) embeddings of pictures (PIL, RGB). `options` are those of `in_batches`."""
+        return in_batches(self.embed_images, images, batch_size, **{"title": "Embedding images", **options})
+
+    def clips(self, clips: Sequence[Sequence[Picture]], batch_size: int = 8, **options) -> Tensor:
+        """(V, D) embeddings of clips, each a list of frames (PIL, RGB). `options` are those of `in_batches`."""
+        return in_batches(self.embed_clips, clips, batch_size, **{"title": "Embedding clips", **options})
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what embeddings depend on: weights, config, how pictures are prepared."""
+        return model_fingerprint(self.name, self.model)
+
+    @abstractmethod
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """One batch of texts -> (B, D)."""
+
+    @abstractmethod
+    def embed_images(self, images: Sequence) -> Tensor:
+        """One batch of pictures -> (B, D)."""
+
+    @torch.inference_mode()
+    def embed_clips(self, clips: Sequence[Sequence[Picture]]) -> Tensor:
+        """One batch of clips -> (B, D): the mean of the frames' embeddings, for models that know no video."""
+        frames = self.embed_images([frame for clip in clips for frame in clip])  # (sum of lengths, D)
+        parts = frames.split([len(clip) for clip in clips])
+        return normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
+
+
+class ModelEncoder(Encoder):
+    """An [`MPCLIPModel`] with its processor, loaded or in training.
+
+    Args:
+        model: the model, or its `PeftModel`, on its device and in evaluation mode.
+        processor: its [`MPCLIPProcessor`]; of a text-only model the tokenizer.
+        text_inputs: texts -> arguments of the model's forward, where they do not come from the processor: cached states.
+        image_inputs: likewise for items of `images`.
+        context: opened around every forward pass, such as a Trainer's mixed precision.
+    """
+
+    def __init__(
+        self,
+        model,
+        processor,
+        name: str = "model",
+        text_inputs: Callable[[Sequence[str]], dict[str, Tensor]] | None = None,
+        image_inputs: Callable[[Sequence[Any]], dict[str, Tensor]] | None = None,
+        context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ):
+        self.model, self.processor, self.name, self.context = model, processor, name, context
+        self.segments = model.config.num_prompts
+        self.device = next(model.parameters()).device
+        self._text_inputs = text_inputs or self._tokenized
+        self._image_inputs = image_inputs or self._processed
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return self._forward(self._text_inputs(list(texts))).text_embeds.cpu()  # (B, D)
+
+    def embed_images(self, images: Sequence) -> Tensor:
+        return self._forward(self._image_inputs(list(images))).image_embeds.cpu()  # (B, D)
+
+    def embed_clips(self, clips: Sequence[Sequence[Picture]]) -> Tensor:
+        """One batch of clips -> (B, D): the model's own pooling over the tokens of all frames."""
+        return self._forward(self.processor(videos=[list(clip) for clip in clips])).image_embeds.cpu()  # (B, D)
+
+    @torch.inference_mode()
+    def _forward(self, inputs: dict[str, Tensor]):
+        with self.context():
+            return self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+
+    def _tokenized(self, texts: list[str]) -> dict[str, Tensor]:
+        # A text-only model comes with its tokenizer, which also takes texts first.
+        tokenize = getattr(self.processor, "tokenizer", self.processor)
+        batch = tokenize(texts, padding=True, truncation=True, return_tensors="pt")
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}  # (B, N) each
+
+    def _processed(self, images: list) -> dict[str, Tensor]:
+        return dict(self.processor(images=images))  # pixel_values (B, C, H, W)
+
+
+class PeerEncoder(Encoder):
+    """A dual encoder of transformers: `CLIPModel`, `SiglipModel`, `Siglip2Model` and whatever else has their two methods.
+
+    Args:
+        model: offers `get_text_features` and `get_image_features`; on its device and in evaluation mode.
+        processor: its processor.
+        text_options: for the processor; SigLIP wants every text padded to the length it was trained with.
+    """
+
+    def __init__(self, model, processor, name: str = "model", text_options: dict | None = None):
+        self.model, self.processor, self.name = model, processor, name
+        self.device = model.device
+        self.text_options = {"padding": True, "truncation": True, **(text_options or {})}
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return self._features(self.model.get_text_features, text=list(texts), **self.text_options)
+
+    def embed_images(self, images: Sequence) -> Tensor:
+        return self._features(self.model.get_image_features, images=list(images))
+
+    @torch.inference_mode()
+    def _features(self, embed: Callable, **inputs) -> Tensor:
+        batch = self.processor(return_tensors="pt", **inputs)
+        batch = {
+            name: tensor.to(self.device, self.model.dtype if tensor.is_floating_point() else None)
+            for name, tensor in batch.items()
+        }
+        return normalize(embed(**batch).pooler_output.float(), dim=-1).cpu()  # (B, D)
+
+
+class SentenceEncoder(Encoder):
+    """Any sentence-transformers model; pictures as far as it takes them.
+
+    Args:
+        model: a `SentenceTransformer`.
+    """
+
+    def __init__(self, model, name: str = "model"):
+        self.model, self.name, self.device = model, name, model.device
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return self._encode(list(texts))
+
+    def embed_images(self, images: Sequence) -> Tensor:
+        return self._encode(list(images))
+
+    def _encode(self, inputs: list) -> Tensor:
+        embeds = self.model.encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False)
+        return normalize(embeds.float(), dim=-1).cpu()  # (B, D)

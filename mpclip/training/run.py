@@ -1,0 +1,259 @@
+"""A training run from its options to the saved model: build it, run or resume it, save what it gave.
+
+    options = parse_options(["configs/flickr8k_smollm2.yaml", "--dataset", "photos"])
+    trainer = build_trainer(options)
+    metrics = train(trainer, options=options)
+
+None of the functions changes the options it is given.
+"""
+
+import copy
+import logging
+import shlex
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import AutoConfig, set_seed
+
+from eval.metrics import retrieval_compute_metrics
+from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
+from modeling_mpclip.model_options import OPTION_NAMES
+from mpclip.data.backbones import resolve_backbone
+from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.files import write_json
+
+from .arguments import MPCLIPTrainingArguments, RunOptions
+from .collator import MPCLIPCollator
+from .hub_push import HubPusher
+from .options import DataArguments, ModelArguments
+from .record import record_of
+from .resume import checkpoint_to_resume
+from .state_cache import ImageStates, TextStates, cache_image_states, cache_text_states
+from .trainer import MPCLIPTrainer
+from .tuning import boundary_layer, prepare_tuning
+
+logger = logging.getLogger("train_hf")
+
+OpenSplit = Callable[[DataArguments, str], datasets.Dataset]
+
+
+def build_model(options: ModelArguments, max_text_length: int) -> tuple[MPCLIPModel, MPCLIPProcessor]:
+    """The model to start from, and its processor.
+
+    Args:
+        options: two towers to join, or a checkpoint to continue.
+        max_text_length: tokens that texts are cut to.
+
+    Raises:
+        ValueError: options that do not fit together, or that a checkpoint decides itself.
+        OSError: a tower or checkpoint is not found.
+    """
+    if options.checkpoint:
+        default = ModelArguments()
+        given = [name for name in (*OPTION_NAMES, "adaptive_init") if getattr(options, name) != getattr(default, name)]
+        if given:
+            raise ValueError(
+                f"--checkpoint {options.checkpoint} brings its own config; {', '.join(given)} would be ignored. "
+                "Leave them out, or build a new model from --text_model and --vision_model."
+            )
+        model = MPCLIPModel.from_pretrained(options.checkpoint, dtype=torch.float32)
+        return model, MPCLIPProcessor.from_pretrained(options.checkpoint)
+    text, vision = resolve_backbone(options.text_model), resolve_backbone(options.vision_model)
+    chosen = {name: getattr(options, name) for name in OPTION_NAMES}
+    scratch = options.text_from_scratch
+    text_config = AutoConfig.from_pretrained(scratch or text).get_text_config()
+    if options.adaptive_tokens == "boundary" and options.boundary_layer is None:
+        chosen["boundary_layer"] = boundary_layer(text_config.num_hidden_layers, options)
+    config = MPCLIPConfig(text_config, **chosen)  # refuses what does not fit before anything is loaded
+    processor = MPCLIPProcessor.from_pretrained_towers(text, vision, config.all_templates, max_text_length)
+    model = MPCLIPModel.from_pretrained_towers(
+        text,
+        vision,
+        tokenizer=processor.tokenizer,
+        adaptive_init=options.adaptive_init,
+        text_config=text_config if scratch else None,
+        **chosen,
+    )
+    return model, processor
+
+
+def open_rows(options: DataArguments, split: str) -> datasets.Dataset:
+    """One split of the data set, its images checked."""
+    return load_image_text(
+        options.dataset,
+        split,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        bad_images=options.bad_images,
+    )
+
+
+def cached_states(
+    model: MPCLIPModel,
+    processor: MPCLIPProcessor,
+    rows: datasets.Dataset,
+    *,
+    options: RunOptions,
+    negated: bool = False,
+) -> tuple[TextStates | None, ImageStates | None]:
+    """The stored states of the frozen towers for `MPCLIPCollator`; None for what is not cached.
+
+    Args:
+        rows: with `image` and `captions`.
+        negated: with the negated prompts.
+    """
+    data, device = options.data, options.training.device
+    if not data.cache_states:
+        return None, None
+    folder = Path(data.cache_dir)
+    text = images = None
+    if data.cache_text_states:
+        captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
+        text = cache_text_states(model, processor.tokenizer, captions, folder, negated, data.cache_format, device)
+    if options.model.vision_tuning == "frozen":
+        images = cache_image_states(model, processor.image_processor, rows, folder, data.cache_format, device)
+    return text, images
+
+
+def build_trainer(
+    options: RunOptions, *, write_card: Callable | None = None, open_split: OpenSplit = open_rows
+) -> MPCLIPTrainer:
+    """The Trainer of a run: data, model, what of it is trained, cached states.
+
+    Args:
+        options: of the run.
+        write_card: writes the model card, as `model_card.card.write_card` does; None leaves it to transformers.
+        open_split: opens a split of the data. Whoever trains on the same data many times need not check its images anew.
+
+    Raises:
+        ValueError: options that do not fit together; the message says which and what to set.
+    """
+    model_options, data = options.model, options.data
+    arguments = _trainer_arguments(options)
+    cached_images = data.cache_states and model_options.vision_tuning == "frozen"
+    _refuse_illegal(options, cached_images)
+    hub_pusher = HubPusher(options.training, data.cache_dir) if options.training.push_to_hub else None  # may refuse
+    set_seed(arguments.seed)
+    rows = {"train": open_split(data, data.train_split)}
+    if data.eval_split:
+        rows["eval"] = open_split(data, data.eval_split)
+
+    base, processor = build_model(model_options, data.max_text_length)
+    model = prepare_tuning(base, model_options)
+    counts = [sum(p.numel() for p in base.parameters() if p.requires_grad or not only) for only in (True, False)]
+    logger.info("%d of %d parameters are trained", *counts)
+
+    def collator(split: str) -> MPCLIPCollator:
+        negated = split == "train" and base.config.negation_weight > 0  # evaluation has no use for negated prompts
+        return MPCLIPCollator(processor, *cached_states(base, processor, rows[split], options=options, negated=negated))
+
+    return MPCLIPTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=ImageTextDataset(rows["train"], "random", arguments.seed, not cached_images, data.smallest_crop),
+        eval_dataset=ImageTextDataset(rows["eval"], "all", with_images=not cached_images) if "eval" in rows else None,
+        data_collator=collator("train"),
+        eval_collator=collator("eval") if "eval" in rows else None,
+        train_groups=_groups(rows["train"], data.group_column),
+        group_size=data.group_size,
+        hub_pusher=hub_pusher,
+        write_card=write_card and partial(write_card, rows=rows.get("eval", rows["train"])),
+        compute_metrics=retrieval_compute_metrics,
+        processing_class=processor,
+    )
+
+
+def train(trainer: MPCLIPTrainer, *, options: RunOptions, command: list[str] | None = None) -> dict[str, float]:
+    """Run or resume training, evaluate, and save the model with its processor, metrics, record and card.
+
+    Args:
+        trainer: from `build_trainer`.
+        options: the same as there.
+        command: recorded in training.json.
+
+    Returns:
+        The final metrics.
+
+    Raises:
+        OtherRun: the output folder has checkpoints of a run with other options.
+        PushFailed: the model is saved and could not be pushed.
+    """
+    folder, writes = Path(trainer.args.output_dir), trainer.is_world_process_zero()
+    resumed_from = checkpoint_to_resume(options, writes=writes)
+    metrics = trainer.train(resume_from_checkpoint=resumed_from).metrics
+    trainer.save_metrics("train", metrics, combined=False)
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics, combined=False)
+    if writes:
+        record = record_of(trainer, options=options, command=command or [], resumed_from=resumed_from)
+        write_json(folder / "training.json", record)
+    save_final(trainer, with_adapter=options.model.checkpoint is not None)
+    _write_card(trainer)
+    if writes:
+        logger.info("The model is in %s", folder)
+        if trainer.hub_pusher is not None:
+            trainer.hub_pusher.push_final()
+    return metrics
+
+
+def save_final(trainer: MPCLIPTrainer, *, with_adapter: bool) -> None:
+    """Save the whole model to `output_dir`, with LoRA the merged one.
+
+    Args:
+        with_adapter: also save the adapter, to adapter/. It belongs on the checkpoint that training continued; two towers that
+            were joined with new random parts leave none to put it on.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(Path(trainer.args.output_dir, "adapter"), ignore_errors=True)  # an earlier run's, of another model
+    if hasattr(model, "merge_and_unload"):
+        if with_adapter and trainer.is_world_process_zero():
+            model.save_pretrained(Path(trainer.args.output_dir, "adapter"))
+        trainer.model = model.merge_and_unload()
+    trainer.save_model()
+
+
+def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:
+    """A copy of the training arguments for Trainer: it pushes nothing itself, and evaluates only where there is a split."""
+    arguments = copy.copy(options.training)
+    arguments.push_to_hub = False  # HubPusher does
+    arguments.dataloader_pin_memory &= arguments.device.type != "cpu"
+    if not options.data.eval_split:
+        arguments.eval_strategy, arguments.load_best_model_at_end = "no", False
+    return arguments
+
+
+def _refuse_illegal(options: RunOptions, cached_images: bool) -> None:
+    if options.data.dataset is None:
+        raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
+    if options.training.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {options.training.n_gpu} GPUs, among which torch would split every batch. "
+            "Start a process for each: accelerate launch train_hf.py ..., or show it one: CUDA_VISIBLE_DEVICES=0."
+        )
+    if cached_images and options.data.smallest_crop < 1:
+        raise ValueError(
+            f"smallest_crop={options.data.smallest_crop} draws new crops in every epoch, but cache_states keeps the states "
+            "of whole images. Use --vision_tuning full, --cache_states false or --smallest_crop 1."
+        )
+
+
+def _groups(rows: datasets.Dataset, column: str | None) -> list | None:
+    if column is not None and column not in rows.column_names:
+        raise ValueError(f"group_column={column!r} is no column of the data set; it has {', '.join(rows.column_names)}.")
+    return None if column is None else rows.with_format(None)[column]
+
+
+def _write_card(trainer: MPCLIPTrainer) -> None:
+    try:
+        trainer.create_model_card()
+    except Exception as error:  # whatever it is, the model is saved and can be pushed
+        command = ["python", "-m", "model_card", trainer.args.output_dir]
+        if trainer.hub_pusher is not None:
+            command += ["--repo_id", trainer.hub_pusher.repo_id]
+        logger.warning("The model card could not be written: %r\nTo write it later: %s", error, shlex.join(command))
