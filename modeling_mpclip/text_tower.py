@@ -273,7 +273,9 @@ def _without_checkpointing(layer: nn.Module):
 
 def _gather(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """(B, L, C), (B, R) -> (B, R, C)."""
-    return torch.take_along_dim(x, columns[..., None], dim=1)
+    x = x.expand(columns.shape[0], -1, -1)
+    # Not torch.take_along_dim, which fixes the batch size of an exported graph.
+    return x.gather(1, columns[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """The model card says what the files beside it say, its snippets run, and it is the one that is pushed."""
 
 import json
-import logging
 import re
 import shutil
 import threading
@@ -15,15 +14,14 @@ import pytest
 import torch
 import yaml
 from conftest import arguments, make_model, make_processor, make_tokenizer
-from eval.retrieval import evaluate_retrieval
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from model_card.energy import measured_energy
-from model_card.origin import base_models, describe_source
 from PIL import Image
 from safetensors.torch import load_file
 
+import eval.__main__
 import train_hf
+from eval.tasks.retrieval import recalls_of
 from model_card.__main__ import main
 from model_card.attention_grid import attention_grid, heat_over, pooling_maps, token_grid
 from model_card.card import write_card
@@ -33,6 +31,7 @@ from mpclip.data.backbones import BACKBONES
 from mpclip.export.int8 import quantize
 from mpclip.export.text import export_text
 from mpclip.training.options import ModelArguments
+from mpclip.training.record import base_models, describe_source
 
 
 @pytest.fixture(scope="module")
@@ -220,10 +219,17 @@ def test_a_checkpoint_of_unknown_origin(tmp_path):
 # Evaluations -----------------------------------------------------------------------------------------------------
 
 
+def measured(model, folder, split: str, file, *options: str) -> dict:
+    """The JSON of `python -m eval retrieval` on the squares."""
+    given = ["--model", str(model), "--data", str(folder / "data"), "--split", split, "--json", str(file)]
+    eval.__main__.main(["retrieval", *given, *options])
+    return json.loads(file.read_text())
+
+
 def test_the_command_takes_evaluations_in(folder, run, capsys):
-    first = evaluate_retrieval(str(run), str(folder / "data"), "validation", json_path=run / "first.json")
-    second = evaluate_retrieval(str(run), str(folder / "data"), "train", limit=6)
-    second["text_to_image"]["R@1"] = 12.3456  # of 15 captions it could be a round number
+    first = measured(run, folder, "validation", run / "first.json")
+    second = measured(run, folder, "train", run / "second.json", "--limit", "6")
+    second["metrics"]["t2i_R@1"] = 12.3456  # of 15 captions it could be a round number
     (run / "second.json").write_text(json.dumps(second))
     picture = (run / "assets" / "attention.png").read_bytes()
     main([str(run), "--eval", str(run / "first.json"), str(run / "second.json"), "--repo_id", "you/mine"])
@@ -232,11 +238,10 @@ def test_the_command_takes_evaluations_in(folder, run, capsys):
     assert 'from_pretrained("you/mine", trust_remote_code=True)' in card and "# mine\n" in card
     for split, result in (("validation", first), ("train", second)):
         cells = []
-        for way in ("text_to_image", "image_to_text"):
-            for recall, value in result[way].items():
-                low, high = result["interval_95"][way][recall]
-                cells.append(f"{value:.1f} ± {(high - low) / 2:.1f}")
-        assert f"| `data` | `{split}` | {' | '.join(cells)} | {result['mean_recall']:.1f} |" in card
+        for name in (f"{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)):
+            low, high = result["intervals"][name]
+            cells.append(f"{result['metrics'][name]:.1f} ± {(high - low) / 2:.1f}")
+        assert f"| `data` | `{split}` | {' | '.join(cells)} | {result['metrics']['mean_recall']:.1f} |" in card
     assert card.count("| `data` | `validation` |") == 1  # in place of the evaluation of training
     assert "6 images, 15 captions" in card and "the first 6 images only" in card
     _, results = model_index_to_eval_results(metadata_load(run / "README.md")["model-index"])
@@ -246,7 +251,7 @@ def test_the_command_takes_evaluations_in(folder, run, capsys):
 
 
 def test_evaluations_that_do_not_belong_are_refused(folder, run, tmp_path, capsys):
-    result = evaluate_retrieval(str(run), str(folder / "data"), "validation", json_path=tmp_path / "a.json")
+    result = measured(run, folder, "validation", tmp_path / "a.json")
     (tmp_path / "b.json").write_text(json.dumps(result | {"model": "runs/another"}))
     (tmp_path / "c.json").write_text("{}")
     before = (run / "README.md").read_text()
@@ -262,13 +267,35 @@ def test_evaluations_that_do_not_belong_are_refused(folder, run, tmp_path, capsy
     assert (run / "README.md").read_text() == before
 
 
+def test_differences_are_a_note_of_their_retrieval(folder, run, tmp_path):
+    recall = measured(run, folder, "validation", tmp_path / "recall.json")
+    told = {name: recall[name] for name in ("model", "data", "split", "images", "captions")}
+    told |= {"task": "differences", "metrics": {"right": 75.0, "wrong_relation": 20.0, "wrong_other_scene": 5.0}}
+    (tmp_path / "differences.json").write_text(json.dumps(told))
+    card = write_card(run, evaluations=[tmp_path / "differences.json", tmp_path / "recall.json"]).read_text()
+    assert "percent of captions with a wrong picture first, by what differs: relation 20.0, other scene 5.0" in card
+    (tmp_path / "elsewhere.json").write_text(json.dumps(told | {"split": "test"}))
+    with pytest.raises(ValueError, match="tells differences on data, test: give a retrieval result of that split too"):
+        write_card(run, evaluations=[tmp_path / "elsewhere.json"])
+
+
+def test_results_of_the_first_form_are_still_taken(folder, run, tmp_path):
+    result = measured(run, folder, "validation", tmp_path / "a.json")
+    ways, intervals = recalls_of(result)
+    first_form = {name: value for name, value in result.items() if name not in ("task", "primary", "metrics", "intervals")}
+    first_form |= ways | {"interval_95": intervals, "mean_recall": result["metrics"]["mean_recall"]}
+    (tmp_path / "old.json").write_text(json.dumps(first_form))
+    new, old = (write_card(run, evaluations=[tmp_path / name]).read_text() for name in ("a.json", "old.json"))
+    assert new == old
+
+
 def test_recalls_of_int8_weights_are_shown_as_such_and_are_not_the_models(folder, run):
-    own = evaluate_retrieval(str(run), str(folder / "data"), "validation", json_path=run / "own.json")
-    other = {"quantize": "int8", "text_to_image": {"R@1": 1.5, "R@5": 2.5, "R@10": 3.5}}
+    own = measured(run, folder, "validation", run / "own.json")
+    other = {"quantize": "int8", "metrics": own["metrics"] | {"t2i_R@1": 1.5}}
     (run / "int8.json").write_text(json.dumps(own | other))
     card = write_card(run, evaluations=[run / "own.json", run / "int8.json"]).read_text()
     rows = dict(re.findall(r"^\| `data` \| `validation`(.*?) \| (\S+) ", card, flags=re.MULTILINE))
-    assert rows == {"": f"{own['text_to_image']['R@1']:.1f}", ", int8 weights": "1.5"}
+    assert rows == {"": f"{own['metrics']['t2i_R@1']:.1f}", ", int8 weights": "1.5"}
     assert "`validation`, int8 weights: 4 images, 10 captions; int8 weights of the LLM, made so while loading; float32" in card
     _, results = model_index_to_eval_results(metadata_load(run / "README.md")["model-index"])
     assert len(results) == 6 and 1.5 not in [result.metric_value for result in results]
@@ -324,13 +351,13 @@ def test_a_text_only_export_has_a_card(run, tmp_path, monkeypatch, capsys):
 def test_an_int8_checkpoint_has_a_card(folder, run, tmp_path, monkeypatch):
     pytest.importorskip("torchao", reason="int8 weights need torchao: pip install 'torchao>=0.18'")
     quantize(str(run), tmp_path / "int8")
-    result = evaluate_retrieval(str(tmp_path / "int8"), str(folder / "data"), "validation", json_path=tmp_path / "int8.json")
+    result = measured(tmp_path / "int8", folder, "validation", tmp_path / "int8.json")
     card = ModelCard.load(write_derived_card(tmp_path / "int8", run, evaluations=[tmp_path / "int8.json"]))
     text, data = text_of(tmp_path / "int8"), card.data.to_dict()
     assert "`finished` with int8 weights, made without training" in text and ", torchao and torch" in text
     assert "base_model" not in data  # the source is on no Hub
     _, results = model_index_to_eval_results(data["model-index"])
-    assert results[0].metric_value == round(result["text_to_image"]["R@1"], 2)
+    assert results[0].metric_value == round(result["metrics"]["t2i_R@1"], 2)
     assert text.index(f"| {result['mean_recall']:.1f} |") < text.index("Recall in percent **of `finished`**")
     (snippet,) = re.findall(r"^```python\n(.*?)^```", card.content, flags=re.DOTALL | re.MULTILINE)
     Image.new("RGB", (50, 40), "red").save(tmp_path / "picture.jpg")
@@ -486,7 +513,7 @@ def test_where_models_and_data_come_from(tmp_path, monkeypatch):
     assert (both["tower"], both["hub_id"]) == ("both", "org/open")
 
 
-# Pushing, energy, resuming ---------------------------------------------------------------------------------------
+# Pushing, resuming -----------------------------------------------------------------------------------------------
 
 
 def test_the_card_is_the_one_pushed(folder, tmp_path, monkeypatch):
@@ -507,36 +534,6 @@ def test_the_card_is_the_one_pushed(folder, tmp_path, monkeypatch):
     assert pushed["card"] == (tmp_path / "mine" / "README.md").read_text() and pushed["picture"]
     assert 'from_pretrained("you/mine", trust_remote_code=True)' in pushed["card"]
     assert "8 images with 20 captions" in pushed["card"] and "| `data` | `validation` |" in pushed["card"]
-
-
-def test_energy_by_codecarbon_where_it_is(folder, tmp_path, monkeypatch, caplog):
-    log = []
-
-    class OfflineEmissionsTracker:
-        def __init__(self, **options):
-            assert options["save_to_file"] is False and len(options["country_iso_code"]) == 3
-            logging.getLogger("codecarbon").warning("what codecarbon says before it has read log_level")
-
-        def start(self):
-            log.append("start")
-
-        def stop(self):
-            log.append("stop")
-            self.final_emissions_data = types.SimpleNamespace(energy_consumed=0.0125)
-
-    logging.getLogger("codecarbon").setLevel(logging.INFO)  # as it is left by the import
-    monkeypatch.setattr("model_card.energy.codecarbon", types.SimpleNamespace(OfflineEmissionsTracker=OfflineEmissionsTracker))
-    train_hf.main(arguments(folder, tmp_path, "--max_steps", "1"))
-    assert log == ["start", "stop"] and "codecarbon says" not in caplog.text
-    assert json.loads((tmp_path / "train_results.json").read_text())["energy_kwh"] == 0.0125
-    assert "12.5 Wh (estimated by codecarbon)" in text_of(tmp_path)
-
-
-def test_no_energy_without_codecarbon(finished, monkeypatch):
-    monkeypatch.setattr("model_card.energy.codecarbon", None)
-    with measured_energy() as energy:
-        pass
-    assert energy == {} and "codecarbon" not in text_of(finished)
 
 
 def test_a_resumed_run_claims_no_speed(folder, tmp_path):

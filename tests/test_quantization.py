@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from test_sentence import load as load_sentences
 from transformers import AutoModel
 
-from eval import retrieval
+import eval.__main__
 from mpclip.export.int8 import int8_config, main, quantize
 from mpclip.export.text import export_text
 
@@ -141,9 +141,9 @@ def test_recall_of_int8_weights_is_measured_by_the_same_command(folder, tmp_path
     loads, load = [], AutoModel.from_pretrained
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda *args, **kwargs: loads.append(kwargs) or load(*args, **kwargs))
     options = ["--model", str(tmp_path / "plain"), "--data", str(folder / "data"), "--split", "validation"]
-    retrieval.main([*options, "--quantize", "int8", "--json", str(tmp_path / "int8.json")])
+    eval.__main__.main(["retrieval", *options, "--quantize", "int8", "--json", str(tmp_path / "int8.json")])
     result = json.loads((tmp_path / "int8.json").read_text())
     assert result["quantize"] == "int8" and result["images"] == 4 and "--quantize int8" in result["command"]
     assert loads[0]["quantization_config"].modules_to_not_convert == ["vision_model", "image_pooling"]
-    retrieval.main([*options, "--json", str(tmp_path / "plain.json")])
+    eval.__main__.main(["retrieval", *options, "--json", str(tmp_path / "plain.json")])
     assert json.loads((tmp_path / "plain.json").read_text())["quantize"] is None and "quantization_config" not in loads[1]

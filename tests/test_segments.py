@@ -60,7 +60,7 @@ def test_a_number_of_prompts_is_checked():
 
 
 def test_aspect_weights_mean_the_same_by_every_door(checkpoint, tmp_path):
-    """`forward`, `get_text_features`, `encode` and the query of an index give one embedding; its scores are the weighted sums."""
+    """`forward`, `get_text_features`, `encode` and an index's query give one embedding; its scores are the weighted sums."""
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
     index_folder = tmp_path / "index"
     (tmp_path / "photos").mkdir()

@@ -400,7 +400,7 @@ def test_trains_for_less_memory(checkpoint, tmp_path, options):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_float32_outputs_after_mixed_precision_are_cut_as_before(dtype):
     """accelerate rebuilds them, for either dtype; fp16 itself does not train on a CPU."""
-    segments, excluded, weights = torch.randn(2, K, SEGMENT), torch.randn(3, K, SEGMENT), torch.rand(K, 1)
+    segments, excluded, weights = torch.randn(2, K, SEGMENT), torch.randn(3, K, SEGMENT), torch.rand(K)
     features = {"attention_mask": torch.ones(2, 5), "half": torch.ones(2, dtype=dtype)}
     plain = SegmentedFeatures(features, segments, excluded, weights)
     rebuilt = convert_to_fp32(SegmentedFeatures(features, segments, excluded, weights))
