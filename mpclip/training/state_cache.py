@@ -3,12 +3,12 @@
     texts  -> hidden states that enter the first trained layer of the LLM   `cache_text_states`
     images -> tokens of the vision encoder                                  `cache_image_states`
 
-They do not go stale: everything below is frozen. Training on float32 states equals live training to rounding; bfloat16, the
-default, is computed several times faster and takes half the space, int8 a quarter (docs/cost.md has what that costs).
+They stay valid, because everything below is frozen. Training on float32 states equals live training to rounding. bfloat16, the
+default, is computed several times faster and takes half the space; int8 takes a quarter. docs/cost.md has the loss in recall.
 """
 
-import contextlib
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -20,14 +20,20 @@ import torch
 
 from modeling_mpclip import PromptTree
 from modeling_mpclip.image_tower import vision_tokens
+from modeling_mpclip.prompt_attention import PromptLayout
+from mpclip.data.identity import identity_of_images
 
-from .state_store import FORMATS, StateStore, complete_key, is_whole, open_store, read_key, shards_of
+from .state_store import FORMATS, StateStore, complete_key, open_store, read_key, shards_to_compute
 
 
 class TextStates:
     """Cached hidden states of texts, padded into batches.
 
-    `store` holds (text tokens + T', H) rows; of its T' prompt nodes those in `nodes` are handed out.
+    Args:
+        store: rows of (text tokens + T', H).
+        row_of: text -> its row.
+        stored_nodes: T', the prompt nodes of a row.
+        nodes: which T of them the model has.
     """
 
     def __init__(self, store: StateStore, row_of: dict[str, int], stored_nodes: int, nodes: list[int]):
@@ -65,11 +71,11 @@ def cache_text_states(
         device: to compute on.
         tokens_per_batch: padded tokens computed at once.
 
-    A cache that holds more prompts than the model has serves it too: a node's state depends on its ancestors alone. So a
-    single-prompt baseline, or a model without negation, uses what was computed for the larger one.
+    A cache for more prompts than the model has is used too, because a node's state depends on its ancestors alone. So a
+    single-prompt baseline, or a model without negation, uses the states of the larger model.
 
     Raises:
-        ValueError: something below the boundary is trained, so that its states would go stale with the first step.
+        ValueError: a parameter below the boundary is trained; its states would be wrong after the first step.
     """
     tower = model.text_model
     if tower.boundary_embedding is None:
@@ -88,7 +94,7 @@ def cache_text_states(
             "would go stale. Freeze them, lower boundary_layer, or set cache_states=false."
         )
     texts = sorted(set(texts), key=lambda text: (len(text), text))  # neighbours have about the same length
-    ids = [tokenizer(text, truncation=True)["input_ids"] for text in texts]
+    ids = tokenizer(texts, truncation=True)["input_ids"]
     key = {
         "kind": "text",
         "weights": _sha256_tensors(below),
@@ -99,13 +105,18 @@ def cache_text_states(
     tree = model.prompt_tree(negated)
     identity = _identity(tree, tower)
     key = complete_key(key, len(texts), format)
-    stored, nodes = _cached_superset(Path(folder), key, identity)
-    twin = _frozen_twin(tower, device, FORMATS[format].compute)
-    if twin.device.type == "cpu":
-        twin.set_attn_implementation("eager")  # on short rows faster than sdpa there, and equal to rounding
+    stored, nodes, waiting = _cached_superset(Path(folder), key, identity)
+
+    @functools.cache
+    def frozen_tower():
+        twin = _frozen_twin(tower, device, FORMATS[format].compute)
+        if twin.device.type == "cpu":
+            twin.set_attn_implementation("eager")  # on short rows faster than sdpa there, and equal to rounding
+        return twin
 
     @torch.inference_mode()
     def compute(rows: range) -> Iterable[torch.Tensor]:
+        twin = frozen_tower()
         batch: list[list[int]] = []
         for i in rows:
             batch.append(ids[i])
@@ -114,31 +125,43 @@ def cache_text_states(
                 N = max(map(len, batch))
                 padded = torch.tensor([[0] * (N - len(row)) + row for row in batch], device=twin.device).view(len(batch), N)
                 mask = torch.tensor([[0] * (N - len(row)) + [1] * len(row) for row in batch], device=twin.device)
-                states = twin.lower(padded, mask.view(len(batch), N), tree, tower.split_layer).cpu()  # (b, N + T, H)
+                layout = PromptLayout(mask.view(len(batch), N), tree)
+                states = twin.lower(padded, layout, tower.split_layer).cpu()  # (b, N + T, H)
                 yield from (states[j, N - len(row) :] for j, row in enumerate(batch))
                 batch = []
 
-    store = open_store(folder, {**key, "tree": stored}, tower.config.hidden_size, compute, "text states")
+    store = open_store(folder, {**key, "tree": stored}, tower.config.hidden_size, compute, "text states", waiting)
     return TextStates(store, {text: i for i, text in enumerate(texts)}, len(stored["token_ids"]), nodes)
 
 
 def _identity(tree: PromptTree, tower) -> dict:
-    """The tree with each adaptive token told by its embedding, on which the states depend, in place of its number."""
+    """The tree with the hash of each adaptive token's embedding in place of its number: the states depend on the embedding."""
     rows = tower.adaptive_embedding.weight.detach().cpu()
     label = {token_id: _sha256_tensors({"": rows[i]})[:16] for i, token_id in enumerate(tower.adaptive_token_ids)}
     return {"token_ids": [label.get(token_id, token_id) for token_id in tree.token_ids], "parents": list(tree.parents)}
 
 
-def _cached_superset(folder: Path, key: dict, identity: dict) -> tuple[dict, list[int]]:
-    """The tree of a whole and undamaged cache that contains `identity`, and where; `identity` itself if there is none."""
+def _cached_superset(folder: Path, key: dict, identity: dict) -> tuple[dict, list[int], dict[str, range] | None]:
+    """Looks for a cache that holds all nodes of a tree, whole and undamaged.
+
+    Returns:
+        its tree; where the nodes are in it; its `shards_to_compute`, which are none. If there is no such cache: `identity`,
+        all its nodes, and the shards to compute of its own cache, or None if nobody has looked for them.
+    """
+    own = None
     for key_file in sorted(folder.glob("*/key.json")):
         found = read_key(key_file.parent)
         if "tree" in found and all(found.get(name) == value for name, value in key.items()):
-            with contextlib.suppress(ValueError):
+            try:
                 nodes = PromptTree.from_dict(found["tree"]).locate(PromptTree.from_dict(identity))
-                if all(is_whole(key_file.parent / name) for name in shards_of(found)):
-                    return found["tree"], nodes
-    return identity, list(range(len(identity["parents"])))
+            except ValueError:  # another tree
+                continue
+            waiting = shards_to_compute(key_file.parent, found)
+            if not waiting:
+                return found["tree"], nodes, waiting
+            if found["tree"] == identity:
+                own = waiting
+    return identity, list(range(len(identity["parents"]))), own
 
 
 class ImageStates:
@@ -161,7 +184,14 @@ def cache_image_states(
     device: torch.device | str = "cpu",
     batch_size: int = 32,
 ) -> ImageStates:
-    """Vision tokens of every image of `rows` (column `image`), which the vision encoder must not be trained on.
+    """Vision tokens of every image of `rows`.
+
+    Args:
+        model: an `MPCLIPModel` with a frozen vision encoder.
+        image_processor: that of its processor.
+        rows: with a column `image`.
+        format, device: as in `cache_text_states`.
+        batch_size: images computed at once.
 
     Raises:
         ValueError: the vision encoder is trained.
@@ -174,14 +204,18 @@ def cache_image_states(
         "weights": _sha256_tensors(model.vision_model.state_dict()),
         "config": _config_without_path(model.vision_model.config),
         "processor": image_processor.to_json_string(),
-        "images": _identity_of_images(rows),
+        "images": identity_of_images(rows),
     }
     key = complete_key(key, len(rows), format)
     dtype = FORMATS[format].compute
-    twin = _frozen_twin(model.vision_model, device, dtype).to(memory_format=torch.channels_last)
+
+    @functools.cache
+    def frozen_tower():
+        return _frozen_twin(model.vision_model, device, dtype).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def compute(wanted: range) -> Iterable[torch.Tensor]:
+        twin = frozen_tower()
         for start in range(wanted.start, wanted.stop, batch_size):
             images = rows[start : min(start + batch_size, wanted.stop)]["image"]
             pixels = image_processor(images, return_tensors="pt")["pixel_values"].to(twin.device, dtype)
@@ -191,23 +225,12 @@ def cache_image_states(
 
 
 def _config_without_path(config) -> dict:
-    """What a tower computes does not depend on the folder it was loaded from."""
+    """A tower's config without the folder that it was loaded from, on which its states do not depend."""
     return {name: value for name, value in json.loads(config.to_json_string(use_diff=False)).items() if name != "_name_or_path"}
 
 
-def _identity_of_images(rows: datasets.Dataset) -> str:
-    """A hash that changes with the images: of their bytes where the table holds them, else of path, size and time."""
-    digest = hashlib.sha256()
-    for cell in rows.with_format(None).cast_column("image", datasets.Image(decode=False))["image"]:
-        if cell["bytes"] is not None:
-            digest.update(cell["bytes"])
-        else:
-            status = os.stat(cell["path"])
-            digest.update(f"{cell['path']} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
 def _frozen_twin(module: torch.nn.Module, device: torch.device | str, dtype: torch.dtype) -> torch.nn.Module:
+    """A copy to compute with. It is made only when a state is missing: it takes seconds, and the memory of the tower."""
     return copy.deepcopy(module).to(device, dtype).eval().requires_grad_(False)
 
 

@@ -1,14 +1,15 @@
 """Rows of states on disk: Arrow shards, memory-mapped, filled by any number of processes.
 
-A store stands in a folder named by a hash of everything its rows depend on:
+A store is a folder. Its name is a hash of everything that its rows depend on:
 
-    <hash>/key.json           what they depend on
-           000000000.arrow    1,024 rows
-           000000000.sha256   of that shard; it is written last, so the shard is whole
+    <hash>/key.json           what the rows depend on
+           000000000.arrow    a shard of 1,024 rows
+           000000000.sha256   hash of that shard, written after it
            000000000.lock     held by the process that computes it
 
-What has changed therefore misses, and is never silently used. Processes take the shards that nobody holds: the ranks of a job,
-or several jobs, share the work. A killed one lets go of its shard, and another computes it, as it does a damaged one.
+So a change of anything gives another folder, and old states are never used by mistake. Processes take the shards that nobody
+holds: the ranks of a job, or several jobs, share the work. If a process is killed, another computes its shard. When a store is
+opened every shard is hashed once, and a damaged one is computed again.
 """
 
 import hashlib
@@ -26,6 +27,8 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from mpclip.files import aside, read_json, sha256_file, sha256_files, write_text
+
 logger = logging.getLogger(__name__)
 SHARD_ROWS = 1024
 REVISION = 2  # of the code that computes and writes states; raise it when that changes what it gives
@@ -41,7 +44,7 @@ class StateFormat:
 
     Attributes:
         compute: dtype in which the frozen towers run.
-        stored: dtype on disk. int8 has a float32 scale for each token, its largest magnitude / 127.
+        stored: dtype on disk. int8 has a float32 scale for each token: its largest magnitude / 127.
     """
 
     compute: torch.dtype
@@ -51,7 +54,7 @@ class StateFormat:
         """(T, C) states -> bytes.
 
         Raises:
-            ValueError: a value that float16 cannot hold; LLMs have some tokens of very large states.
+            ValueError: a value is too large for float16. LLMs have some tokens of very large states.
         """
         states = states.contiguous()
         if self.stored == torch.int8:
@@ -79,7 +82,7 @@ def _bytes(x: torch.Tensor) -> bytes:
     return x.view(torch.uint8).numpy().tobytes()
 
 
-# float16 has eight times bfloat16's precision, which only a float32 computation has to give.
+# float16 keeps three bits more than bfloat16, so states for it are computed in float32.
 FORMATS = {
     "float32": StateFormat(compute=torch.float32, stored=torch.float32),
     "float16": StateFormat(compute=torch.float32, stored=torch.float16),
@@ -92,10 +95,10 @@ FORMATS = {
 
 
 class StateStore:
-    """Rows of states, (tokens, width) each with its own number of tokens.
+    """Rows of states, each (tokens, width) with its own number of tokens.
 
     Args:
-        folder: of a finished store.
+        folder: a finished store.
         width: channels of a token.
     """
 
@@ -109,18 +112,18 @@ class StateStore:
         return len(self.rows)
 
     def __getitem__(self, indices: list[int]) -> list[torch.Tensor]:
-        """[(tokens, width)] of some rows."""
+        """The states of some rows: a list of (tokens, width), in the dtype of `StateFormat.decode`."""
         cells = self.rows[indices]["states"]
         return [self.format.decode(cell.as_buffer(), self.width) for cell in cells]
 
     @property
     def nbytes(self) -> int:
-        """Size of the states."""
+        """Size of the states in bytes."""
         return sum(chunk.nbytes for chunk in self.rows.data["states"].chunks)
 
 
 def complete_key(key: dict, count: int, format: str) -> dict:
-    """A key with what every store depends on.
+    """A key with what every store depends on: the versions of the code, the number of rows, the format.
 
     Raises:
         ValueError: an unknown format.
@@ -132,7 +135,8 @@ def complete_key(key: dict, count: int, format: str) -> dict:
 
 
 def read_key(folder: Path) -> dict:
-    return json.loads((folder / "key.json").read_text())
+    """What the rows of a store depend on."""
+    return read_json(folder / "key.json")
 
 
 def shards_of(key: dict) -> dict[str, range]:
@@ -141,31 +145,45 @@ def shards_of(key: dict) -> dict[str, range]:
     return {f"{start:09d}.arrow": range(start, min(start + SHARD_ROWS, key["count"])) for start in starts}
 
 
-def is_whole(shard: Path) -> bool:
-    """Whether a shard is there and what was written."""
-    digest = shard.with_suffix(".sha256")
-    return shard.exists() and digest.exists() and digest.read_text() == sha256_file(shard)
+def shards_to_compute(folder: Path, key: dict) -> dict[str, range]:
+    """File names and rows of the shards that are missing or not as they were written. Reads every shard."""
+    shards = shards_of(key)
+    whole = _whole([folder / name for name in shards])
+    return {name: rows for name, rows in shards.items() if folder / name not in whole}
+
+
+def _whole(shards: list[Path]) -> set[Path]:
+    """Those shards that are there as they were written. Several are read at a time."""
+    there = [shard for shard in shards if shard.exists() and shard.with_suffix(".sha256").exists()]
+    found = sha256_files(there, "Checking cached states", quiet=not PartialState().is_local_main_process)
+    return {shard for shard, digest in found.items() if shard.with_suffix(".sha256").read_text() == digest}
 
 
 # Filling ----------------------------------------------------------------------------------------------------------
 
 
 def open_store(
-    folder: str | os.PathLike, key: dict, width: int, compute: Callable[[range], Iterable[torch.Tensor]], title: str
+    folder: str | os.PathLike,
+    key: dict,
+    width: int,
+    compute: Callable[[range], Iterable[torch.Tensor]],
+    title: str,
+    waiting: dict[str, range] | None = None,
 ) -> StateStore:
-    """The store for `key` under `folder`, computed as far as it is not there yet.
+    """The store for `key` under `folder`. Shards that are missing or damaged are computed.
 
     Args:
         key: from `complete_key`, as JSON values.
         width: channels of a token.
         compute: a range of rows -> (tokens, width) states of each.
         title: of the progress bar.
+        waiting: from `shards_to_compute`, where the caller has called it already; by default it is called here.
     """
     text = json.dumps(key, sort_keys=True)
     target = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:20]
-    target.mkdir(parents=True, exist_ok=True)
-    _write(target / "key.json", text.encode())
-    waiting = {name: rows for name, rows in shards_of(key).items() if not is_whole(target / name)}
+    if not (target / "key.json").exists() or (target / "key.json").read_text() != text:
+        write_text(target / "key.json", text)
+    waiting = shards_to_compute(target, key) if waiting is None else dict(waiting)
     if waiting:
         with tqdm(
             total=key["count"],
@@ -174,7 +192,7 @@ def open_store(
             unit="row",
             disable=not PartialState().is_local_main_process,
         ) as progress:
-            for patient in (False, True):  # first what nobody works on, then what others did or were killed at
+            for patient in (False, True):  # first the shards that nobody holds, then those that others held
                 for name in list(waiting):
                     if _fill(target / name, waiting[name], FORMATS[key["format"]], compute, patient):
                         progress.update(len(waiting.pop(name)))
@@ -182,37 +200,23 @@ def open_store(
 
 
 def _fill(shard: Path, rows: range, format: StateFormat, compute: Callable, patient: bool) -> bool:
-    """Compute a shard unless it is whole by now; False if another process is at it and we are not patient."""
+    """Computes a shard unless it is whole by now. False if another process holds it and `patient` is not set."""
+    hash_file = shard.with_suffix(".sha256")
     try:
         with FileLock(shard.with_suffix(".lock"), blocking=patient):
-            if is_whole(shard):
+            if _whole([shard]):
                 return True
-            if shard.with_suffix(".sha256").exists():
+            if hash_file.exists():
                 logger.warning("%s is damaged or missing; its states are computed again.", shard)
-            aside = shard.with_suffix(".part")
-            try:
-                with datasets.arrow_writer.ArrowWriter(path=str(aside), features=_FEATURES) as writer:
+            for unfinished in shard.parent.glob(f".{shard.name}.*.part"):
+                unfinished.unlink()  # of a process that was killed
+            with aside(shard) as written:
+                with datasets.arrow_writer.ArrowWriter(path=str(written), features=_FEATURES) as writer:
                     for states in compute(rows):
                         writer.write({"states": format.encode(states)})
                     writer.finalize()
-                digest = sha256_file(aside)
-                os.replace(aside, shard)
-            finally:
-                aside.unlink(missing_ok=True)
-            _write(shard.with_suffix(".sha256"), digest.encode())
+                digest = sha256_file(written)
+            write_text(hash_file, digest)
             return True
     except Timeout:
         return False
-
-
-def sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Written aside and renamed; several processes may write the same."""
-    if not path.exists() or path.read_bytes() != data:
-        aside = path.with_name(f"{path.name}.{os.getpid()}")
-        aside.write_bytes(data)
-        os.replace(aside, path)
