@@ -29,9 +29,10 @@ test: setup  ## the test suite, offline
 peers: setup  ## transformers' own common tests on our classes
 	$(BIN)/python tests/peers
 
-check: setup  ## ruff: style and formatting
+check: setup  ## style, formatting, and which part may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 # The formats of cached states need photos with captions: python -m benchmarks.cache_formats --data path/to/flickr8k
 bench: setup  ## measure what docs/cost.md reports and write it anew; half an hour on two cores

@@ -34,11 +34,12 @@ import sys
 from mpclip.training.command_line import help_text, parse_options
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
+def main(argv: list[str] | None = None, prog: str = "train_hf.py") -> dict[str, float]:
     """Train as the command line says.
 
     Args:
         argv: as on the command line, without the program's name.
+        prog: that name, for errors.
 
     Returns:
         The final metrics.
@@ -64,11 +65,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         logging.getLogger("train_hf").setLevel(logging.INFO if options.training.should_log else logging.WARNING)
         trainer = build_trainer(options, write_card=write_card)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"train_hf.py: {error}") from error
+        raise SystemExit(f"{prog}: {error}") from error
     try:
         return train(trainer, options=options, command=["python", "train_hf.py", *argv])
     except (OtherRun, PushFailed) as error:
-        raise SystemExit(f"train_hf.py: {error}") from error
+        raise SystemExit(f"{prog}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -29,11 +29,9 @@ def task_class(name: str) -> type:
     return getattr(importlib.import_module(module), cls)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(prog: str = "python -m eval") -> argparse.ArgumentParser:
     """The command line of all tasks."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(metavar="TASK", required=True, dest="task")
     for name in TASKS:
         cls = task_class(name)
@@ -77,10 +75,10 @@ def evaluate(options: argparse.Namespace, command: list[str] | None = None):
     return result
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, prog: str = "python -m eval") -> None:
     """The command. Ends with code 2 for a wrong command line, with code 1 and one line for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = make_parser()
+    parser = make_parser(prog)
     options = parser.parse_args(arguments)
     try:
         result = evaluate(options, ["python", "-m", "eval", *arguments])

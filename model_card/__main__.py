@@ -19,15 +19,10 @@ assets/attention.png is kept if it exists; delete it to have it drawn again.
 
 import argparse
 
-from .card import write_card
-from .derived import write_derived_card
 
-
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, prog: str = "python -m model_card") -> None:
     """The command. Exits with code 2 and a message where the folder or a file is not what it should be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m model_card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="RUN_FOLDER", help="a checkpoint: the --output_dir of train_hf.py")
     parser.add_argument(
         "--eval",
@@ -44,6 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--source", metavar="CHECKPOINT", help="folder or Hub id of what RUN_FOLDER was made from")
     options = parser.parse_args(arguments)
     given = {"evaluations": options.eval, "out": options.out, "repo_id": options.repo_id}
+
+    from .card import write_card  # imports torch
+    from .derived import write_derived_card
+
     try:
         if options.source:
             card = write_derived_card(options.folder, options.source, **given)

@@ -24,7 +24,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text_only(whole):
     out = whole.parent / "text"
-    main([str(whole), str(out)])
+    main(["text", str(whole), str(out)])
     return out
 
 
@@ -87,12 +87,12 @@ def test_refusals(whole, text_only, capsys):
     with pytest.raises(ValueError, match="text-only checkpoint already"):
         export_text(str(text_only), whole.parent / "twice")
     with pytest.raises(SystemExit):
-        main([str(whole), str(text_only)])
+        main(["text", str(whole), str(text_only)])
     assert "is not empty" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no image side"):
         MPCLIPConfig(TEXT_CONFIGS["llama"](), VISION_CONFIGS["vit"](), text_only=True)
     with pytest.raises(SystemExit):
-        main([str(whole / "nowhere"), str(whole.parent / "new")])
+        main(["text", str(whole / "nowhere"), str(whole.parent / "new")])
     assert "nowhere" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from mpclip.data.backbones import prepare_backbone
 from mpclip.export import onnx as export_onnx
+from mpclip.export.__main__ import main as export_main
 from mpclip.export.text import export_text
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the graphs are run by it: pip install onnx onnxscript onnxruntime")
@@ -44,7 +45,7 @@ def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     family = request.param if request.param in TEXT_CONFIGS else "llama"
     model = save(folder, family, **MODELS[request.param])
-    export_onnx.main([str(folder), str(folder / "text.onnx")])
+    export_main(["onnx", str(folder), str(folder / "text.onnx")])
     return model, folder, onnxruntime.InferenceSession(folder / "text.onnx")
 
 
@@ -66,7 +67,7 @@ def test_embeddings_are_those_of_torch(exported, side):
 
 @torch.no_grad()
 def test_a_tokenizer_is_all_that_a_text_needs(exported):
-    """As the manual on top of export_onnx.py says."""
+    """As the manual on top of mpclip/export/onnx.py says."""
     model, folder, session = exported
     texts = ["a small cat left of a big dog", "a red car"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -95,7 +96,7 @@ def test_the_graph_says_what_it_is(exported):
 def test_the_image_tower_keeps_its_weights_beside_a_large_graph(vision, tmp_path, monkeypatch, capsys):
     model = save(tmp_path, "llama", vision)
     monkeypatch.setattr(export_onnx, "ONE_FILE_BYTES", 1000)
-    export_onnx.main([str(tmp_path), str(tmp_path / "image.onnx"), "--tower", "image"])
+    export_main(["onnx", str(tmp_path), str(tmp_path / "image.onnx"), "--tower", "image"])
     graph, weights = tmp_path / "image.onnx", tmp_path / "image.onnx.data"
     assert weights.stat().st_size > 10_000 and not (tmp_path / "image.onnx.part").exists()
     assert "largest difference" in capsys.readouterr().out
@@ -146,7 +147,7 @@ def test_a_text_only_checkpoint_has_a_text_tower_alone(tmp_path, capsys):
     assert export_onnx.export(str(tmp_path / "text"), tmp_path / "text.onnx") < 1e-4
     for folder, message in (("text", "is a text-only checkpoint"), ("nowhere", "nowhere")):
         with pytest.raises(SystemExit):
-            export_onnx.main([str(tmp_path / folder), str(tmp_path / "image.onnx"), "--tower", "image"])
+            export_main(["onnx", str(tmp_path / folder), str(tmp_path / "image.onnx"), "--tower", "image"])
         assert message in capsys.readouterr().err
     assert not (tmp_path / "image.onnx").exists()
 

@@ -11,7 +11,8 @@ from test_sentence import load as load_sentences
 from transformers import AutoModel
 
 import eval.__main__
-from mpclip.export.int8 import int8_config, main, quantize
+from mpclip.export.__main__ import main
+from mpclip.export.int8 import int8_config, quantize
 from mpclip.export.text import export_text
 
 pytest.importorskip("torchao", reason="int8 weights need torchao: pip install 'torchao>=0.18'")
@@ -77,7 +78,7 @@ def test_readout_layer_runs_on_int8_weights_as_the_whole_layer_does(tmp_path):
 
 def test_the_command_writes_a_whole_checkpoint_and_overwrites_none(tmp_path, capsys):
     save(tmp_path / "plain")
-    main([str(tmp_path / "plain"), str(tmp_path / "int8")])
+    main(["int8", str(tmp_path / "plain"), str(tmp_path / "int8")])
     assert f"written: {tmp_path / 'int8'}" in capsys.readouterr().out
     assert {"tokenizer.json", "processor_config.json", "modeling_mpclip.py"} <= {f.name for f in (tmp_path / "int8").iterdir()}
     for source, out, message in (
@@ -86,7 +87,7 @@ def test_the_command_writes_a_whole_checkpoint_and_overwrites_none(tmp_path, cap
         ("nowhere", "new", "nowhere"),
     ):
         with pytest.raises(SystemExit):
-            main([str(tmp_path / source), str(tmp_path / out)])
+            main(["int8", str(tmp_path / source), str(tmp_path / out)])
         assert message in capsys.readouterr().err
 
 

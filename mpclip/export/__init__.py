@@ -1,5 +1,5 @@
-"""Small and fast to serve: `python -m mpclip.export.onnx` and `python -m mpclip.export.int8` make it so.
+"""Checkpoints made small and fast to serve: ONNX graphs, int8 weights, the text side alone.
 
-Not in modeling_mpclip/, whose files need torch and transformers alone and travel with every checkpoint: these tools need onnx,
-onnxruntime and torchao (`pip install -e '.[deploy]'`), and are used once, where a checkpoint is prepared.
+These tools need onnx, onnxruntime and torchao (`pip install 'mpclip[deploy]'`) and are used once, where a checkpoint is
+prepared. So they are not in modeling_mpclip/, whose files travel with every checkpoint and need torch and transformers alone.
 """

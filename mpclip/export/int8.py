@@ -1,6 +1,6 @@
 """Writes a checkpoint whose LLM has int8 weights: a quarter of their size in float32, the inputs of a layer as they were.
 
-    python -m mpclip.export.int8 runs/demo/multi_prompt runs/demo/multi_prompt_int8
+    mpclip export int8 runs/demo/multi_prompt runs/demo/multi_prompt_int8
 
 The new checkpoint loads like every other, where torchao is installed. The linear layers of the LLM get a weight of int8 and a
 scale per output channel; embeddings, norms, projections, pooling and the vision encoder stay as they are. The same while
@@ -13,7 +13,7 @@ loading, without a second checkpoint:
     model = AutoModel.from_pretrained("runs/demo/multi_prompt", trust_remote_code=True, quantization_config=int8)
 
 What it costs in recall: `python -m eval retrieval --quantize int8`. It is the last step: training, merging an adapter
-and a text-only export (`python -m mpclip.export.text`) come before it. Its card is written by
+and a text-only export (`mpclip export text`) come before it. Its card is written by
 `python -m model_card runs/demo/multi_prompt_int8 --source runs/demo/multi_prompt`.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, TorchAoConfig
 
-from mpclip.export.text import keep_prompts
+from .text import keep_prompts
 
 # Every linear layer but the LLM's stands in one of these.
 LEFT_ALONE = ["vision_model", "image_pooling"]
@@ -66,20 +66,8 @@ def quantize(checkpoint: str, out: str | Path) -> None:
     auto_class.from_pretrained(checkpoint, trust_remote_code=True).save_pretrained(out)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mpclip.export.int8", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", help="a folder or a Hub id; its Python files are run")
-    parser.add_argument("out", metavar="OUT_FOLDER", type=Path, help="the new checkpoint")
-    options = parser.parse_args(arguments)
-    try:
-        quantize(options.checkpoint, options.out)
-    except (ValueError, OSError, ImportError) as error:
-        parser.error(str(error))
+def run(options: argparse.Namespace) -> str:
+    """`mpclip export int8`; returns what to print."""
+    quantize(options.checkpoint, options.out)
     size = sum(file.stat().st_size for file in options.out.glob("*.safetensors")) / 1e6
-    print(f"written: {options.out}, weights of {size:,.0f} MB")
-
-
-if __name__ == "__main__":
-    main()
+    return f"written: {options.out}, weights of {size:,.0f} MB"

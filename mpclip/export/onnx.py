@@ -1,7 +1,7 @@
 """Writes one tower of a checkpoint as an ONNX graph that onnxruntime runs without torch.
 
-    python -m mpclip.export.onnx runs/demo/multi_prompt text.onnx
-    python -m mpclip.export.onnx runs/demo/multi_prompt image.onnx --tower image
+    mpclip export onnx runs/demo/multi_prompt text.onnx
+    mpclip export onnx runs/demo/multi_prompt image.onnx --tower image
 
 text     input_ids, attention_mask (B, N) int64  ->  text_embeds (B, D) float32, L2-normalised
 image    pixel_values (B, C, H, W) float32       ->  image_embeds (B, D) float32, L2-normalised
@@ -113,7 +113,7 @@ def export(checkpoint: str, out: str | Path, tower: str = "text") -> float:
     if getattr(model.config, "quantization_config", None) is not None:
         raise ValueError(
             f"{checkpoint} holds quantised weights. Export the checkpoint it was made from, and quantise the graph: "
-            "python -m mpclip.export.onnx --help says how."
+            "mpclip export onnx --help says how."
         )
     module, out = TOWERS[tower](model, checkpoint).eval(), Path(out)
     with torch.no_grad():
@@ -168,24 +168,11 @@ def difference(file: Path, module: nn.Module) -> float:
     return float(torch.stack(worst).max())
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mpclip.export.onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", help="a folder or a Hub id; its Python files are run")
-    parser.add_argument("out", metavar="OUT.onnx", type=Path, help="the graph")
-    parser.add_argument("--tower", choices=TOWERS, default="text", help="which one (default: text)")
-    options = parser.parse_args(arguments)
+def run(options: argparse.Namespace) -> str:
+    """`mpclip export onnx`; returns what to print."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter tells much of itself, and nothing for the user
     warnings.filterwarnings("ignore", module=r"torch\.onnx|copyreg")
-    try:
-        worst = export(options.checkpoint, options.out, options.tower)
-    except (ValueError, OSError, ImportError) as error:
-        parser.error(str(error))
+    worst = export(options.checkpoint, options.out, options.tower)
     files = [file for file in (options.out, options.out.with_name(options.out.name + ".data")) if file.exists()]
     size = sum(file.stat().st_size for file in files) / 1e6
-    print(f"written: {options.out}, {size:,.0f} MB; largest difference to torch {worst:.1e}")
-
-
-if __name__ == "__main__":
-    main()
+    return f"written: {options.out}, {size:,.0f} MB; largest difference to torch {worst:.1e}"

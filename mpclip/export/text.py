@@ -1,6 +1,6 @@
 """Export the text side of a checkpoint, for tasks without pictures (semantic similarity, text retrieval).
 
-    python -m mpclip.export.text runs/mine runs/mine_text
+    mpclip export text runs/mine runs/mine_text
 
 The result is a checkpoint of its own, without vision weights and image processor: `AutoModel` gives `get_text_features`, and
 `SentenceTransformer` encodes, trains and saves it. Its embeddings are those of the checkpoint.
@@ -37,7 +37,7 @@ def export_text(checkpoint: str, out: str | Path) -> None:
     if getattr(whole.config, "quantization_config", None) is not None:
         raise ValueError(
             f"{checkpoint} holds quantised weights, which cannot be taken apart. Export the checkpoint it was made from, and "
-            "quantise the result: python -m mpclip.export.int8."
+            "quantise the result: mpclip export int8."
         )
     config = MPCLIPConfig.from_dict({**whole.config.to_dict(), "text_only": True, "vision_config": None})
     model = MPCLIPModel(config, text_model=whole.text_model)
@@ -57,19 +57,7 @@ def keep_prompts(checkpoint: str, out: Path) -> None:
         shutil.copyfile(prompts, out / PROMPTS_FILE)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mpclip.export.text", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("checkpoint", help="folder or Hub id of the checkpoint")
-    parser.add_argument("out", type=Path, help="folder for the text-only checkpoint, new or empty")
-    options = parser.parse_args(arguments)
-    try:
-        export_text(options.checkpoint, options.out)
-    except (ValueError, OSError, ImportError) as error:
-        parser.error(str(error))
-    print(f"Text-only checkpoint: {options.out}")
-
-
-if __name__ == "__main__":
-    main()
+def run(options: argparse.Namespace) -> str:
+    """`mpclip export text`; returns what to print."""
+    export_text(options.checkpoint, options.out)
+    return f"written: {options.out}"

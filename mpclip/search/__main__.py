@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from mpclip.search.search import Answer
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.search") -> None:
     """The command. torch is loaded when `build` or `query` runs, and not for `--help`.
 
     Args:
         arguments: those after `python -m mpclip.search`; by default the ones of this process.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m mpclip.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(metavar="build|query", required=True)
 

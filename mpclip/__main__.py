@@ -1,0 +1,5 @@
+"""`python -m mpclip` is the command `mpclip`."""
+
+from mpclip.cli import main
+
+main()
