@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.dynamic_module_utils import get_imports
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, checkpoint_guard
-from modeling_mpclip.checkpoint_guard import refuse_old_versions
+from modeling_mpclip.checkpoint_guard import not_finite, refuse_old_versions
 
 APT, PROJECTION, LAYER = (
     "text_model.adaptive_embedding.weight",
@@ -79,6 +79,27 @@ def test_nan_is_found_in_half_precision_in_shards_in_buffers_and_when_mapped(tmp
     for options in ({}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}, {"device_map": "auto"}):
         with pytest.raises(ValueError, match=f"NaN or infinite values in {mean}"):
             MPCLIPModel.from_pretrained(tmp_path, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3,), (2, 30_000), (7, 11_001), (2**11, 2**11 + 1)])
+def test_reading_in_pieces_finds_what_isfinite_finds(shape, dtype):
+    layer = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(torch.randn(shape).to(dtype), requires_grad=False)
+    assert not_finite(layer) == []
+    values = layer.weight.view(-1)
+    values[0], values[-1] = torch.finfo(dtype).max, torch.finfo(dtype).min
+    assert not_finite(layer) == []
+    for place in {0, 1, len(values) // 2, len(values) - 1}:
+        for value in (float("nan"), float("inf"), float("-inf")):
+            before, values[place] = values[place].clone(), value
+            assert not_finite(layer) == ["weight"]
+            if len(shape) > 1:
+                layer.weight = torch.nn.Parameter(layer.weight.T, requires_grad=False)  # a view that has to be copied
+                assert not_finite(layer) == ["weight"]
+                layer.weight = torch.nn.Parameter(layer.weight.T, requires_grad=False)
+            values[place] = before
+    assert values.isfinite().all()
 
 
 def test_too_large_for_the_asked_dtype_is_refused(checkpoint):
