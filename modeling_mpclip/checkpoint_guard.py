@@ -13,8 +13,8 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 from transformers.utils.versions import require_version
 
 OLDEST_VERSIONS = {"transformers": "5.17", "torch": "2.11"}
-# torch shares an operation on more than 32,768 values out among threads. Where other programs use the processor too, waiting for
-# the last thread takes longer than reading a weight, so weights of fewer than LARGE values are read in pieces of PIECE.
+# torch shares an operation on more than 32,768 values out among threads. Where other programs use the processor too, waiting
+# for the last thread takes longer than reading a weight, so weights of fewer than LARGE values are read in pieces of PIECE.
 PIECE, LARGE = 30_000, 2**22
 
 
