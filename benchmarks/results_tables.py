@@ -7,6 +7,7 @@ A result of several systems comes from `python -m benchmarks.ablation` or `.sts`
 import statistics
 
 from eval.tables import markdown_table
+from eval.tasks.retrieval import recalls_of
 
 METRIC_NAMES = {"mean_recall": "mean recall", "t2i_R@1": "T2I R@1", "i2t_R@1": "I2T R@1", "spearman": "Spearman"}
 METRIC_NAMES |= {"negated_R@1": 'T2I R@1 of "without ..."'}
@@ -197,12 +198,12 @@ def recalls_table(models: dict[str, dict]) -> str:
     """Recalls both ways with half the width of their intervals, for name -> result of one model."""
     rows = []
     for name, measured in models.items():
-        cells = []
-        for way in ("text_to_image", "image_to_text"):
-            for recall, value in measured[way].items():
-                low, high = measured["interval_95"][way][recall]
+        cells, (recalls, intervals) = [], recalls_of(measured)
+        for way in recalls:
+            for recall, value in recalls[way].items():
+                low, high = intervals[way][recall]
                 cells.append(f"{value:.1f} ± {(high - low) / 2:.1f}")
-        rows.append([name, *cells, f"{measured['mean_recall']:.1f}"])
+        rows.append([name, *cells, f"{measured.get('metrics', measured)['mean_recall']:.1f}"])
     head = ["model", "T2I R@1", "T2I R@5", "T2I R@10", "I2T R@1", "I2T R@5", "I2T R@10", "mean recall"]
     return markdown_table(head, rows)
 

@@ -125,6 +125,15 @@ def make_processor(tokenizer) -> MPCLIPProcessor:
     return MPCLIPProcessor(image_processor, tokenizer)
 
 
+def save_towers(folder, text: str = "llama", vision: str = "vit") -> None:
+    """Two tiny random towers as checkpoints, folder/text and folder/vision, to join."""
+    torch.manual_seed(1)
+    AutoModel.from_config(TEXT_CONFIGS[text]()).save_pretrained(folder / "text")
+    make_tokenizer().save_pretrained(folder / "text")
+    AutoModel.from_config(VISION_CONFIGS[vision]()).save_pretrained(folder / "vision")
+    make_processor(make_tokenizer()).image_processor.save_pretrained(folder / "vision")
+
+
 @pytest.fixture
 def tokenizer():
     return make_tokenizer()
@@ -138,11 +147,7 @@ COLORS = ["red", "green", "blue", "yellow", "black", "white", "pink", "brown", "
 def folder(tmp_path_factory):
     """Two tower checkpoints and a data set of coloured squares with two or three captions each."""
     root = tmp_path_factory.mktemp("training")
-    torch.manual_seed(1)
-    AutoModel.from_config(TEXT_CONFIGS["llama"]()).save_pretrained(root / "text")
-    make_tokenizer().save_pretrained(root / "text")
-    AutoModel.from_config(VISION_CONFIGS["vit"]()).save_pretrained(root / "vision")
-    make_processor(make_tokenizer()).image_processor.save_pretrained(root / "vision")
+    save_towers(root)
     (root / "data").mkdir()
     with open(root / "data" / "metadata.jsonl", "w") as file:
         for i, color in enumerate(COLORS):

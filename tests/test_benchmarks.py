@@ -8,7 +8,7 @@ import torch
 from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer
 from transformers import AutoTokenizer
 
-from benchmarks import cache_formats, contenders, cost_page, flops, serving, speed, timing
+from benchmarks import cache_formats, contenders, cost_page, flops, guards, serving, speed, timing
 from modeling_mpclip import compile_prompt_tree, default_templates
 from modeling_mpclip.prompt_tree import add_adaptive_tokens
 from mpclip.data.backbones import BACKBONES, prepare_backbone
@@ -179,6 +179,18 @@ def test_milliseconds_are_shown_of_the_reference_alone():
     timed = {"ratio": 3.07, "slow_ms": 4694.2, "fast_ms": 1513.3, "quartiles": None, "rounds": 3}
     line = speed.table({"detail": {"masked_vs_separate": timed, "implementations": {}}}).splitlines()[2]
     assert "| 3.07 | 1,513.30 | 3 |" in line and "4,694" not in line
+
+
+def test_the_guards_benchmark_times_every_check(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "TOWERS", (str(folder / "text"), str(folder / "vision")))
+    options = ["--pictures", "600", "--examples", "12", "--seconds", "0", "--repeats", "1"]
+    result = guards.main([*options, "--json", str(tmp_path / "guards.json")])
+    assert json.loads((tmp_path / "guards.json").read_text()) == result
+    programs = [row["program"] for row in result["rows"]]
+    assert programs == ["load", "load and embed", "train", "train", "train", "search", "search, --verify"]
+    assert all(0 < row["check_s"] < row["whole_s"] for row in result["rows"][1:])  # the first is a difference, and may be none
+    assert result["rows"][5]["check_s"] < result["rows"][6]["check_s"]  # a query does not hash
+    assert guards.table(result).count("\n| ") == 1 + len(programs)
 
 
 def test_the_cost_page_is_what_the_measurements_give():

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import make_model, make_processor, make_tokenizer
-from PIL import Image
+from conftest import make_model, make_processor, make_tokenizer, save_towers
 
+from benchmarks import options_page
 from benchmarks import results_page as report
 from benchmarks import results_tables as tables
 
@@ -158,17 +158,30 @@ def test_snippets_are_python(page):
         compile(snippet, page, "exec")
 
 
-def test_snippets_of_the_readme_run(tmp_path, monkeypatch):
-    """Those that use the demo's model, on a tiny one of as many prompts."""
+def test_every_snippet_of_the_readme_runs(tmp_path, monkeypatch):
+    """As they stand, in one folder; the demo's model and the pretrained towers are tiny ones."""
     monkeypatch.chdir(tmp_path)
     tokenizer = make_tokenizer()
     make_model(num_prompts=6, tokenizer=tokenizer).save_pretrained("runs/demo/multi_prompt")
     make_processor(tokenizer).save_pretrained("runs/demo/multi_prompt")
-    picture = Image.new("RGB", (50, 40), "red")
-    picture.save("photo.jpg")
-    run = [snippet for snippet in snippets("README.md") if "runs/demo/multi_prompt" in snippet]
-    names = {"picture": picture, "frames": [picture, picture]}
-    for snippet in run:
+    save_towers(tmp_path / "towers")
+    towers = {"smollm2-135m": tmp_path / "towers/text", "efficientnet-lite0": tmp_path / "towers/vision"}
+    monkeypatch.setattr("mpclip.data.backbones.resolve_backbone", lambda name: str(towers[name]))
+    snippets_of_readme = snippets("README.md")
+    assert len(snippets_of_readme) == 3
+    found = []
+    for snippet in snippets_of_readme:
+        names: dict = {}
         exec(compile(snippet, "README.md", "exec"), names)
-    assert names["probabilities"].shape == (1, 2) and names["video"].shape == (1, 12)
-    assert names["scores"].shape == (2,) and names["short"].shape == (1, 4)
+        found.append(names)
+    use, sentences, training = found
+    assert use["probabilities"].shape == (1, 2)
+    assert sentences["scores"].shape == (1, 1) and sentences["short"].shape == (1, 4)
+    assert training["trainer"].state.log_history[-2]["eval_mean_recall"] >= 0
+    assert (tmp_path / "runs/colors/final/model.safetensors").exists()
+    batch = use["processor"](videos=[[use["picture"], use["picture"]]])
+    assert use["model"].get_video_features(**batch).pooler_output.shape == (1, 12)
+
+
+def test_the_page_of_options_is_what_is_declared():
+    assert options_page.PAGE.read_text() == options_page.page(), "run python -m benchmarks.options_page"

@@ -232,6 +232,7 @@ def test_the_command_takes_evaluations_in(folder, run, capsys):
     second["metrics"]["t2i_R@1"] = 12.3456  # of 15 captions it could be a round number
     (run / "second.json").write_text(json.dumps(second))
     picture = (run / "assets" / "attention.png").read_bytes()
+    capsys.readouterr()
     main([str(run), "--eval", str(run / "first.json"), str(run / "second.json"), "--repo_id", "you/mine"])
     assert capsys.readouterr().out == f"written: {run / 'README.md'}\n"
     card = (run / "README.md").read_text()

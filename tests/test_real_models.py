@@ -25,7 +25,8 @@ def real(request):
         pytest.skip(str(error))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text_config = AutoModel.from_pretrained(folder).config
-    config = MPCLIPConfig(text_config, VISION_CONFIGS["vit"](), num_prompts=3, projection_dim=96)
+    sizes = dict(num_prompts=3, projection_dim=96)
+    config = MPCLIPConfig(text_config, VISION_CONFIGS["vit"](), adaptive_tokens="input", **sizes)
     config.compile_prompts(tokenizer)
     text = text_tower_class(type(text_config)).from_pretrained(folder, **_tower_arguments(config), dtype=torch.float32)
     text.initialize_adaptive(_adaptive_rows(text, tokenizer, ["subject", "place", "color"]))

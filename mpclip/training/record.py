@@ -48,8 +48,8 @@ def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from:
     """
     arguments, config, secret = trainer.args, trainer.model.config, trainer.args.hub_token
     model_options = asdict(options.model) | {name: getattr(config, name) for name in OPTION_NAMES}
-    # The config has the number that a default stands for.
-    model_options["logit_scale_init_value"] = options.model.logit_scale_init_value
+    # The config has the numbers that these defaults stand for.
+    model_options |= {name: getattr(options.model, name) for name in ("logit_scale_init_value", "boundary_layer")}
     if options.model.checkpoint:
         model_options |= {"text_model": None, "vision_model": None}  # the checkpoint has them; the defaults would be a lie
     counts = {

@@ -19,7 +19,6 @@ import datasets
 import torch
 from transformers import AutoConfig, set_seed
 
-from eval.metrics import retrieval_compute_metrics
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
 from modeling_mpclip.model_options import OPTION_NAMES
 from mpclip.data.backbones import resolve_backbone
@@ -162,7 +161,6 @@ def build_trainer(
         group_size=data.group_size,
         hub_pusher=hub_pusher,
         write_card=write_card and partial(write_card, rows=rows.get("eval", rows["train"])),
-        compute_metrics=retrieval_compute_metrics,
         processing_class=processor,
     )
 

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable
 
+import datasets
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
+from eval.metrics import retrieval_compute_metrics
 from modeling_mpclip.contrastive_losses import draw_first_prompts, total_loss
 from modeling_mpclip.modeling_mpclip import LogitScale, MPCLIPModel
+from mpclip.data.image_text import ImageTextDataset
 from mpclip.encoding import ModelEncoder, encode_dataset
 
 from .collator import MPCLIPCollator
@@ -23,18 +26,26 @@ LOSS_PARTS = ("contrastive_loss", "diversity_loss", "negation_loss")
 class MPCLIPTrainer(Trainer):
     """Trains an `MPCLIPModel` or its `PeftModel` on pictures with captions; evaluates recall over a whole evaluation set.
 
-        rows = load_image_text("photos", "train")
+    Example:
+
         model = MPCLIPModel.from_pretrained_towers(text, vision)
         processor = MPCLIPProcessor.from_pretrained_towers(text, vision, model.config.all_templates)
-        trainer = MPCLIPTrainer(model, MPCLIPTrainingArguments("runs/mine"), train_dataset=ImageTextDataset(rows),
-                                data_collator=MPCLIPCollator(processor), processing_class=processor)
+        trainer = MPCLIPTrainer(
+            model=prepare_tuning(model, ModelArguments()),  # trains the LLM's last layer and what is new
+            args=MPCLIPTrainingArguments("runs/mine"),
+            train_dataset=rows.select(range(900)),  # a datasets.Dataset with the columns image and captions
+            eval_dataset=rows.select(range(900, 1000)),
+            processing_class=processor,
+        )
         trainer.train()
 
     Args:
-        train_dataset: an `ImageTextDataset`.
-        eval_dataset: an `ImageTextDataset(captions="all")`. Every caption searches all its images, and every image all its
-            captions; `compute_metrics` gets (image_embeds (I, D), text_embeds (T, D), caption_image (T,)) as predictions.
-        data_collator: an [`MPCLIPCollator`].
+        train_dataset, eval_dataset: a `datasets.Dataset` with `image` and `captions` (a list of str per row), as from
+            `load_image_text`, or an `ImageTextDataset`. Training draws a caption per picture and epoch. In evaluation every
+            caption searches all pictures, and every picture all captions.
+        processing_class: the [`MPCLIPProcessor`].
+        compute_metrics: gets (image_embeds (I, D), text_embeds (T, D), caption_image (T,)) as predictions; recall by default.
+        data_collator: an [`MPCLIPCollator`]; by default one without cached states.
         eval_collator: the one of the evaluation set, where its states are cached; the same as `data_collator` by default.
         train_groups: a group for each training row; `group_size` rows of a group share a batch (`GroupSampler`).
         hub_pusher: what pushes to the Hub in Trainer's stead.
@@ -47,7 +58,14 @@ class MPCLIPTrainer(Trainer):
 
     def __init__(
         self,
-        *args,
+        model=None,
+        args=None,
+        *,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        compute_metrics: Callable[[EvalPrediction], dict] = retrieval_compute_metrics,
+        data_collator: MPCLIPCollator | None = None,
         eval_collator: MPCLIPCollator | None = None,
         train_groups: list | None = None,
         group_size: int = 2,
@@ -55,7 +73,16 @@ class MPCLIPTrainer(Trainer):
         write_card: Callable | None = None,
         **kwargs,
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator or MPCLIPCollator(processing_class),
+            train_dataset=_examples(train_dataset, "random", args),
+            eval_dataset=_examples(eval_dataset, "all", args),
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            **kwargs,
+        )
         self.write_card = write_card
         self.eval_collator = eval_collator or self.data_collator
         self.train_groups, self.group_size = train_groups, group_size
@@ -206,6 +233,13 @@ class MPCLIPTrainer(Trainer):
             model = self.accelerator.unwrap_model(self.model)
             repo_id = None if self.hub_pusher is None else self.hub_pusher.repo_id
             self.write_card(self.args.output_dir, repo_id=repo_id, model=model, processor=self.processing_class)
+
+
+def _examples(dataset, captions: str, args):
+    """A table of pictures and captions as an `ImageTextDataset`; anything else as it is."""
+    if not isinstance(dataset, datasets.Dataset) or "captions" not in dataset.column_names:
+        return dataset
+    return ImageTextDataset(dataset, captions, 0 if args is None else args.seed)
 
 
 class _BoundLogitScale(TrainerCallback):

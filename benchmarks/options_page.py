@@ -1,0 +1,59 @@
+"""Write docs/options.md: every option of `train_hf.py`, from where it is declared.
+
+    python -m benchmarks.options_page
+
+Nothing is measured here; the page stands beside those that are made of measurements, and is made in the same way.
+"""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from eval.tables import markdown_table
+from modeling_mpclip.model_options import OPTION_NAMES, choices
+from mpclip.files import write_text
+from mpclip.training.options import DataArguments, ModelArguments, TrainingDefaults
+
+PAGE = Path(__file__).parent.parent / "docs" / "options.md"
+HEAD = """# Options of training
+
+Written by `python -m benchmarks.options_page` from where the options are declared: modeling_mpclip/model_options.py and
+mpclip/training/options.py. Each is a key of a YAML recipe, and `--key value` on the command line. Every option of
+[`transformers.TrainingArguments`](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments)
+is taken too.
+"""
+SECTIONS = {
+    "The model": (
+        ModelArguments,
+        OPTION_NAMES,
+        "They are also the attributes of `MPCLIPConfig`, and arguments of `MPCLIPModel.from_pretrained_towers`.",
+    ),
+    "Its towers, and what of them is trained": (ModelArguments, None, ""),
+    "The data": (DataArguments, None, ""),
+    "Training": (TrainingDefaults, None, "Where the default is another than in transformers, and what is added to it."),
+}
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for title, (declared, names, about) in SECTIONS.items():
+        rows = [_row(declared, option) for option in fields(declared) if (option.name in OPTION_NAMES) == (names is not None)]
+        text = f"## {title}\n\n" + (f"{about}\n\n" if about else "")
+        parts.append(text + markdown_table(["option", "default", "values", "what it does"], rows) + "\n")
+    return "\n".join(parts)
+
+
+def _row(declared: type, option) -> list[str]:
+    legal = ", ".join(f"`{value}`" for value in choices(declared, option.name))
+    default = None if option.default is MISSING else option.default
+    help_text = option.metadata["help"].replace("|", r"\|")
+    return [f"`{option.name}`", "" if default is None else f"`{default}`", legal, help_text]
+
+
+def main() -> None:
+    write_text(PAGE, page())
+    print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
