@@ -33,18 +33,35 @@ def stopwatch(seconds: dict[str, float], check: str, holder: object, function: s
         yield
 
 
+def embed(argv: list[str]) -> None:
+    """A checkpoint is loaded, and one text embedded.
+
+    Args:
+        argv: the folder of the checkpoint.
+    """
+    from modeling_mpclip import MPCLIPModel, MPCLIPProcessor, checkpoint_guard
+
+    seconds: dict[str, float] = {}
+    with stopwatch(seconds, "weights", checkpoint_guard, "not_finite"):
+        model, processor = MPCLIPModel.from_pretrained(argv[0]), MPCLIPProcessor.from_pretrained(argv[0])
+        model(**processor(text=["two dogs on a beach"]))
+    print(json.dumps(seconds))
+
+
 def start_training(argv: list[str]) -> None:
     """Everything that train_hf.py does before the first step.
 
     Args:
         argv: options of train_hf.py.
     """
+    from modeling_mpclip import modeling_mpclip
     from mpclip.training import state_cache, state_store
     from mpclip.training.command_line import parse_options
     from mpclip.training.run import build_trainer
 
     seconds: dict[str, float] = {}
     with (
+        stopwatch(seconds, "weights", modeling_mpclip, "not_finite"),
         stopwatch(seconds, "shards", state_store, "sha256_files"),
         stopwatch(seconds, "keys", state_cache, "_sha256_tensors"),
         stopwatch(seconds, "keys", state_cache, "identity_of_images"),
@@ -65,10 +82,10 @@ def search(argv: list[str]) -> None:
     seconds: dict[str, float] = {}
     with contextlib.ExitStack() as watched:
         for function in ("fingerprint", "damaged", "remember"):
-            watched.enter_context(stopwatch(seconds, "search", Integrity, function))
+            watched.enter_context(stopwatch(seconds, "files", Integrity, function))
         main(["query", *argv])
     print(json.dumps(seconds))
 
 
 if __name__ == "__main__":
-    {"start_training": start_training, "search": search}[sys.argv[1]](sys.argv[2:])
+    {"embed": embed, "start_training": start_training, "search": search}[sys.argv[1]](sys.argv[2:])
