@@ -510,8 +510,9 @@ def test_a_card_that_cannot_be_written_costs_neither_the_model_nor_the_push(hub,
     def fails(*args, **kwargs):
         raise TypeError("no such card")
 
-    monkeypatch.setattr("model_card.card.write_card", fails)
-    train_and_push(folder, tmp_path, "--hub_strategy", "end", "--max_steps", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr("model_card.card.write_card", fails)
+        train_and_push(folder, tmp_path, "--hub_strategy", "end", "--max_steps", "1")
     assert f"no such card')\nTo write it later: python -m model_card {tmp_path} --repo_id me/model" in caplog.text
     files = set(hub.repos["me/model"].files())
     assert files >= MODEL and "README.md" not in files
