@@ -29,9 +29,9 @@ import mpclip.search.stores
 from mpclip.search.__main__ import main
 from mpclip.search.build import build_index
 from mpclip.search.chunks import Chunks
-from mpclip.search.encoder import Encoder
 from mpclip.search.page import write_page
 from mpclip.search.pictures import open_pictures
+from mpclip.search.queries import QueryEncoder
 from mpclip.search.search import Answer, Hit, PictureIndex, query_index, read_settings
 from mpclip.search.stores import STORES
 
@@ -52,7 +52,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def encoder(model):
-    return Encoder(model)
+    return QueryEncoder(model)
 
 
 def add_picture(path, seed: int) -> None:
@@ -73,19 +73,19 @@ def photos(tmp_path):
 def embedded(monkeypatch):
     """How many pictures each call embedded."""
     calls = []
-    original = Encoder.embed_pictures
+    original = QueryEncoder.embed_pictures
 
     def counted(self, pictures):
         calls.append(len(pictures))
         return original(self, pictures)
 
-    monkeypatch.setattr(Encoder, "embed_pictures", counted)
+    monkeypatch.setattr(QueryEncoder, "embed_pictures", counted)
     return calls
 
 
 def picture_embeddings(model: str, photos, names: list[str]) -> torch.Tensor:
     """(n, K, D/K) without any of the code under test."""
-    encoder = Encoder(model)
+    encoder = QueryEncoder(model).encoder
     opened = [PIL.Image.open(photos / name).convert("RGB") for name in names]
     pixels = encoder.processor(images=opened, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -224,14 +224,14 @@ def test_queries_that_cannot_be(encoder):
 
 def test_a_killed_build_goes_on(model, encoder, photos, tmp_path, monkeypatch, embedded):
     monkeypatch.setattr(mpclip.search.build, "CHUNK", 4)
-    counted = Encoder.embed_pictures
+    counted = QueryEncoder.embed_pictures
 
     def killed(self, pictures):
         if len(embedded) == 5:
             raise KeyboardInterrupt
         return counted(self, pictures)
 
-    monkeypatch.setattr(Encoder, "embed_pictures", killed)
+    monkeypatch.setattr(QueryEncoder, "embed_pictures", killed)
     with pytest.raises(KeyboardInterrupt):
         build_index(model, str(photos), tmp_path / "index", batch_size=2)
     assert embedded == [2] * 5  # two chunks of four are done, and half of the third is lost
@@ -239,7 +239,7 @@ def test_a_killed_build_goes_on(model, encoder, photos, tmp_path, monkeypatch, e
     with pytest.raises(ValueError, match="has not finished: run it again"):
         read_settings(tmp_path / "index")
 
-    monkeypatch.setattr(Encoder, "embed_pictures", counted)
+    monkeypatch.setattr(QueryEncoder, "embed_pictures", counted)
     embedded.clear()
     built = build_index(model, str(photos), tmp_path / "index", batch_size=2)
     assert embedded == [2, 1] and built == {"pictures": PICTURES, "embedded": 3, "removed": 0, "unreadable": {}}
@@ -333,8 +333,8 @@ def test_bfloat16(model, encoder, photos, tmp_path):
     build_index(model, str(photos), tmp_path / "index", dtype="bfloat16")
     settings = read_settings(tmp_path / "index")
     assert settings["dtype"] == "bfloat16"
-    half = Encoder(settings["model"], settings["dtype"])
-    assert {parameter.dtype for parameter in half.model.text_model.parameters()} == {torch.bfloat16}
+    half = QueryEncoder(settings["model"], settings["dtype"])
+    assert {parameter.dtype for parameter in half.encoder.model.text_model.parameters()} == {torch.bfloat16}
     files = [photos / "00.png", photos / "a/b/01.jpg"]
     index = PictureIndex(tmp_path / "index", half)
     for answer, name in zip(query_index(index, pictures=files), ("00.png", "a/b/01.jpg"), strict=True):
@@ -436,14 +436,14 @@ def test_another_model_is_refused(model, photos, tmp_path):
     with torch.no_grad():
         next(iter(trained.parameters())).view(-1)[0] += 1e-3
     for folder in (tmp_path / "copy", tmp_path / "trained", settings):
-        (trained if folder.name == "trained" else Encoder(model).model).save_pretrained(folder)
+        (trained if folder.name == "trained" else QueryEncoder(model).encoder.model).save_pretrained(folder)
         make_processor(make_tokenizer()).save_pretrained(folder)
     file = next(file for file in settings.iterdir() if "rescale_factor" in file.read_text(errors="ignore"))
     file.write_text(file.read_text().replace('"rescale_factor": 0.00', '"rescale_factor": 0.01'))
 
-    PictureIndex(tmp_path / "index", Encoder(str(tmp_path / "copy")))  # the same model elsewhere
+    PictureIndex(tmp_path / "index", QueryEncoder(str(tmp_path / "copy")))  # the same model elsewhere
     assert build_index(str(tmp_path / "copy"), str(photos), tmp_path / "index")["embedded"] == 0
-    for other in (Encoder(str(tmp_path / "trained")), Encoder(str(settings)), Encoder(model, dtype="bfloat16")):
+    for other in (QueryEncoder(str(tmp_path / "trained")), QueryEncoder(str(settings)), QueryEncoder(model, dtype="bfloat16")):
         with pytest.raises(ValueError, match=r"was built with .*/copy in float32 .* is another model .* do not compare"):
             PictureIndex(tmp_path / "index", other)
     with pytest.raises(ValueError, match=r"is an index of .*fingerprint .*Build in another folder"):
@@ -476,20 +476,20 @@ def test_what_cannot_be_built(model, photos, tmp_path, monkeypatch):
 
 
 def test_embeddings_that_are_not_finite_name_their_pictures(model, photos, tmp_path, monkeypatch):
-    original = Encoder.embed_pictures
+    original = QueryEncoder.embed_pictures
 
     def with_nan(self, pictures):
         embeds = original(self, pictures).clone()
         embeds[1, 0] = torch.nan
         return embeds
 
-    monkeypatch.setattr(Encoder, "embed_pictures", with_nan)
+    monkeypatch.setattr(QueryEncoder, "embed_pictures", with_nan)
     with pytest.raises(ValueError, match=r"not finite, of 02\.webp$"):
         build_index(model, str(photos), tmp_path / "index")
 
 
 def test_no_pickle(model, photos, tmp_path, monkeypatch, store):
-    encoder = Encoder(model)
+    encoder = QueryEncoder(model)
 
     def refused(*_, **__):
         raise AssertionError("pickle was read")
@@ -529,9 +529,9 @@ def settled(monkeypatch):
 def hashed(monkeypatch):
     """Names of the files that were hashed, and "weights" for each fingerprint that was computed."""
     names = []
-    sha256_file, fingerprint = mpclip.files.sha256_file, Encoder.fingerprint
+    sha256_file, fingerprint = mpclip.files.sha256_file, QueryEncoder.fingerprint
     monkeypatch.setattr(mpclip.files, "sha256_file", lambda path: names.append(path.name) or sha256_file(path))
-    monkeypatch.setattr(Encoder, "fingerprint", lambda self: names.append("weights") or fingerprint(self))
+    monkeypatch.setattr(QueryEncoder, "fingerprint", lambda self: names.append("weights") or fingerprint(self))
     return names
 
 
@@ -576,7 +576,7 @@ def test_a_copied_index_is_hashed_once(model, encoder, photos, tmp_path, settled
     shutil.copytree(tmp_path / "index", copy, copy_function=shutil.copy)  # gives every file today's date
     shutil.copytree(model, moved, copy_function=shutil.copy)
     monkeypatch.setattr("mpclip.encoding.fingerprint.STARTED", time.time_ns())
-    elsewhere = Encoder(str(moved))
+    elsewhere = QueryEncoder(str(moved))
 
     def ask() -> list[str]:
         hashed.clear()
@@ -627,7 +627,7 @@ def test_weights_that_were_given_their_old_date(model, photos, tmp_path, monkeyp
     content = save(tensors, metadata={"format": "pt"})
     assert len(content) == weights.stat().st_size
     rewrite_with_the_old_date(weights, content)
-    other = Encoder(str(changed))
+    other = QueryEncoder(str(changed))
     with pytest.raises(ValueError, match="is another model"):  # written after this program started
         PictureIndex(tmp_path / "index", other)
     monkeypatch.setattr("mpclip.encoding.fingerprint.STARTED", time.time_ns())
@@ -639,7 +639,7 @@ def test_weights_that_were_given_their_old_date(model, photos, tmp_path, monkeyp
     for _ in range(2):
         with pytest.raises(ValueError, match="is another model"):
             PictureIndex(tmp_path / "index", other)
-    half = Encoder(str(changed), dtype="bfloat16")
+    half = QueryEncoder(str(changed), dtype="bfloat16")
     with pytest.raises(ValueError, match="in bfloat16 is another model"):
         PictureIndex(tmp_path / "index", half)
 

@@ -1,6 +1,6 @@
 """Search in collections of pictures: embed them once, keep the vectors in a store, find them by text or by picture.
 
-    encoder = Encoder("you/your-model")                 encoder.py    a checkpoint: pictures, texts -> vectors
+    encoder = QueryEncoder("you/your-model")            queries.py    a checkpoint: pictures, texts -> vectors
     pictures = open_pictures("photos")                  pictures.py   a folder or a data set: what there is to embed
     build_index("you/your-model", "photos", "idx")      build.py      pictures -> chunks -> store
     index = PictureIndex("idx", encoder)                search.py     queries -> hits

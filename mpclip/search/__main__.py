@@ -34,9 +34,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
     Args:
         arguments: those after `python -m mpclip.search`; by default the ones of this process.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="build|query", required=True)
 
     build = commands.add_parser("build", help="make an index, or bring one up to date")
@@ -109,14 +107,14 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _query(options: argparse.Namespace) -> None:
-    from mpclip.search.encoder import Encoder
     from mpclip.search.page import write_page
+    from mpclip.search.queries import QueryEncoder
     from mpclip.search.search import PictureIndex, query_index, read_settings
 
     lines = options.file.read_text(encoding="utf-8").splitlines() if options.file else []
     texts = options.texts + [line for line in lines if line.strip()]
     settings = read_settings(options.index)
-    encoder = Encoder(options.model or settings["model"], settings["dtype"], options.device)
+    encoder = QueryEncoder(options.model or settings["model"], settings["dtype"], options.device)
     index = PictureIndex(options.index, encoder, options.verify)
     answers = query_index(index, texts, options.image, exclude=options.exclude, weights=options.weights, top=options.top)
     print("\n\n".join(table(answer) for answer in answers))

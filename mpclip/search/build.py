@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from mpclip.hardware import describe_machine
 from mpclip.search.chunks import ROW_BITS, Chunks, checksum, chunk_files, write_chunk
-from mpclip.search.encoder import Encoder
 from mpclip.search.integrity import Integrity
 from mpclip.search.manifest import LOCK, checksums, read_manifest, write_manifest
 from mpclip.search.pictures import open_pictures, thumbnail
+from mpclip.search.queries import QueryEncoder
 from mpclip.search.stores import KINDS, MIN_IVFPQ, STORES, library
 
 CHUNK = 512  # pictures whose embeddings a kill may cost
@@ -49,7 +49,7 @@ def build_index(
     and a damaged store are named in a warning and made anew.
 
     Args:
-        model, dtype, device: as in `Encoder`.
+        model, dtype, device: as in `QueryEncoder`.
         data, split: as in `open_pictures`.
         index: the folder to write, or one written before, of the same model and data.
         store: "faiss" or "lancedb".
@@ -71,7 +71,7 @@ def build_index(
     library(store)  # rather than after hours of embedding
     index = Path(index)
     pictures = open_pictures(data, split)
-    encoder = Encoder(model, dtype, device)
+    encoder = QueryEncoder(model, dtype, device)
     index.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(index / LOCK, timeout=1):  # a query holds it for a moment, to note dates of files
@@ -96,7 +96,7 @@ def build_index(
     }
 
 
-def _begin(index: Path, encoder: Encoder, data: str, split: str | None, verify: bool) -> tuple[dict, Integrity]:
+def _begin(index: Path, encoder: QueryEncoder, data: str, split: str | None, verify: bool) -> tuple[dict, Integrity]:
     """The settings of an index, new or there already; it must be of this model and this data."""
     exists, chunks = (index / "index.json").exists(), index / "chunks"
     for unfinished in [*index.glob(".index.json.*.part"), *chunks.glob(".*.part")]:
@@ -139,7 +139,7 @@ def _drop_damaged(settings: dict, integrity: Integrity) -> None:
             settings["vectors"] = None
 
 
-def _embed(encoder: Encoder, pictures, keys: list[str], integrity: Integrity, batch_size: int) -> dict[str, str]:
+def _embed(encoder: QueryEncoder, pictures, keys: list[str], integrity: Integrity, batch_size: int) -> dict[str, str]:
     """Embeds pictures into new chunks. Returns what is wrong with each that could not be read."""
     chunks = integrity.index / "chunks"
 

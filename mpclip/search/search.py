@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from mpclip.search.chunks import ROW_BITS, Chunks
-from mpclip.search.encoder import Encoder
 from mpclip.search.integrity import Integrity
 from mpclip.search.manifest import MEND, read_manifest
 from mpclip.search.pictures import read_picture, thumbnail
+from mpclip.search.queries import QueryEncoder
 from mpclip.search.stores import STORES
 
 MORE = 10  # candidates per wanted picture from a store that only comes near; their exact scores then decide
@@ -63,7 +63,7 @@ class PictureIndex:
         ValueError: its build has not finished, a file of it is damaged, or the model is another.
     """
 
-    def __init__(self, folder: str | Path, encoder: Encoder, verify: bool = False):
+    def __init__(self, folder: str | Path, encoder: QueryEncoder, verify: bool = False):
         self.settings, self.encoder = read_settings(folder), encoder
         self._integrity = Integrity(Path(folder), self.settings, verify)
         if (given := self._integrity.fingerprint(encoder)) != self.settings["fingerprint"]:
@@ -85,7 +85,7 @@ class PictureIndex:
         """Finds the pictures of highest inner product.
 
         Args:
-            queries: (Q, D), as from `Encoder.embed_queries`; with aspect weights in them or not.
+            queries: (Q, D), as from `QueryEncoder.embed_queries`; with aspect weights in them or not.
             top: pictures per query, or all there are.
 
         Returns:
@@ -132,7 +132,7 @@ def query_index(
     weights: Sequence[float] | None = None,
     top: int = 10,
 ) -> list[Answer]:
-    """Answers to queries; the arguments are those of `Encoder.embed_queries`, with pictures as files."""
+    """Answers to queries; the arguments are those of `QueryEncoder.embed_queries`, with pictures as files."""
     opened = [read_picture(file) for file in pictures]
     queries = index.encoder.embed_queries(texts, opened, exclude, weights)  # (Q, D)
     names, small = [str(file) for file in pictures], [thumbnail(picture, 128) for picture in opened]
