@@ -16,6 +16,7 @@ import mpclip.files
 import train_hf
 from modeling_mpclip import MPCLIPModel
 from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.training import state_cache
 from mpclip.training.collator import MPCLIPCollator
 from mpclip.training.command_line import parse_options
 from mpclip.training.run import build_model
@@ -187,6 +188,19 @@ def _model_arguments(folder, out, *extra):
     model_arguments, data_arguments, training_arguments = given.model, given.data, given.training
     torch.manual_seed(training_arguments.seed)
     return model_arguments, data_arguments.max_text_length
+
+
+def test_frozen_weights_are_hashed_once_for_all_splits(folder, tmp_path, monkeypatch):
+    model, processor, rows = cached_and_live(folder, tmp_path)
+    hashed, real = [], state_cache._sha256_tensors
+    monkeypatch.setattr(state_cache, "_sha256_tensors", lambda tensors: hashed.append(len(tensors)) or real(tensors))
+    for part in (rows.select(range(3)), rows.select(range(3, 5))):
+        cache_image_states(model, processor.image_processor, part, tmp_path / "cache")
+    assert len(hashed) == 1
+    with torch.no_grad():
+        next(model.vision_model.parameters()).add_(1)
+    cache_image_states(model, processor.image_processor, part, tmp_path / "cache")
+    assert len(hashed) == 2
 
 
 # Store ------------------------------------------------------------------------------------------------------------

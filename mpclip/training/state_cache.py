@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def cache_text_states(
     ids = tokenizer(texts, truncation=True)["input_ids"]
     key = {
         "kind": "text",
-        "weights": _sha256_tensors(below),
+        "weights": _hash_of(tower, below),
         "config": _config_without_path(tower.config),
         "ids": _sha256(json.dumps(ids).encode()),
         "layer": tower.split_layer,
@@ -201,7 +202,7 @@ def cache_image_states(
         raise ValueError(f"The vision encoder is trained ({trained[0]}, ...); freeze it or set cache_states=false.")
     key = {
         "kind": "image",
-        "weights": _sha256_tensors(model.vision_model.state_dict()),
+        "weights": _hash_of(model.vision_model, model.vision_model.state_dict()),
         "config": _config_without_path(model.vision_model.config),
         "processor": image_processor.to_json_string(),
         "images": identity_of_images(rows),
@@ -232,6 +233,17 @@ def _config_without_path(config) -> dict:
 def _frozen_twin(module: torch.nn.Module, device: torch.device | str, dtype: torch.dtype) -> torch.nn.Module:
     """A copy to compute with. It is made only when a state is missing: it takes seconds, and the memory of the tower."""
     return copy.deepcopy(module).to(device, dtype).eval().requires_grad_(False)
+
+
+_hashes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # tower -> (its tensors as they were, their hash)
+
+
+def _hash_of(tower: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> str:
+    """The hash of a tower's frozen tensors. It is taken once for all splits, and again only after a write to one of them."""
+    written = [(name, tensor.data_ptr(), tensor._version) for name, tensor in sorted(tensors.items())]
+    if tower not in _hashes or _hashes[tower][0] != written:
+        _hashes[tower] = written, _sha256_tensors(tensors)
+    return _hashes[tower][1]
 
 
 def _sha256(data: bytes) -> str:
