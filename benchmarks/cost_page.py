@@ -6,7 +6,7 @@ python -m benchmarks.cost_page
 import re
 from pathlib import Path
 
-from benchmarks import cache_formats, flops, serving, speed
+from benchmarks import cache_formats, flops, guards, serving, speed
 from mpclip.files import read_json, write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "cost.md"
@@ -15,6 +15,7 @@ TABLES = {
     "speed": lambda result: f"{speed.table(result)}\n\n{speed.sentences(result)}",
     "cache_formats": cache_formats.table,
     "serving": serving.table,
+    "guards": guards.table,
 }
 
 
