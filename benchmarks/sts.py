@@ -1,13 +1,13 @@
-"""Fine-tune the text side of systems on STS-B over several seeds, and compare them.
+"""Fine-tune the text side of systems on STS-B with several seeds, and compare them seed by seed.
 
     python -m benchmarks.sts configs/systems/single_prompt.yaml configs/systems/multi_prompt.yaml \\
         --setting configs/stsb_smollm2.yaml --dataset data/stsb --json docs/results/stsb_smollm2.json
     python -m benchmarks.sts ... --setting configs/stsb_gemma3.yaml --dataset data/stsb --json docs/results/stsb_gemma3.json
 
-Settings, systems, cells and JSON are as in `python -m benchmarks.ablation`, which this is for another task: the loss is
-CoSENT on the cosine of the two sentences' embeddings, and what is reported is its Spearman correlation with the scores. Of a
-system's losses the diversity loss applies; negation needs images. With the setting's cached states the layers that stay
-frozen run once; with its `train_sampling_strategy: group_by_length` a batch holds little padding.
+Settings, systems, cells and the JSON file are those of `python -m benchmarks.ablation`. The loss is CoSENT on the cosine of the
+two sentences' embeddings. The metric is the Spearman correlation of that cosine with the scores, in percent. Of a system's
+own losses, the diversity loss applies; the negation loss needs images and does not. With cached states, the frozen layers run
+once. With `train_sampling_strategy: group_by_length`, batches hold little padding.
 """
 
 import time
@@ -15,8 +15,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from benchmarks.ablation import Task
-from benchmarks.ablation import main as compare_systems
+from benchmarks.systems import Task, compare_systems
 from mpclip.data.sentence_pairs import load_sts
 from mpclip.training.command_line import parse_options
 from mpclip.training.run import build_model
@@ -26,7 +25,12 @@ from mpclip.training.tuning import prepare_tuning
 
 
 def build_trainer(argv: list[str], splits: list[str]) -> tuple[SentencePairTrainer, dict]:
-    """The trainer of a cell, and the rows of each split."""
+    """The trainer of a cell, and the rows of its training split and of `splits`.
+
+    Args:
+        argv: the command line of train_hf.py.
+        splits: the splits to measure on.
+    """
     options = parse_options(argv)
     data, arguments = options.data, options.training
     set_seed(arguments.seed)
@@ -50,7 +54,15 @@ def build_trainer(argv: list[str], splits: list[str]) -> tuple[SentencePairTrain
 
 
 def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
-    """Split -> Spearman correlation in percent of one trained cell, with its seconds."""
+    """Train one cell and measure it.
+
+    Args:
+        argv: the command line of train_hf.py.
+        splits: the splits to measure on.
+
+    Returns:
+        Split -> `spearman`, in percent, and `train_seconds`.
+    """
     started = time.monotonic()
     trainer, rows = build_trainer(argv, splits)
     trainer.train()
@@ -64,6 +76,11 @@ STS = Task("benchmarks.sts", __doc__, ("spearman",))
 
 
 def main(argv: list[str] | None = None) -> dict:
+    """The command; returns the content of the JSON file.
+
+    Args:
+        argv: words of the command line; None takes those of the process.
+    """
     return compare_systems(argv, STS)
 
 
