@@ -1,7 +1,7 @@
 """MP-CLIP: multi-prompt text embeddings from a pretrained LLM, matched segment by segment with images.
 
-The files of this folder travel with every checkpoint and need torch and transformers alone. Names are imported when they are
-first used. With the first of them the classes are registered with transformers' `AutoModel` and its relatives.
+Every checkpoint carries a copy of these files. They need torch and transformers, nothing else. A name is imported on first use.
+The first use of any name also registers the classes with transformers' auto classes, such as `AutoModel`.
 """
 
 import importlib
@@ -35,7 +35,7 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
-    """Let the auto classes find ours, so that a checkpoint loads without its own copy of the code."""
+    """Register our classes with transformers' auto classes. A checkpoint then loads without trust_remote_code=True."""
     from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
 
     from .configuration_mpclip import MPCLIPConfig

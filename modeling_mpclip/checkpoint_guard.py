@@ -1,6 +1,6 @@
-"""Checks that refuse what would load wrongly: old versions, damaged files, weights that are missing, foreign or not finite.
+"""Checks at loading: refuse old libraries, damaged files, and weights that are missing, unexpected or not finite.
 
-transformers only warns of missing weights and draws them at random, and it loads NaN without a warning.
+transformers itself only warns about missing weights and initialises them at random. It loads NaN without a warning.
 """
 
 import contextlib
@@ -13,38 +13,40 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 from transformers.utils.versions import require_version
 
 OLDEST_VERSIONS = {"transformers": "5.17", "torch": "2.11"}
-# torch shares an operation on more than 32,768 values out among threads. Where other programs use the processor too, waiting
-# for the last thread takes longer than reading a weight, so weights of fewer than LARGE values are read in pieces of PIECE.
+# torch splits an operation on more than 32,768 values among threads. While other programs use the processor, waiting for the
+# slowest thread takes longer than the check itself. So a weight of fewer than LARGE values is checked PIECE values at a time.
 PIECE, LARGE = 30_000, 2**22
 
 
 def refuse_old_versions() -> None:
-    """Refuses versions below `OLDEST_VERSIONS`. With transformers 4, for example, a CLIP tower loads with random weights.
+    """Refuse versions below `OLDEST_VERSIONS`. transformers 4, for example, loads a CLIP tower with random weights.
 
     Raises:
-        ImportError: names the version found and the command that installs a newer one.
+        ImportError: a version is too old; the message names it and the command that installs a newer one.
     """
     for package, oldest in OLDEST_VERSIONS.items():
         require_version(
             f"{package}>={oldest}",
-            f"MP-CLIP checkpoints would not load, or load wrongly. Install it: pip install --upgrade '{package}>={oldest}'",
+            f"Older versions load MP-CLIP checkpoints wrongly or not at all. Run: pip install --upgrade '{package}>={oldest}'",
         )
 
 
 @contextlib.contextmanager
 def naming_damaged_files(*sources: str | None, **hub_arguments):
-    """Around code that loads checkpoints: if it fails, says which safetensors file is damaged. safetensors does not.
+    """Wrap code that loads a checkpoint: if it fails on a damaged safetensors file, raise an error that names the file.
+
+    The error of safetensors itself does not name it.
 
     Args:
-        sources: folders or Hub ids, of a base and its adapter; None for none.
-        hub_arguments: for `cached_file`, such as `revision`.
+        sources: folders or Hub ids whose files are loaded, such as a base model and its adapter. None is skipped.
+        hub_arguments: keyword arguments of `cached_file`, such as `revision`.
 
     Raises:
-        OSError: a file is cut short, or its header cannot be read.
+        OSError: a safetensors file is cut short, or its header cannot be read. Every other error passes unchanged.
     """
     try:
         yield
-    except OSError:  # nothing was opened: no such repository, file or connection
+    except OSError:  # a repository, a file or the connection is missing, and the message says so
         raise
     except Exception as error:
         folders = [folder for source in sources if source for folder in _folders(source, **hub_arguments)]
@@ -55,7 +57,7 @@ def naming_damaged_files(*sources: str | None, **hub_arguments):
 
 
 def _folders(source: str, **hub_arguments) -> list[Path]:
-    """The folder of a checkpoint's files; for an adapter also that of its base. Nothing is downloaded."""
+    """The local folder of a checkpoint; for an adapter also the folder of its base model. Nothing is downloaded."""
     looking = hub_arguments | {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
     if found := cached_file(source, CONFIG_NAME, **looking):
         return [Path(found).parent]
@@ -68,8 +70,8 @@ def _folders(source: str, **hub_arguments) -> list[Path]:
 def _is_whole(file: Path) -> bool:
     """Whether safetensors can open a file: its header can be read, and the file ends where the last tensor does."""
     try:
-        # transformers requires safetensors, so it is there. Within `try`, because transformers counts every import outside of
-        # one as a package that the checkpoint needs.
+        # transformers installs safetensors. The import stands inside `try`, because transformers asks the user of a checkpoint
+        # to install every package that its code imports outside `try`.
         from safetensors import safe_open
 
         with safe_open(file, framework="pt"):
@@ -79,20 +81,20 @@ def _is_whole(file: Path) -> bool:
 
 
 def refuse_faulty(source: str | None, model: PreTrainedModel, loading_infos: list[dict], any_shape: bool = False) -> None:
-    """Refuses a loaded model whose weights are not those of its checkpoint, or of its base and its adapter.
+    """Refuse a loaded model unless its weights are exactly those of its checkpoint, or of base and adapter together.
 
-    Missing weights are refused, and so are foreign ones: a config with fewer layers than the file has, or with another loss,
-    would give a smaller model than was trained. Exceptions are listed in the class attributes
-    `_keys_to_ignore_on_load_missing` and `_keys_to_ignore_on_load_unexpected` of [`MPCLIPModel`], which has none.
+    Unexpected weights are refused like missing ones. They occur if the config has fewer layers than the file, or another loss:
+    the model would then be smaller than the trained one. A subclass lists its exceptions in the attributes
+    `_keys_to_ignore_on_load_missing` and `_keys_to_ignore_on_load_unexpected`; [`MPCLIPModel`] has no exceptions.
 
     Args:
-        source: folder or Hub id, for the message; None for weights given as a state dict.
-        model: as loaded.
-        loading_infos: of `from_pretrained(output_loading_info=True)`, one for each of base and adapter.
-        any_shape: accept weights of another shape, which transformers has then drawn at random.
+        source: folder or Hub id, for the message; None if the weights were given as a state dict.
+        model: the loaded model.
+        loading_infos: results of `from_pretrained(output_loading_info=True)`: one, or one each for base and adapter.
+        any_shape: accept weights whose shape differs from the model's. transformers has initialised them at random.
 
     Raises:
-        ValueError: names the weights.
+        ValueError: weights are missing, unexpected, of another shape or not finite; the message names them.
     """
     missing, unexpected, mismatched = (
         set().union(*(info[kind] for info in loading_infos)) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -106,35 +108,43 @@ def refuse_faulty(source: str | None, model: PreTrainedModel, loading_infos: lis
     }
     found = [fault.format(_some(sorted(names))) for fault, names in faults.items() if names]
     if found:
-        advice = "To load a part of one on purpose: MPCLIPModel(config).load_state_dict(weights, strict=False)."
+        advice = "To load only some weights on purpose: MPCLIPModel(config).load_state_dict(weights, strict=False)."
         if hasattr(model, "peft_config"):
-            advice = "transformers 5.17 loads an adapter in part: use 5.18, or PeftModel.from_pretrained(base, adapter)."
+            advice = (
+                "transformers 5.17 loads only a part of an adapter: use transformers 5.18 or later, or "
+                "PeftModel.from_pretrained(base, adapter)."
+            )
         raise ValueError(
-            f"The checkpoint {source or '(state_dict)'} {', and '.join(found)}. It is damaged, or its config and weights are "
-            f"not of one model: get or save it again. {advice}"
+            f"The checkpoint {source or '(state_dict)'} {', and '.join(found)}. It is damaged, or its config and its weights "
+            f"belong to different models. Download it or save it again. {advice}"
         )
 
 
 def not_finite(model: PreTrainedModel) -> list[str]:
-    """Names of the weights with a NaN or infinite value. Weights offloaded to disk are skipped."""
+    """Names of the weights that hold a NaN or infinite value.
+
+    Args:
+        model: any model. Weights offloaded to disk and 8-bit weights are not checked.
+    """
     return [name for name, tensor in model.state_dict().items() if not all(_is_finite(part) for part in _parts(tensor))]
 
 
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensor itself; for a quantised one the plain tensors it consists of, among them its scales."""
+    """The tensor itself. A quantised tensor gives the plain tensors that it consists of, scales included."""
     if hasattr(tensor, "__tensor_flatten__"):
         return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
     return [tensor]
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite. True for tensors that are not checked."""
     if type(tensor) is not torch.Tensor or tensor.device.type == "meta" or tensor.numel() == 0:
         return True
     if not tensor.is_floating_point() or tensor.element_size() == 1:
         return True
     values = tensor.flatten()
     pieces = values.split(PIECE) if tensor.device.type == "cpu" and len(values) < LARGE else [values]
-    # The ends are NaN if any value is. isfinite() would copy the tensor.
+    # Minimum and maximum are NaN if any value is NaN. isfinite() would allocate a second tensor of the same length.
     ends = [end for piece in pieces for end in piece.aminmax()]
     return bool(torch.stack(ends).isfinite().all())
 

@@ -1,4 +1,4 @@
-"""MPCLIPConfig: the two towers and the choices of `ModelOptions`, refused together where they do not fit."""
+"""MPCLIPConfig: the configs of both towers and the options of `ModelOptions`. Contradicting options are refused."""
 
 from dataclasses import fields
 
@@ -15,7 +15,7 @@ from .prompt_tree import (
 )
 from .sentence_files import save_sentence_files
 
-# Here every way to load a model passes first; older versions have no PreTrainedConfig to import.
+# Whoever loads a model imports this module first. The check runs before PreTrainedConfig is used, which old versions lack.
 refuse_old_versions()
 
 
@@ -25,13 +25,13 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
     Args:
         text_config: a decoder LLM's config (Llama, Gemma, Gemma2, Gemma3 text, Qwen2, Qwen3, Mistral) or its dict.
         vision_config: a vision encoder's config (ViT, SigLIP, CLIP, DINOv2, EfficientNet) or its dict.
-        text_only: the model has no image side; `vision_config` is None.
-        prompt_tree: the compiled templates as `PromptTree.to_dict()`; `compile_prompts` fills it.
-        adaptive_token_ids: token ids of [APT-1..M]; filled with the tree.
+        text_only: whether the model has no image side. `vision_config` is then None.
+        prompt_tree: the compiled templates as `PromptTree.to_dict()`; set by `compile_prompts`.
+        adaptive_token_ids: token ids of [APT-1] to [APT-M]; set by `compile_prompts`.
 {list_of_options(ModelOptions)}
 
     Raises:
-        ValueError: a value or a pair of values that cannot work; the message says which and what to set.
+        ValueError: an option is illegal or contradicts another one; the message names them and says what to set.
     """
 
     model_type = "mpclip"
@@ -61,13 +61,13 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         super().__init__(**kwargs)
 
     def _fill_in_defaults(self) -> None:
-        """Options of None whose default depends on other options."""
+        """Set the options that are None and whose default depends on other options."""
         own_templates = self.templates is not None
         prompted = self.text_pooling == "prompts"
         if self.templates is None:
             self.templates = default_templates(self.num_prompts) if prompted else []
         if self.negated_templates is None:
-            # The default negation is no twin of templates of your own.
+            # The default negated templates belong to the default templates. Custom templates get none.
             twins = prompted and not own_templates
             self.negated_templates = default_templates(self.num_prompts, negated=True) if twins else []
         if self.adaptive_tokens == "boundary" and self.boundary_layer is None:
@@ -78,7 +78,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
     def _refuse_illegal(self) -> None:
         K, D = self.num_prompts, self.projection_dim
         if K < 1:
-            raise ValueError(f"num_prompts={K}; a model has at least one prompt.")
+            raise ValueError(f"num_prompts={K}, but a model has at least one prompt. Set num_prompts to 1 or more.")
         if D % K:
             raise ValueError(
                 f"projection_dim={D} is not a multiple of num_prompts={K}: every prompt gives the same number of dimensions. "
@@ -104,70 +104,90 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
                 "Give one negated template per prompt, or set negation_weight=0."
             )
         if self.diversity_weight and K == 1:
-            raise ValueError("diversity_weight compares prompts and there is one; set it to 0 or num_prompts above 1.")
+            raise ValueError(
+                f"diversity_weight={self.diversity_weight} compares prompts and there is one (num_prompts=1). "
+                "Set diversity_weight=0, or num_prompts to 2 or more."
+            )
         if self.elastic_prompts and K == 1:
-            raise ValueError("elastic_prompts drops some of the prompts and there is one; set it to False.")
+            raise ValueError(
+                "elastic_prompts=True drops some of the prompts, and there is only one (num_prompts=1). "
+                "Set elastic_prompts=False, or num_prompts to 2 or more."
+            )
         layers = self.text_config.num_hidden_layers
         if self.adaptive_tokens == "boundary" and not 0 <= self.boundary_layer <= layers:
-            raise ValueError(f"boundary_layer={self.boundary_layer} is outside 0..{layers}, the text model's layers.")
+            raise ValueError(
+                f"boundary_layer={self.boundary_layer} is outside 0..{layers}: the text model has {layers} layers."
+            )
         if self.adaptive_tokens == "input" and self.boundary_layer is not None:
             raise ValueError(
-                "boundary_layer belongs to adaptive_tokens='boundary'; with 'input' the adaptive tokens are learned below "
-                "all layers. Leave it out, or set adaptive_tokens='boundary'."
+                f"boundary_layer={self.boundary_layer} belongs to adaptive_tokens='boundary'; adaptive_tokens='input' learns "
+                "input embeddings, below all layers. Leave boundary_layer out, or set adaptive_tokens='boundary'."
             )
         if self.num_pooling_queries < 1 or D % self.num_pooling_queries:
             raise ValueError(
-                f"pooling_queries={self.pooling_queries} does not divide projection_dim={D}; every query gives as many of them."
+                f"pooling_queries={self.pooling_queries} does not divide projection_dim={D}: every pooling query gives the "
+                "same number of dimensions. Set pooling_queries to a divisor of projection_dim."
             )
         if self.num_pooling_queries > 1 and not self.image_pooling.startswith("attention"):
-            raise ValueError(f"pooling_queries belong to the attention pooling, not to image_pooling={self.image_pooling!r}.")
+            raise ValueError(
+                f"pooling_queries={self.pooling_queries}: pooling queries belong to the attention pooling, not to "
+                f"image_pooling={self.image_pooling!r}. Leave pooling_queries out, or set image_pooling='attention'."
+            )
         if self.image_pooling.startswith("attention") and self.pooling_width % self.pooling_heads:
             raise ValueError(f"pooling_width={self.pooling_width} is not a multiple of pooling_heads={self.pooling_heads}.")
 
     def compile_prompts(self, tokenizer) -> PromptTree:
-        """Add [APT-i] to `tokenizer` (in place), compile the templates with it, keep tree and ids here; returns the tree."""
+        """Compile the templates with a tokenizer and store the tree and the ids of the adaptive tokens in this config.
+
+        Args:
+            tokenizer: of the LLM. The adaptive tokens [APT-i] are added to it in place.
+
+        Returns:
+            The compiled [`PromptTree`].
+        """
         self.adaptive_token_ids = add_adaptive_tokens(tokenizer, self.all_templates)
         tree = compile_prompt_tree(tokenizer, self.templates, self.negated_templates)
         self.prompt_tree = tree.to_dict()
         return tree
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
-        """As any config's; beside it what tells sentence-transformers how to load the folder.
+        """Save the config, and beside it the two files from which sentence-transformers learns how to load the folder.
 
-        `MPCLIPModel.save_pretrained` comes by here before it uploads anything.
+        `MPCLIPModel.save_pretrained` calls this before it uploads anything, so a push includes the two files.
         """
         super().save_pretrained(save_directory, **kwargs)
         save_sentence_files(save_directory)
 
     @property
     def num_pooling_queries(self) -> int:
-        """Q, queries of the image pooling; 1 where it has none and gives one vector."""
+        """Q, the number of pooling queries. The image poolings without queries give one vector and count as 1."""
         if self.pooling_queries is not None:
             return self.pooling_queries
         return self.num_prompts if self.image_pooling == "attention_per_prompt" else 1
 
     @property
     def all_templates(self) -> list[str]:
-        """The K templates, then their negated twins."""
+        """The K templates, followed by their negated twins."""
         return [*self.templates, *self.negated_templates]
 
     @property
     def num_adaptive_tokens(self) -> int:
-        """M, the adaptive tokens that the templates name."""
+        """M, the number of adaptive tokens that the templates name."""
         return len(adaptive_token_names(self.all_templates))
 
 
 def _sub_config(
     config: transformers.PreTrainedConfig | dict | None, default_type: str, name: str
 ) -> transformers.PreTrainedConfig:
+    """The config object of one tower, from a config, its dict, or None for the defaults of `default_type`."""
     if config is None:
         config = {}
     if isinstance(config, dict):
         config = dict(config)
         config = transformers.AutoConfig.for_model(config.pop("model_type", default_type), **config)
     if not isinstance(config, transformers.PreTrainedConfig):
-        raise ValueError(f"{name} is a {type(config).__name__}; give a transformers config or its dictionary.")
+        raise ValueError(f"{name} is a {type(config).__name__}; give a transformers config or its dict.")
     return config
 
 
-MPCLIPConfig.register_for_auto_class()  # `save_pretrained` then writes the code beside the weights
+MPCLIPConfig.register_for_auto_class()  # so that `save_pretrained` writes the code beside the weights

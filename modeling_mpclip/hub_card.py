@@ -1,6 +1,6 @@
-"""The card of a model that is pushed from Python, made of its config; that of a training run, far longer, is train_hf.py's.
+"""The short model card that `push_to_hub` writes from a model's config. A training run writes a longer one (model_card/).
 
-transformers pushes a form to fill in where there is no card, and writes over a card in the folder that is saved.
+transformers on its own would push an empty form to fill in, and would overwrite a card in the saved folder.
 """
 
 import json
@@ -15,20 +15,25 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def card_in(folder: str | Path) -> str | None:
-    """The card's text, None where there is none."""
+    """The text of the card in a folder; None if there is no card."""
     file = Path(folder, CARD)
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def is_form(card: str | None) -> bool:
+    """Whether the text of a card is the empty form of transformers."""
     return card is not None and FORM in card
 
 
 def put_card(folder: str | Path, before: str | None, repo_id: str, config) -> None:
-    """Replace the card that transformers wrote to `folder` unless somebody's own is to be kept.
+    """Replace the card that transformers wrote to `folder`; keep a card that a person wrote.
 
     Args:
-        before: the folder's card as transformers found it. It comes before the repository's.
+        folder: the folder that is about to be pushed.
+        before: text of the card that stood in the saved folder before transformers wrote one. If a person wrote it, it is
+            kept; otherwise the repository's card is kept if a person wrote that.
+        repo_id: the repository, "user/name"; the name is the title of the card.
+        config: the model's [`MPCLIPConfig`].
     """
     written = card_in(folder)
     kept = next((card for card in (before, written) if card and not is_form(card) and MARK not in card), None)
@@ -38,15 +43,15 @@ def put_card(folder: str | Path, before: str | None, repo_id: str, config) -> No
 
 
 def _metadata(card: str) -> dict[str, str]:
-    """Key -> what stands behind it, as written; lists go on with "- "."""
+    """The YAML metadata on top of a card: key -> the text behind it, including the lines of a list."""
     block = card.split("---")[1] if card.startswith("---") else ""
     return dict(re.findall(r"^(\w+):(.*(?:\n[ -].*)*)", block, re.MULTILINE))
 
 
 def _render(given: dict[str, str], repo_id: str, config) -> str:
-    """The card; metadata that was there, a licence or tags, stays."""
+    """The text of the card. The metadata in `given`, such as a licence or tags, is kept."""
     towers = [tower for tower in (config.text_config, config.vision_config) if tower is not None]
-    # A tower that was loaded from a folder has no id, though the folder's path may look like one.
+    # A tower that was loaded from a folder has no Hub id, even if the path of the folder looks like one.
     ids = [name for tower in towers if HUB_ID.fullmatch(name := tower._name_or_path or "") and not Path(name).exists()]
     metadata = {
         "library_name": "transformers",
@@ -69,8 +74,8 @@ def _render(given: dict[str, str], repo_id: str, config) -> str:
 An MP-CLIP model ([arXiv 2508.02762](https://arxiv.org/abs/2508.02762)), made of {" and ".join(t.model_type for t in towers)}.
 {read if prompts else f"Its embeddings have {D} dimensions."}
 
-How it was trained and how good it is, this card does not know. The licence of the weights follows that of the models they come
-from.
+This card was written from the model's config. It does not say how the model was trained or how good it is. The licence of the
+weights follows the licences of the models that they come from.
 
 ```python
 {_snippet(repo_id, config)}
@@ -79,6 +84,7 @@ from.
 
 
 def _snippet(repo_id: str, config) -> str:
+    """The Python example of the card."""
     repo = json.dumps(repo_id)
     if config.text_only:
         return f"""import torch

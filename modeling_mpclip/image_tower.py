@@ -1,6 +1,6 @@
-"""From pixels to one embedding: a vision encoder's tokens, and the pooling that answers the prompts.
+"""The image side: a vision encoder's tokens, the attention pooling over them, and the projection to segments.
 
-Video is the same pooling over the tokens of all frames (paper, section 1.4).
+A video is pooled in the same way, over the tokens of all its frames (paper, section 1.4).
 """
 
 import torch
@@ -10,16 +10,32 @@ from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
 
 def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """A randomly initialised vision encoder without the pooling head that this model replaces with its own."""
+    """Build a randomly initialised vision encoder without its pooling head; [`MPCLIPModel`] has a pooling of its own.
+
+    Args:
+        config: of a vision encoder.
+
+    Raises:
+        ValueError: transformers has no model for such a config.
+    """
     if type(config) not in MODEL_MAPPING:
-        raise ValueError(f"No transformers model for a vision config of type {config.model_type!r}.")
+        raise ValueError(
+            f"transformers has no model for a vision config of type {config.model_type!r}. "
+            "Give the config of a vision encoder, such as ViT, SigLIP or CLIP."
+        )
     return MODEL_MAPPING[type(config)](config, **pooler_arguments(config))
 
 
 def pooler_arguments(config: PreTrainedConfig) -> dict:
-    """What keeps a model class from building its own pooler, whose weights would get no gradient.
+    """Arguments of a model class that keep it from building its own pooler, whose weights would get no gradient.
 
-    SigLIP is told by its config (set here), ViT by an argument; the others' poolers have no weights of their own to train.
+    ViT takes an argument. SigLIP reads its config, which is changed here in place. The other encoders need neither.
+
+    Args:
+        config: of a vision encoder.
+
+    Returns:
+        Keyword arguments for the constructor or for `from_pretrained`.
     """
     if config.model_type == "siglip_vision_model":
         config.vision_use_head = False
@@ -27,15 +43,22 @@ def pooler_arguments(config: PreTrainedConfig) -> dict:
 
 
 def has_class_token(vision_model: PreTrainedModel) -> bool:
+    """Whether a vision encoder has a class token. It is recognised by the name of its parameter."""
     return any(name.endswith(("cls_token", "class_embedding")) for name, _ in vision_model.named_parameters())
 
 
 def vision_tokens(last_hidden_state: torch.Tensor) -> torch.Tensor:
-    """An encoder's output as a sequence of tokens.
+    """The output of a vision encoder as a sequence of tokens.
 
-    A transformer's tokens know their place and stay as they are: (B, N, C). A CNN's feature map (B, C, h, w) becomes h * w
-    tokens, normalised over channels, plus a fixed two-dimensional sinusoidal position (ours): without it a pooling
-    cannot tell left from right. Nothing here is learned, so the result of a frozen encoder can be cached.
+    The tokens of a transformer already contain their position and are returned unchanged. The feature map of a CNN becomes
+    h * w tokens, normalised over channels. Each gets a fixed two-dimensional sinusoidal position (ours): without it the
+    pooling could not tell left from right. Nothing here is learned, so the tokens of a frozen encoder can be cached.
+
+    Args:
+        last_hidden_state: (B, N, C) of a transformer, or (B, C, h, w) of a CNN.
+
+    Returns:
+        (B, N, C), with N = h * w for a CNN.
     """
     if last_hidden_state.dim() == 3:
         return last_hidden_state
@@ -45,10 +68,17 @@ def vision_tokens(last_hidden_state: torch.Tensor) -> torch.Tensor:
 
 
 def sinusoidal_grid(h: int, w: int, channels: int) -> torch.Tensor:
-    """(h * w, channels) float32: sines and cosines of the row in one half of the channels, of the column in the other.
+    """Position encoding of a grid: sines and cosines of the row in the first half of the channels, of the column in the second.
 
-    Positions count from -0.5 to 0.5 across the picture, so that a map of another resolution means the same places;
-    frequencies go from half a turn to 16 turns across it.
+    Positions run from -0.5 to 0.5 across the picture, so feature maps of different resolutions share one coordinate system.
+    The frequencies run from half a turn to 16 turns across the picture.
+
+    Args:
+        h, w: rows and columns of the grid.
+        channels: C. Up to three channels that remain after the division by 4 are zero.
+
+    Returns:
+        (h * w, C) float32.
     """
     quarter = channels // 4
     frequency = torch.pi * 2 ** torch.linspace(0, 5, quarter)  # (C/4,) radians per picture
@@ -64,13 +94,23 @@ def sinusoidal_grid(h: int, w: int, channels: int) -> torch.Tensor:
 
 
 class AttentionPooling(nn.Module):
-    """Q learned queries attend to the image tokens; each gives one vector (paper, section 1.4; a query per prompt is ours).
+    """Q learned pooling queries attend to the vision tokens; each gives one vector (paper, section 1.4).
 
-    The queries are constants, so keys and values never have to be computed per token: q . (W_k x) = (W_k^T q) . x, and the
-    weighted mean is taken over x before W_v. The norm's scale g and shift b, x = g n + b, go into the weights in the same way:
-    the mean of x is g (mean of n) + b, and what b adds to all scores of a query, the softmax cancels. Tokens of a frozen
-    encoder then need no gradient at all. The function is that of a layer norm and ordinary multi-head attention (W_k has no
-    bias, which the softmax would cancel too) at a small part of its cost.
+    One pooling query per prompt is ours. The result equals a layer norm followed by multi-head attention, at a small part of
+    the cost:
+
+    * The pooling queries do not depend on the image, so keys and values are not computed per token. The score is
+      q . (W_k x) = (W_k^T q) . x, and W_v is applied after the weighted mean of x.
+    * The scale g and shift b of the layer norm, x = g n + b, are applied to the weights: the mean of x is g (mean of n) + b.
+      In the scores b adds the same number for all tokens, which the softmax cancels. A bias of W_k would cancel too, so W_k has
+      none.
+    * The tokens of a frozen encoder then need no gradient.
+
+    Args:
+        num_queries: Q.
+        token_dim: C, channels of a vision token.
+        width: channels of a pooling query and of a pooled vector.
+        heads: attention heads; a divisor of `width`.
     """
 
     def __init__(self, num_queries: int, token_dim: int, width: int, heads: int):
@@ -85,10 +125,11 @@ class AttentionPooling(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """
+        """Pool the vision tokens of B images or videos.
+
         Args:
             tokens: (B, N, C).
-            mask: (B, N) bool, False for tokens of padding frames.
+            mask: (B, N) bool, False for the tokens of padding frames. None: all tokens count.
 
         Returns:
             (B, Q, width) pooled vectors and (B, Q, heads, N) attention weights.
@@ -111,9 +152,13 @@ class AttentionPooling(nn.Module):
 
 
 class SegmentProjection(nn.Module):
-    """Q vectors -> one embedding of Q segments, each by a projection of its own: (B, Q, C) -> (B, Q, D / Q).
+    """Projects Q vectors to the Q segments of an embedding, each vector with a matrix of its own.
 
-    Of fewer vectors, the first segments: (B, m, C) -> (B, m, D / Q). With `shared` one projection serves all segments.
+    Args:
+        num_segments: Q.
+        input_dim: C, channels of a vector.
+        projection_dim: D, dimensions of the embedding.
+        shared: use one matrix for all segments.
     """
 
     def __init__(self, num_segments: int, input_dim: int, projection_dim: int, shared: bool = False):
@@ -122,6 +167,7 @@ class SegmentProjection(nn.Module):
         self.weight = nn.Parameter(torch.empty(projections, input_dim, projection_dim // num_segments))
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        # The weight of a shared projection, (1, C, D / Q), stands for that of any number of segments.
+        """(B, m, C) -> (B, m, D / Q): the first m segments, from the first m vectors."""
+        # A shared matrix, (1, C, D / Q), is expanded to any number of segments.
         weight = self.weight[: vectors.shape[1]].expand(vectors.shape[1], -1, -1)  # (m, C, D / Q)
         return torch.einsum("bqc,qcd->bqd", vectors, weight)

@@ -1,7 +1,7 @@
-"""The choices of a model, each declared once: name, default, legal values, help.
+"""The options of a model, each declared once: name, default, legal values, help.
 
-[`MPCLIPConfig`] has them as attributes, `train_hf.py` as options and recipe keys, docs/options.md as a table. Imports neither
-torch nor transformers, so that a command's help is shown at once.
+They are the attributes of [`MPCLIPConfig`], the options and recipe keys of `train_hf.py`, and a table of docs/options.md. This
+module imports neither torch nor transformers, so that a command shows its help at once.
 """
 
 from dataclasses import dataclass, field, fields
@@ -11,17 +11,24 @@ MAX_TEXT_LENGTH = 128  # tokens a text is cut to, prompts not counted; LLM token
 
 
 def option(default: Any, help: str) -> Any:
-    """A dataclass field with its help. Its legal values, where they are few, are its type: `Literal["a", "b"]`."""
+    """A dataclass field with a default and a help text.
+
+    An option with a few legal values gets the type `Literal["a", "b"]`; `refuse_unknown_choices` checks it.
+
+    Args:
+        default: immutable, such as a number, a string or None.
+        help: one or two sentences, shown by `--help` and in docs/options.md.
+    """
     return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class ModelOptions:
-    """What can be chosen for a model. None means that the default depends on other choices, as the help says."""
+    """The options of a model. Where a default is None, the help says which value is used."""
 
     num_prompts: int = option(6, "K, the number of prompts per text. Each gives projection_dim / K dimensions.")
     projection_dim: int = option(768, "D, the dimensions of an embedding; a multiple of num_prompts.")
-    shared_projection: bool = option(False, "Project all prompts by one matrix instead of one matrix each.")
+    shared_projection: bool = option(False, "Project all prompts with one matrix instead of one matrix per prompt.")
     templates: list[str] | None = option(
         None,
         "K prompt templates that name their adaptive tokens [APT-1], ... Default: 'The [APT-i] of this image means:'.",
@@ -49,7 +56,7 @@ class ModelOptions:
     image_pooling: Literal["attention_per_prompt", "attention", "mean", "cls"] = option(
         "attention_per_prompt",
         "How vision tokens become a vector. 'attention_per_prompt': one learned pooling query per prompt (ours). 'attention': "
-        "one for all prompts (the paper). 'mean' and 'cls': the mean of the tokens, the class token.",
+        "one pooling query for all prompts (the paper). 'mean': the mean of the tokens. 'cls': the class token.",
     )
     pooling_queries: int | None = option(
         None,
@@ -65,17 +72,17 @@ class ModelOptions:
     )
     logit_bias_init_value: float = option(-10.0, "Initial logit bias of loss='sigmoid'.")
     diversity_weight: float = option(0.0, "Weight of the diversity loss, which pushes the prompts of a text apart. 0: off.")
-    diversity_margin: float = option(0.0, "Cosine of two prompts up to which the diversity loss is zero (ours).")
+    diversity_margin: float = option(0.0, "Cosine of two prompts up to which the diversity loss is 0 (ours).")
     negation_weight: float = option(0.0, "Weight of the negation loss; needs negated_templates. 0: off.")
     negation_form: Literal["contrastive", "hinge"] = option(
         "contrastive",
-        "'contrastive': the negated text is one more negative of its image. 'hinge': a text and its negation lie apart.",
+        "'contrastive': the negated text is one more negative of its image. 'hinge': pushes a text and its negation apart.",
     )
-    negation_margin: float = option(0.0, "Cosine up to which negation_form='hinge' is zero.")
+    negation_margin: float = option(0.0, "Cosine of text and negation up to which the loss of negation_form='hinge' is 0.")
     elastic_prompts: bool = option(
         False,
-        "Also train the first m prompts alone, with m drawn in every step: their segments are then a good embedding by "
-        "themselves (ours).",
+        "Also train the first m prompts alone, with m drawn anew in every step. The first m segments are then an embedding "
+        "that works without the others (ours).",
     )
     initializer_range: float = option(0.02, "Standard deviation of newly initialised linear layers.")
 
@@ -84,16 +91,20 @@ OPTION_NAMES = tuple(option.name for option in fields(ModelOptions))
 
 
 def choices(options: type, name: str) -> tuple[str, ...]:
-    """The legal values of a `Literal` field of a dataclass; () for any other field."""
+    """The legal values of a field of the dataclass `options`; () if its type is not `Literal`."""
     kind = get_type_hints(options)[name]
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def refuse_unknown_choices(options: object, declared: type) -> None:
-    """Check the `Literal` fields that the dataclass `declared` declares.
+    """Check the options whose legal values are declared.
+
+    Args:
+        options: an object whose attributes are the options, such as a config.
+        declared: the dataclass that declares them.
 
     Raises:
-        ValueError: a value is none of the legal ones; the message names them.
+        ValueError: a value is not legal; the message names the legal ones.
     """
     for declaration in fields(declared):
         legal, value = choices(declared, declaration.name), getattr(options, declaration.name)
@@ -102,5 +113,5 @@ def refuse_unknown_choices(options: object, declared: type) -> None:
 
 
 def list_of_options(declared: type) -> str:
-    """The options of a dataclass as an `Args:` list: name, default, help."""
+    """The options of the dataclass `declared` as the lines of an `Args:` section: name, default, help."""
     return "\n".join(f"        {o.name} (default {o.default!r}): {o.metadata['help']}" for o in fields(declared))

@@ -1,6 +1,6 @@
-"""MPCLIPModel: a prompted LLM and a vision encoder whose embeddings are matched segment by segment.
+"""MPCLIPModel: a prompted LLM and a vision encoder, whose embeddings are compared segment by segment.
 
-"Context-Adaptive Multi-Prompt Embedding with Large Language Models for Vision-Language Alignment" (arXiv 2508.02762).
+Paper: "Context-Adaptive Multi-Prompt Embedding with Large Language Models for Vision-Language Alignment" (arXiv 2508.02762).
 """
 
 from dataclasses import dataclass
@@ -32,11 +32,13 @@ from .text_families import text_tower_class
 
 @dataclass
 class MPCLIPTextOutput(BaseModelOutputWithPooling):
-    """Text features; `pooler_output` (B, D) is their concatenation, not normalised.
+    """Features of texts.
 
-    prompt_embeds: (B, K, D / K), the embedding of each prompt.
+    prompt_embeds: (B, K, D / K), the segment of each prompt, not normalised.
+    negated_prompt_embeds: (B, K, D / K), the same for the negated prompts; None unless requested.
+    pooler_output: (B, D), the K segments of `prompt_embeds` joined.
     last_hidden_state: (B, R, H), the LLM's output at the readouts.
-    hidden_states, attentions: the LLM's, as `PromptedTextTower.forward` describes them; None unless asked for.
+    hidden_states, attentions: of the LLM, as `PromptedTextTower.forward` describes them; None unless requested.
     """
 
     prompt_embeds: torch.FloatTensor | None = None
@@ -45,12 +47,13 @@ class MPCLIPTextOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class MPCLIPImageOutput(BaseModelOutputWithPooling):
-    """Image or video features; `pooler_output` (B, D), not normalised.
+    """Features of images or videos.
 
-    prompt_embeds: (B, K, D / K), the segment that answers each prompt.
-    last_hidden_state: (B, N, C), the vision tokens (of all frames).
-    hidden_states, attentions: the vision encoder's own, of B * T frames for B videos; None unless asked for.
-    pooling_attentions: (B, Q, heads, N) weights of the attention pooling, None without one.
+    prompt_embeds: (B, K, D / K), the segment that is compared with each prompt's, not normalised.
+    pooler_output: (B, D), the K segments of `prompt_embeds` joined.
+    last_hidden_state: (B, N, C), the vision tokens; of a video, those of all frames.
+    hidden_states, attentions: of the vision encoder, for B videos those of B * T frames; None unless requested.
+    pooling_attentions: (B, Q, heads, N), weights of the attention pooling; None for the other poolings.
     """
 
     prompt_embeds: torch.FloatTensor | None = None
@@ -59,16 +62,18 @@ class MPCLIPImageOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class MPCLIPOutput(ModelOutput):
-    """Every intermediate by name. Absent inputs leave their fields None.
+    """Every intermediate result by name. Fields whose input was not given are None.
 
-    Of texts alone the first field that is set is `text_embeds`, of images alone `image_embeds`; so these are what the pipelines
-    "feature-extraction" and "image-feature-extraction" return, (1, D) for each input.
+    Without images the first field that is not None is `text_embeds`; without texts it is `image_embeds`. The pipelines
+    "feature-extraction" and "image-feature-extraction" return that first field, (1, D) per input.
 
-    loss: contrastive_loss + diversity_weight * diversity_loss + negation_weight * negation_loss; each part unweighted below.
-    logits_per_image: (B_images, B_texts) scale * cosine (+ bias); logits_per_text is its transpose.
-    text_embeds, image_embeds: (B, D) float32, L2-normalised as a whole, then weighted where weights were given.
+    loss: contrastive_loss + diversity_weight * diversity_loss + negation_weight * negation_loss.
+    contrastive_loss, diversity_loss, negation_loss: the parts before weighting, 0-dimensional.
+    logits_per_image: (B_images, B_texts) scale * cosine (+ bias). `logits_per_text` is its transpose.
+    text_embeds, image_embeds: (B, D) float32, L2-normalised as a whole. `aspect_weights` are then applied to `text_embeds`.
     text_prompt_embeds, image_prompt_embeds: (B, K, D / K), the segments before normalisation.
-    negated_text_embeds, negated_prompt_embeds: the same of the negated prompts.
+    negated_text_embeds, negated_prompt_embeds: (B, D) and (B, K, D / K), the same for the negated prompts.
+    text_model_output, vision_model_output: [`MPCLIPTextOutput`] and [`MPCLIPImageOutput`].
     """
 
     loss: torch.FloatTensor | None = None
@@ -91,13 +96,17 @@ class MPCLIPOutput(ModelOutput):
 
 
 class LogitScale(nn.Module):
-    """Similarity -> logit: exp(log_scale) * similarity + bias. A module, so that adapters can train and save it."""
+    """Similarity -> logit: exp(log_scale) * similarity + bias. It is a module so that adapters can train and save it.
+
+    Args:
+        has_bias: whether there is a learned bias, as for the sigmoid loss.
+    """
 
     MAX_SCALE = 100.0  # CLIP's bound
 
     def __init__(self, has_bias: bool):
         super().__init__()
-        # float32 whatever dtype the model is built in: bfloat16 would swallow the small steps of the scale.
+        # float32 whatever the model's dtype: bfloat16 would round the small steps of the scale away.
         self.log_scale = nn.Parameter(torch.empty((), dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty((), dtype=torch.float32)) if has_bias else None
 
@@ -107,11 +116,14 @@ class LogitScale(nn.Module):
 
 
 class MPCLIPModel(PreTrainedModel):
-    """The dual encoder. `from_pretrained_towers` builds one from two pretrained models.
+    """The dual encoder. `from_pretrained_towers` builds one from a pretrained LLM and a pretrained vision encoder.
 
     Args:
         config: [`MPCLIPConfig`].
-        text_model, vision_model: towers that are already built; made from the config by default.
+        text_model, vision_model: existing towers. By default they are built from the config, with random weights.
+
+    Raises:
+        ValueError: the towers do not fit the config.
     """
 
     config_class = MPCLIPConfig
@@ -122,7 +134,7 @@ class MPCLIPModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # The second is how the pipeline "zero-shot-image-classification" loads.
+    # The pipeline "zero-shot-image-classification" loads a model by the second.
     AUTO_CLASSES = ("AutoModel", "AutoModelForZeroShotImageClassification")
     _keep_in_fp32_modules_strict = ["logit_scale"]
 
@@ -146,6 +158,7 @@ class MPCLIPModel(PreTrainedModel):
         self.post_init()
 
     def _add_image_side(self, vision_model: PreTrainedModel | None) -> None:
+        """Set vision encoder, pooling and projection."""
         config = self.config
         self.vision_model = vision_model if vision_model is not None else build_vision_model(config.vision_config)
         if config.image_pooling == "cls" and not has_class_token(self.vision_model):
@@ -180,25 +193,33 @@ class MPCLIPModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs,
     ) -> "MPCLIPModel":
-        """As `PreTrainedModel.from_pretrained`, but what comes back is the checkpoint's model and nothing else.
+        """Load a checkpoint as `PreTrainedModel.from_pretrained` does, but refuse faulty weights instead of replacing them.
+
+        Args:
+            ignore_mismatched_sizes: initialise weights of another shape at random instead of refusing them.
+            output_loading_info: also return the loading info of transformers.
+
+        Returns:
+            The model; with `output_loading_info`, the model and a dict.
 
         Raises:
-            ValueError: weights are missing, foreign, of another shape (unless `ignore_mismatched_sizes` asks for new ones) or
-                not finite; the message names them.
-            OSError: a file of the checkpoint is not there, or is damaged; the message names it.
+            ValueError: weights are missing, unexpected, of another shape or not finite; the message names them.
+            OSError: a file of the checkpoint is missing or damaged; the message names it.
         """
         source = pretrained_model_name_or_path
         where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
-        adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")  # AutoModel then passes the base as source
+        # For an adapter AutoModel passes the base model as source, and the adapter here.
+        adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
         with naming_damaged_files(source, adapter, **where):
-            # transformers would refuse other shapes without naming them.
+            # transformers would refuse weights of another shape without naming them.
             kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
             model, info = super().from_pretrained(source, *model_args, **kwargs)
         refuse_faulty(source, model, [info, *model.__dict__.pop("_loading_infos", [])], ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
-        # Not public, but where an adapter is loaded `from_pretrained` tells of the adapter's weights and not of its base's.
+        # A private method of transformers. When an adapter is loaded, `from_pretrained` reports only the adapter's weights.
+        # This method is also called for the base model.
         super()._adjust_missing_and_unexpected_keys(loading_info)
         self._loading_infos = [*getattr(self, "_loading_infos", []), loading_info.to_dict()]
 
@@ -214,19 +235,23 @@ class MPCLIPModel(PreTrainedModel):
         text_config: PreTrainedConfig | None = None,
         **config_kwargs,
     ) -> "MPCLIPModel":
-        """A model from two pretrained ones, with new projections, pooling and adaptive tokens.
+        """Build a model from two pretrained towers. Projections, pooling and adaptive tokens are newly initialised.
 
         Args:
             text: Hub id or folder of a decoder LLM.
-            vision: of a vision encoder, or of a dual encoder that holds one (CLIP, SigLIP).
-            tokenizer: of the LLM, to compile the prompts with; receives the [APT-i] tokens. Loaded from `text` by default; then
-                `MPCLIPProcessor.from_pretrained_towers` makes its equal.
-            adaptive_init: M or more words or phrases; [APT-i] starts as the mean embedding of the i-th. By default the adaptive
-                tokens are drawn from the distribution of the embedding matrix. Either way they start distinct.
-            text_kwargs, vision_kwargs: for `from_pretrained` of the tower (dtype, attn_implementation, device_map, ...).
-            text_config: of a decoder that gets random weights in place of pretrained ones; `text` then gives the tokenizer
-                alone. For the baseline of a text tower that is trained from scratch.
-            config_kwargs: of [`MPCLIPConfig`].
+            vision: Hub id or folder of a vision encoder, or of a dual encoder that contains one (CLIP, SigLIP).
+            tokenizer: of the LLM; compiles the prompts and receives the [APT-i] tokens. By default loaded from `text`;
+                `MPCLIPProcessor.from_pretrained_towers` then makes an equal one.
+            adaptive_init: M or more words or phrases. [APT-i] starts as the mean embedding of the i-th one. By default the
+                adaptive tokens are drawn from the distribution of the embedding matrix. Both ways make them distinct.
+            text_kwargs, vision_kwargs: for the `from_pretrained` of each tower (dtype, attn_implementation, device_map, ...).
+            text_config: config of a decoder with random weights, for the baseline whose text tower is trained from scratch.
+                Only the tokenizer is then loaded from `text`.
+            config_kwargs: options of [`MPCLIPConfig`].
+
+        Raises:
+            ValueError: options contradict each other, or the weights of a tower are missing or not finite.
+            OSError: a tower is not found.
         """
         from_scratch = text_config is not None
         text_config = text_config or AutoConfig.from_pretrained(text).get_text_config()
@@ -251,10 +276,10 @@ class MPCLIPModel(PreTrainedModel):
         return model
 
     def train(self, mode: bool = True) -> "MPCLIPModel":
-        """As `nn.Module.train`, but a wholly frozen tower stays in evaluation mode, and so does batch norm in a trained one.
+        """Set the training mode as `nn.Module.train` does, but keep frozen towers and all batch norms in evaluation mode.
 
-        With statistics of the batch an image's embedding would depend on what else is in it: neither a gradient cache nor
-        several processes would equal one large batch.
+        With the statistics of a batch, the embedding of an image would depend on the other images in it. A gradient cache or
+        several processes would then not give the result of one large batch.
         """
         super().train(mode)
         for module in self.modules():
@@ -266,22 +291,22 @@ class MPCLIPModel(PreTrainedModel):
         return self
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As in the base class; every class of `AUTO_CLASSES` finds this one in the checkpoint, where the base enters one."""
+        """Save as the base class does, and enter all of `AUTO_CLASSES` in the config; the base class enters only one."""
         if getattr(self.config, "quantization_config", None) is not None:
-            kwargs.setdefault("save_original_format", False)  # transformers cannot take back how torchao's weights were loaded
+            kwargs.setdefault("save_original_format", False)  # transformers cannot undo the loading of torchao weights
         reference = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | dict.fromkeys(self.AUTO_CLASSES, reference)
         self._card_in_folder = card_in(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
-        # Not public, but the way that every push takes, from `push_to_hub` or `save_pretrained`.
+        # A private method of transformers, through which every push passes: from `push_to_hub` and from `save_pretrained`.
         put_card(working_dir, self._card_in_folder, repo_id, self.config)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @property
     def image_token_dim(self) -> int:
-        """C, channels of a vision token. EfficientNet's config calls them hidden_dim."""
+        """C, the number of channels of a vision token; `hidden_dim` in the config of EfficientNet."""
         vision_config = self.config.vision_config
         return getattr(vision_config, "hidden_size", None) or vision_config.hidden_dim
 
@@ -292,9 +317,14 @@ class MPCLIPModel(PreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def prompt_tree(self, negated: bool = False, num_prompts: int | None = None) -> PromptTree:
-        """The compiled prompts, with or without their negated twins; an empty tree for the text poolings without prompts.
+        """The compiled prompts; an empty tree for the text poolings without prompts.
 
-        `num_prompts` keeps the first m alone, with fewer tokens.
+        Args:
+            negated: include the negated twins.
+            num_prompts: m; only the first m prompts. None: all K.
+
+        Raises:
+            ValueError: the prompts are not compiled, or there are no negated ones.
         """
         if self.config.text_pooling != "prompts":
             return PromptTree()
@@ -308,15 +338,22 @@ class MPCLIPModel(PreTrainedModel):
     def lower_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, negated: bool = False
     ) -> torch.Tensor:
-        """Hidden states (B, N + T, H) of text and prompts that enter the first trained layer; `text_hidden_states` elsewhere.
+        """Run the layers below the boundary layer. The other methods take the result as `text_hidden_states`.
+
+        Args:
+            input_ids, attention_mask: (B, N). Without a mask every token counts.
+            negated: also run the negated prompts.
+
+        Returns:
+            (B, N + T, H) hidden states of text and prompts that enter the boundary layer.
 
         Raises:
-            ValueError: for adaptive_tokens="input", whose learned embeddings lie below every layer.
+            ValueError: adaptive_tokens="input", which learns embeddings below every layer.
         """
         if self.text_model.boundary_embedding is None:
             raise ValueError(
-                "Hidden states of the lower layers are fixed only while everything below is frozen, and "
-                "adaptive_tokens='input' learns embeddings there. Use adaptive_tokens='boundary'."
+                "Hidden states can be kept only if everything below them is frozen, and adaptive_tokens='input' learns "
+                "embeddings below the first layer. Use adaptive_tokens='boundary'."
             )
         attention_mask = _mask_or_ones(attention_mask, input_ids)
         layout = PromptLayout(attention_mask, self.prompt_tree(negated))
@@ -337,17 +374,21 @@ class MPCLIPModel(PreTrainedModel):
         """Embed texts.
 
         Args:
-            input_ids, attention_mask: (B, N) from any tokenizer call; the prompts are appended here. Either side may be padded
-                and a text may be empty.
-            text_hidden_states: (B, N + T, H) from `lower_text` instead of `input_ids`, with the same `attention_mask`.
-            aspect_weights: K factors w_k of the segments (paper, section 1.7). The result is then the finished query,
-                normalised first and weighted after: the `text_embeds` of `forward` with the same weights.
+            input_ids, attention_mask: (B, N) from the tokenizer, without prompts: they are appended here. Texts may be padded
+                on either side, and a text may be empty. Without a mask every token counts.
+            text_hidden_states: (B, N + T, H) from `lower_text`, in place of `input_ids` and with the same `attention_mask`.
+            aspect_weights: K factors w_k of the segments (paper, section 1.7). `pooler_output` is then normalised, and weighted
+                after that: it equals `text_embeds` of `forward` with the same weights.
             negated: also run the negated prompts, in the same pass.
-            num_prompts: run the first m prompts alone; their segments are those of the whole embedding, at lower cost.
-            output_attentions, output_hidden_states: also return the LLM's; attentions need attn_implementation="eager".
+            num_prompts: m; run only the first m prompts, at lower cost. Their segments equal those of a run of all prompts.
+            output_attentions, output_hidden_states: also return those of the LLM. Attentions need
+                attn_implementation="eager".
 
         Returns:
             [`MPCLIPTextOutput`], or its tuple with return_dict=False.
+
+        Raises:
+            ValueError: an argument has a wrong shape or value, or contradicts another one.
         """
         if (input_ids is None) == (text_hidden_states is None):
             raise ValueError("Give exactly one of input_ids and text_hidden_states.")
@@ -358,11 +399,13 @@ class MPCLIPModel(PreTrainedModel):
             _check_ids(input_ids, self.text_model)
         elif attention_mask is None or attention_mask.shape[1] + len(tree) != text_hidden_states.shape[1]:
             raise ValueError(
-                f"text_hidden_states has {text_hidden_states.shape[1]} columns; attention_mask must cover those of the text, "
-                f"which are {text_hidden_states.shape[1] - len(tree)}."
+                f"text_hidden_states has {text_hidden_states.shape[1]} columns, {len(tree)} of which are prompts. Give the "
+                f"attention_mask of the text, with the other {text_hidden_states.shape[1] - len(tree)} columns."
             )
         else:
-            text_hidden_states = text_hidden_states.to(self.text_projection.weight.dtype)  # cached ones may be smaller
+            text_hidden_states = text_hidden_states.to(
+                self.text_projection.weight.dtype
+            )  # cached ones may have a smaller dtype
         readouts = self._readouts(attention_mask, tree)
         output = self.text_model(
             input_ids,
@@ -376,7 +419,7 @@ class MPCLIPModel(PreTrainedModel):
         if self.config.text_pooling == "mean":
             vectors = _masked_mean(vectors, attention_mask)[:, None]  # (B, 1, H)
 
-        vectors = vectors.to(self.text_projection.weight)  # a tower may be smaller in dtype, or elsewhere
+        vectors = vectors.to(self.text_projection.weight)  # the LLM may have another dtype or device
         prompt_embeds = self.text_projection(vectors[:, :m])  # (B, m, D/K)
         if aspect_weights is not None:
             weights = checked_weights(aspect_weights, self.config.num_prompts)
@@ -391,7 +434,7 @@ class MPCLIPModel(PreTrainedModel):
         )
 
     def vision_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) pixels -> (B, N, C) tokens of the vision encoder; `vision_hidden_states` elsewhere."""
+        """(B, C, H, W) pixels -> (B, N, C) vision tokens. The other methods take them as `vision_hidden_states`."""
         return self._encode_images(pixel_values).last_hidden_state
 
     def _encode_images(
@@ -400,7 +443,7 @@ class MPCLIPModel(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
     ) -> BaseModelOutput:
-        """The vision encoder on (B, C, H, W); `last_hidden_state` are the (B, N, C) tokens."""
+        """Run the vision encoder on (B, C, H, W) pixels; `last_hidden_state` is the (B, N, C) tokens."""
         self._refuse_images_if_text_only()
         output = self.vision_model(
             pixel_values=pixel_values.to(self.vision_model.dtype), **_asked(output_attentions, output_hidden_states)
@@ -408,7 +451,7 @@ class MPCLIPModel(PreTrainedModel):
         return BaseModelOutput(
             last_hidden_state=vision_tokens(output.last_hidden_state),
             hidden_states=output.hidden_states,
-            attentions=getattr(output, "attentions", None),  # a CNN's output has no such field
+            attentions=getattr(output, "attentions", None),  # the output of a CNN has no such field
         )
 
     @can_return_tuple
@@ -423,11 +466,14 @@ class MPCLIPModel(PreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W).
-            vision_hidden_states: (B, N, C) from `vision_tokens` instead of the pixels.
-            output_attentions, output_hidden_states: also return the vision encoder's, where it runs.
+            vision_hidden_states: (B, N, C) from `vision_tokens`, in place of the pixels.
+            output_attentions, output_hidden_states: also return those of the vision encoder, if it runs.
 
         Returns:
             [`MPCLIPImageOutput`], or its tuple with return_dict=False.
+
+        Raises:
+            ValueError: none or both of pixels and tokens are given, or the model is text-only.
         """
         if (pixel_values is None) == (vision_hidden_states is None):
             raise ValueError("Give exactly one of pixel_values and vision_hidden_states.")
@@ -443,21 +489,24 @@ class MPCLIPModel(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
     ) -> MPCLIPImageOutput:
-        """Embed videos: the image pooling over the tokens of all frames.
+        """Embed videos by pooling the vision tokens of all frames (paper, section 1.4).
 
         Args:
             pixel_values_videos: (B, T, C, H, W).
-            frame_mask: (B, T), 0 for padding frames; all frames count by default.
-            output_attentions, output_hidden_states: also return the vision encoder's, of the B * T frames.
+            frame_mask: (B, T), 0 for padding frames. Without it every frame counts.
+            output_attentions, output_hidden_states: also return those of the vision encoder, for the B * T frames.
 
         Returns:
             [`MPCLIPImageOutput`], or its tuple with return_dict=False.
+
+        Raises:
+            ValueError: an argument has another shape, a video has no frame, or the model is text-only.
         """
         if pixel_values_videos.dim() != 5:
             raise ValueError(f"pixel_values_videos has the shape {tuple(pixel_values_videos.shape)}; expected (B, T, C, H, W).")
         B, T = pixel_values_videos.shape[:2]
         encoded = self._encode_images(pixel_values_videos.flatten(0, 1), output_attentions, output_hidden_states)
-        N = encoded.last_hidden_state.shape[1]  # of (B*T, N, C)
+        N = encoded.last_hidden_state.shape[1]  # last_hidden_state is (B*T, N, C)
         mask = None
         if frame_mask is not None:
             if frame_mask.shape != (B, T) or not frame_mask.bool().any(dim=1).all():
@@ -482,17 +531,21 @@ class MPCLIPModel(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
     ) -> MPCLIPOutput:
-        """Embed texts, images or videos, or both sides; with both, match them.
+        """Embed texts, images or videos. With texts and images (or videos), also compare them.
 
-        The arguments are those of `get_text_features`, `get_image_features` and `get_video_features`.
+        `get_text_features`, `get_image_features` and `get_video_features` describe the other arguments.
 
         Args:
-            return_loss: text b belongs to image b; returns the loss of the config.
-            negated: also run the negated prompts; by default when the loss uses them.
-            output_attentions, output_hidden_states: of both towers, in `text_model_output` and `vision_model_output`.
+            negated: also run the negated prompts. Default: only if the loss uses them.
+            return_loss: also compute the loss that the config selects; text b belongs to image b.
+            output_attentions, output_hidden_states: also return those of both towers, in `text_model_output` and
+                `vision_model_output`.
 
         Returns:
             [`MPCLIPOutput`], or its tuple with return_dict=False.
+
+        Raises:
+            ValueError: nothing to embed, images and videos together, or a loss without one of the two sides.
         """
         has_text = input_ids is not None or text_hidden_states is not None
         has_image = pixel_values is not None or vision_hidden_states is not None
@@ -530,11 +583,11 @@ class MPCLIPModel(PreTrainedModel):
         losses = {}
         if return_loss:
             losses = total_loss(output, self.config, self.logit_scale, draw_first_prompts(self.config, self.training))
-        # Anew, in the order of the fields: the first is the loss, or the embeddings of one side, for whoever takes the first.
+        # A new output has its fields in the declared order. Callers that take the first field get the loss or the embeddings.
         return MPCLIPOutput(**output, **losses)
 
     def _readouts(self, attention_mask: torch.Tensor, tree: PromptTree) -> torch.Tensor | None:
-        """(B, R) columns whose last hidden state is read; None for all of them."""
+        """(B, R) columns whose last hidden state is read; None to read all columns."""
         B, N = attention_mask.shape
         if self.config.text_pooling == "mean":
             return None
@@ -544,8 +597,9 @@ class MPCLIPModel(PreTrainedModel):
         return (N + tree_tensors(tree, attention_mask.device).readouts).expand(B, -1)
 
     def _pool_image(self, encoded: BaseModelOutput, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
+        """Pool and project (B, N, C) tokens of `frames` frames; `mask` (B, N) is False for tokens of padding frames."""
         self._refuse_images_if_text_only()
-        tokens = encoded.last_hidden_state.to(self.image_projection.weight)  # cached or from a tower of a smaller dtype
+        tokens = encoded.last_hidden_state.to(self.image_projection.weight)  # they may have another dtype
         attentions = None
         if self.image_pooling is not None:
             vectors, attentions = self.image_pooling(tokens, mask)  # (B, Q, W), (B, Q, heads, N)
@@ -567,20 +621,23 @@ class MPCLIPModel(PreTrainedModel):
 
     def _refuse_images_if_text_only(self) -> None:
         if self.config.text_only:
-            raise ValueError("This is a text-only checkpoint: it has no image side. Use the checkpoint it was exported from.")
+            raise ValueError("This text-only checkpoint has no image side. Use the checkpoint that it was exported from.")
 
 
 def _tower_arguments(config: MPCLIPConfig) -> dict:
-    """What the prompted text tower takes beside the LLM's config."""
+    """The arguments of the prompted text tower besides the LLM's config."""
     if config.text_pooling == "prompts" and config.prompt_tree is None and config.num_adaptive_tokens:
-        # Not compiled yet: the embeddings get their place, the ids come with the tree.
+        # The prompts are not compiled yet. These ids give the number of embeddings; `compile_prompts` sets the true ids.
         ids = range(config.text_config.vocab_size, config.text_config.vocab_size + config.num_adaptive_tokens)
         return {"adaptive_token_ids": tuple(ids), "boundary_layer": config.boundary_layer}
     return {"adaptive_token_ids": tuple(config.adaptive_token_ids), "boundary_layer": config.boundary_layer}
 
 
 def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs: dict | None, **own) -> PreTrainedModel:
-    """A pretrained tower, all of whose own weights were found; what is new in it and what it leaves out goes without saying."""
+    """Load a pretrained tower; refuse missing and non-finite weights.
+
+    Expected differences are not reported: the adaptive embeddings are new, and heads of the checkpoint are not used.
+    """
     kwargs = {"dtype": torch.float32, **(kwargs or {})}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -591,25 +648,28 @@ def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs:
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(("adaptive_embedding", "boundary_embedding")))
     if missing:
         raise ValueError(
-            f"{source} lacks {len(missing)} weights of {tower_class.__name__}, {missing[0]} first: "
-            "it is incomplete, or the checkpoint of another kind of model."
+            f"{source} lacks {len(missing)} weights of {tower_class.__name__}, {missing[0]} first. It is incomplete or of "
+            "another kind of model: download it again, or give another checkpoint."
         )
     if broken := not_finite(tower):
-        raise ValueError(f"{source} has NaN or infinite values in {len(broken)} weights, {broken[0]} first: it is damaged.")
+        raise ValueError(
+            f"{source} has NaN or infinite values in {len(broken)} weights, {broken[0]} first. It is damaged: download it "
+            "again, or give another checkpoint."
+        )
     return tower
 
 
 def _adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | None) -> torch.Tensor:
-    """(M, H) first values of the adaptive embeddings, in the scale of `embed_tokens`' output.
+    """(M, H) initial values of the adaptive embeddings, at the scale of the output of `embed_tokens`.
 
-    `resize_token_embeddings` would draw them so close together that all prompts read the same.
+    `resize_token_embeddings` would draw them so close together that all prompts would give nearly the same embedding.
     """
     M = len(text_model.adaptive_token_ids)
     device = text_model.embed_tokens.weight.device
     with torch.no_grad():
         if words is not None:
             if len(words) < M:
-                raise ValueError(f"adaptive_init names {len(words)} words for {M} adaptive tokens; give one for each.")
+                raise ValueError(f"adaptive_init has {len(words)} words for {M} adaptive tokens; give one word per token.")
             ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in words[:M]]
             rows = [text_model.embed_tokens(torch.tensor(i, device=device)).mean(dim=0) for i in ids]
             return torch.stack(rows) if rows else torch.empty(0, text_model.config.hidden_size)
@@ -620,7 +680,7 @@ def _adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | No
 
 
 def _asked(output_attentions: bool | None, output_hidden_states: bool | list[int] | None) -> dict:
-    """What a tower is told to return; None leaves it to the tower's config."""
+    """Keyword arguments for a tower: what it shall return. None is left out, so that the tower's config decides."""
     asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
     return {"return_dict": True} | {name: value for name, value in asked.items() if value is not None}
 
@@ -630,21 +690,21 @@ def _mask_or_ones(attention_mask: torch.Tensor | None, input_ids: torch.Tensor) 
 
 
 def _check_ids(input_ids: torch.Tensor, text_model: PreTrainedModel) -> None:
-    """Refuse ids without an embedding; on an accelerator the check would cost a synchronisation."""
+    """Refuse token ids that have no embedding. Only on the CPU: on an accelerator the check would force a synchronisation."""
     if input_ids.device.type != "cpu" or input_ids.numel() == 0 or torch.compiler.is_compiling():
         return
     highest = max(text_model.embed_tokens.num_embeddings - 1, *text_model.adaptive_token_ids, 0)
     if input_ids.max() > highest or input_ids.min() < 0:
         raise ValueError(
-            f"input_ids range from {int(input_ids.min())} to {int(input_ids.max())}, and this model knows 0 to {highest}. "
-            "Tokenize with the tokenizer that was saved with the model."
+            f"input_ids range from {int(input_ids.min())} to {int(input_ids.max())}, but the ids of this model are 0 to "
+            f"{highest}. Tokenize with the tokenizer that was saved with the model."
         )
 
 
 def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(B, L, C) averaged over the columns where (B, L) is nonzero; zero where none is."""
+    """(B, L, C), mask (B, L) -> (B, C): the mean over columns with a nonzero mask; 0 if a row has none."""
     weights = mask.to(x.dtype)[..., None]
     return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-MPCLIPModel.register_for_auto_class("AutoModel")  # `save_pretrained` then writes the code beside the weights
+MPCLIPModel.register_for_auto_class("AutoModel")  # so that `save_pretrained` writes the code beside the weights
