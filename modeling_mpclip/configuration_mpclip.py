@@ -110,7 +110,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
             )
         if self.elastic_prompts and K == 1:
             raise ValueError(
-                "elastic_prompts=True drops some of the prompts, and there is only one (num_prompts=1). "
+                "elastic_prompts=True drops some of the prompts, and there is one (num_prompts=1). "
                 "Set elastic_prompts=False, or num_prompts to 2 or more."
             )
         layers = self.text_config.num_hidden_layers

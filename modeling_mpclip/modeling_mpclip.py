@@ -403,9 +403,8 @@ class MPCLIPModel(PreTrainedModel):
                 f"attention_mask of the text, with the other {text_hidden_states.shape[1] - len(tree)} columns."
             )
         else:
-            text_hidden_states = text_hidden_states.to(
-                self.text_projection.weight.dtype
-            )  # cached ones may have a smaller dtype
+            # The cache may have a smaller dtype than the model.
+            text_hidden_states = text_hidden_states.to(self.text_projection.weight.dtype)  # (B, N + T, H)
         readouts = self._readouts(attention_mask, tree)
         output = self.text_model(
             input_ids,

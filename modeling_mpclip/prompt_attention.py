@@ -1,11 +1,11 @@
-"""Who sees whom: positions and prompt-wise attention masks for a batch of texts followed by one prompt tree.
+"""Which token attends to which: positions and prompt-wise attention masks for a batch of texts, each followed by a prompt tree.
 
-Columns of a row: N text tokens (padded left or right), then the T nodes of the tree, at the same columns for all texts.
-A prompt token sees the text, its ancestors and itself; its position counts on from the text's last token. One pass over
-text and tree is therefore exactly K passes over "text + prompt k" (paper section 1.2; the tree is ours).
+Columns of a row: N text tokens (padded left or right), then the T nodes of the tree, in the same columns for all texts. A
+prompt token attends to the text, to its ancestors and to itself. Its position continues from the last text token. One pass over
+text and tree therefore gives the result of K passes over "text + prompt k" (paper, section 1.2; the tree is ours).
 
-The masks are built here and not by `transformers.masking_utils`, because a sliding window must be measured in positions, which
-restart with every prompt, and the library measures it in columns.
+The masks are not built by `transformers.masking_utils`, which measures a sliding window in columns. Here it must be measured in
+positions, which start again behind the text for every prompt.
 """
 
 import functools
@@ -18,10 +18,13 @@ from .prompt_tree import PromptTree
 
 @dataclass(frozen=True)
 class TreeTensors:
-    """A prompt tree on a device.
+    """A prompt tree as tensors on a device.
 
-    token_ids, depths: (T,) int64. lineage: (T, T) bool, True where the row's node is the column's or descends from it.
-    readouts: (R,) int64, the last node of each prompt, then of each negated prompt.
+    Attributes:
+        token_ids: (T,) int64.
+        depths: (T,) int64, distance of each node from the text, 0 for the first.
+        lineage: (T, T) bool, True where the node of the column is the node of the row or one of its ancestors.
+        readouts: (R,) int64, the last node of each prompt, then of each negated prompt.
     """
 
     token_ids: torch.Tensor
@@ -31,14 +34,17 @@ class TreeTensors:
 
 
 def tree_tensors(tree: PromptTree, device: torch.device) -> TreeTensors:
-    """The tensors of a tree, made once per tree and device; anew where a graph is traced, which must not keep them."""
+    """The tensors of a tree on a device.
+
+    They are made once per tree and device. While a graph is traced they are made anew: cached tensors must not enter it.
+    """
     make = _tree_tensors.__wrapped__ if torch.compiler.is_compiling() else _tree_tensors
     return make(tree, device)
 
 
 @functools.lru_cache(maxsize=128)
 def _tree_tensors(tree: PromptTree, device: torch.device) -> TreeTensors:
-    with torch.inference_mode(False):  # or they could not take part in training later
+    with torch.inference_mode(False):  # tensors of inference mode could not be used in training
         return TreeTensors(
             token_ids=torch.tensor(tree.token_ids, dtype=torch.long, device=device),
             depths=torch.tensor(tree.depths, dtype=torch.long, device=device),
@@ -48,14 +54,15 @@ def _tree_tensors(tree: PromptTree, device: torch.device) -> TreeTensors:
 
 
 class PromptLayout:
-    """A batch of texts with a prompt tree behind each: positions, and masks for any attention. Computed once per batch.
+    """Positions and attention masks of a batch of texts, each followed by a prompt tree. Computed once per batch.
 
     Args:
         attention_mask: (B, N), 1 for text and 0 for padding on either side; a text may be empty.
         tree: T nodes; may be empty.
 
     Attributes:
-        tree: as given; `nodes` are its tensors on the device of the mask.
+        tree: the tree.
+        nodes: its tensors, on the device of `attention_mask`.
         positions: (B, N + T) int64 rotary positions.
     """
 
@@ -67,13 +74,13 @@ class PromptLayout:
         self._masks: dict = {}
 
     def allowed(self, window: int | None) -> torch.Tensor:
-        """(B, 1, N + T, N + T) bool, True where the row attends to the column; see `prompt_attention_mask`."""
+        """(B, 1, N + T, N + T) bool, True where the row attends to the column, as `prompt_attention_mask` returns it."""
         if window not in self._allowed:
             self._allowed[window] = prompt_attention_mask(self.attention_mask, self.tree, window)
         return self._allowed[window]
 
     def mask(self, window: int | None, implementation: str, dtype: torch.dtype):
-        """The same in the form that an attention implementation reads; see `mask_for_implementation`."""
+        """The mask `allowed(window)` in the form that an attention implementation reads; see `mask_for_implementation`."""
         key = window, implementation, dtype
         if key not in self._masks:
             self._masks[key] = mask_for_implementation(self.allowed(window), implementation, dtype)
@@ -85,9 +92,10 @@ def prompt_position_ids(attention_mask: torch.Tensor, tree: PromptTree) -> torch
 
     Args:
         attention_mask: (B, N), 1 for text and 0 for padding on either side; a text may be empty.
+        tree: T nodes; may be empty.
 
     Returns:
-        (B, N + T) int64; padding has position 0.
+        (B, N + T) int64. Padding before the text has position 0, padding behind it that of the last text token.
     """
     text = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # (B, N)
     lengths = attention_mask.long().sum(dim=1, keepdim=True)  # (B, 1)
@@ -99,10 +107,13 @@ def prompt_attention_mask(attention_mask: torch.Tensor, tree: PromptTree, window
 
     Args:
         attention_mask: (B, N) as in `prompt_position_ids`.
-        window: sliding window in positions: a token sees those fewer than `window` positions before it; None sees all.
+        tree: T nodes; may be empty.
+        window: sliding window in positions: a token attends only to tokens fewer than `window` positions before it. None: no
+            window.
 
     Returns:
-        (B, 1, N + T, N + T) bool, True where the row attends to the column. Every token sees itself, padding nothing else.
+        (B, 1, N + T, N + T) bool, True where the row attends to the column. Every token attends to itself; padding attends to
+        nothing else.
     """
     B, N = attention_mask.shape
     T, device = len(tree), attention_mask.device
@@ -110,25 +121,30 @@ def prompt_attention_mask(attention_mask: torch.Tensor, tree: PromptTree, window
     causal = torch.ones(N, N, dtype=torch.bool, device=device).tril()
 
     mask = torch.zeros(B, N + T, N + T, dtype=torch.bool, device=device)
-    mask[:, :N, :N] = causal & is_text[:, None, :] & is_text[:, :, None]  # text sees earlier text
-    mask[:, N:, :N] = is_text[:, None, :]  # prompts see the text
-    mask[:, N:, N:] = tree_tensors(tree, device).lineage  # and their ancestors, never another prompt
+    mask[:, :N, :N] = causal & is_text[:, None, :] & is_text[:, :, None]  # text: to text before it
+    mask[:, N:, :N] = is_text[:, None, :]  # prompts: to the text
+    mask[:, N:, N:] = tree_tensors(tree, device).lineage  # and to their ancestors, never to another prompt
     if window is not None:
         positions = prompt_position_ids(attention_mask, tree)  # (B, N + T)
         mask &= positions[:, :, None] - positions[:, None, :] < window
-    mask |= torch.eye(N + T, dtype=torch.bool, device=device)  # padding sees itself: no row without a key
+    mask |= torch.eye(N + T, dtype=torch.bool, device=device)  # padding: to itself, so that no softmax is over nothing
     return mask[:, None]  # (B, 1, N + T, N + T)
 
 
 def mask_for_implementation(mask: torch.Tensor, implementation: str, dtype: torch.dtype):
-    """A boolean mask in the form that an attention implementation reads.
+    """Convert a boolean mask to the form that an attention implementation reads.
 
-    sdpa takes booleans. eager *adds* its mask to the scores: booleans would be silently wrong there. flex_attention takes a
-    BlockMask. Flash attention has no form for a prompt-wise mask and is refused.
+    sdpa takes booleans. eager adds its mask to the scores, where booleans would give wrong results without an error.
+    flex_attention takes a BlockMask. Flash attention cannot express a prompt-wise mask and is refused.
 
     Args:
-        mask: (B, 1, Q, L) bool, True where the query attends to the key.
+        mask: (B, 1, Q, L) bool, True where row q attends to column l.
+        implementation: "sdpa", "eager" or "flex_attention".
         dtype: of the hidden states.
+
+    Returns:
+        For sdpa `mask` itself. For eager (B, 1, Q, L) in `dtype`: 0 where the row attends to the column, else the lowest finite
+        value. For flex_attention a `BlockMask`.
 
     Raises:
         ValueError: the implementation cannot express the mask.

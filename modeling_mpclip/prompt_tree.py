@@ -1,14 +1,14 @@
-"""Prompt templates, compiled once into a tree of tokens. Pure data: no model, no tensor.
+"""Compiles prompt templates into a tree of tokens. Pure data: no model, no tensor.
 
-K prompts follow every text. They share stems, and so do a prompt and its negated twin:
+K prompts follow every text. Prompts share their first tokens, and a prompt and its negated twin share even more:
 
     The ─┬─ [APT-1] ─ of ─ this ─ image ─┬─ means ─ :            readout 1
          │                               └─ does ─ NOT ─ mean ─ :   negated readout 1
          └─ [APT-2] ─ of ─ ...
 
-A token's hidden state depends on its ancestors alone, so a stem that several prompts share is computed once (ours): K = 6
-prompts are 37 tokens instead of 42, with their negated twins 61 instead of 96. A node's depth is its position after
-the text, and its attention reaches the text, its ancestors and itself.
+The hidden state of a prompt token depends only on the text and on the tokens before it in its prompt. So tokens that several
+prompts share are computed once (ours): K = 6 prompts take 37 tokens instead of 42, with their negated twins 61 instead of 96.
+The depth of a node is its position after the text. It attends to the text, to its ancestors and to itself.
 """
 
 import re
@@ -20,16 +20,34 @@ NEGATED_TEMPLATE = "The [APT-{i}] of this image does NOT mean:"
 
 
 def default_templates(num_prompts: int, negated: bool = False) -> list[str]:
-    """The paper's K templates (section 1.1), or their negated twins, numbered from 1."""
+    """The paper's templates (section 1.1), numbered from 1.
+
+    Args:
+        num_prompts: K.
+        negated: return their negated twins instead.
+
+    Returns:
+        K templates, such as "The [APT-1] of this image means:".
+    """
     template = NEGATED_TEMPLATE if negated else TEMPLATE
     return [template.replace("{i}", str(i)) for i in range(1, num_prompts + 1)]
 
 
 def adaptive_token_names(templates: list[str]) -> list[str]:
-    """`["[APT-1]", ..., "[APT-M]"]`, M being the highest number the templates use (0 names when they use none)."""
+    """Names of the adaptive tokens of some templates.
+
+    Args:
+        templates: any number of templates.
+
+    Returns:
+        `["[APT-1]", ..., "[APT-M]"]`. M is the highest number in the templates; the list is empty if they name none.
+
+    Raises:
+        ValueError: a template names [APT-0].
+    """
     numbers = [int(n) for template in templates for n in re.findall(r"\[APT-(\d+)\]", template)]
     if 0 in numbers:
-        raise ValueError("Adaptive tokens are numbered from [APT-1]; a template contains [APT-0].")
+        raise ValueError("Adaptive tokens are numbered from [APT-1], and a template contains [APT-0]. Start with [APT-1].")
     return [ADAPTIVE_TOKEN.replace("{i}", str(i)) for i in range(1, max(numbers, default=0) + 1)]
 
 
@@ -38,10 +56,10 @@ class PromptTree:
     """The token tree of K prompts and, optionally, of their negated twins.
 
     Attributes:
-        token_ids: token id of each of the T nodes; a parent always stands before its children.
-        parents: index of each node's parent, -1 where the parent is the text's last token.
-        readouts: the node at which prompt k ends, for each of the K prompts.
-        negated_readouts: the same for the negated twins; empty without them.
+        token_ids: token id of each of the T nodes. A parent stands before its children.
+        parents: index of each node's parent; -1 if the node follows the text directly.
+        readouts: index of the last node of each of the K prompts. The hidden state there becomes the prompt's segment.
+        negated_readouts: the same for the negated twins; empty if there are none.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -62,7 +80,7 @@ class PromptTree:
 
     @property
     def lineage(self) -> list[list[bool]]:
-        """(T, T) table: `lineage[q][k]` is True where node k is node q or one of its ancestors."""
+        """T x T table: `lineage[q][k]` is True if node k is node q or one of its ancestors."""
         rows: list[list[bool]] = []
         for node, parent in enumerate(self.parents):
             row = [False] * len(self) if parent < 0 else list(rows[parent])
@@ -71,7 +89,14 @@ class PromptTree:
         return rows
 
     def last_adaptive(self, adaptive_token_ids: list[int]) -> list[int]:
-        """Index of the last adaptive token at or above each node, -1 where there is none (the shared stem)."""
+        """For each node the last adaptive token on its path, the node included.
+
+        Args:
+            adaptive_token_ids: ids of the M adaptive tokens.
+
+        Returns:
+            T indices from 0 to M - 1; -1 for nodes before the first adaptive token of their prompt.
+        """
         number = {token_id: i for i, token_id in enumerate(adaptive_token_ids)}
         last: list[int] = []
         for token_id, parent in zip(self.token_ids, self.parents, strict=True):
@@ -79,11 +104,19 @@ class PromptTree:
         return last
 
     def select(self, negated: bool = False, num_prompts: int | None = None) -> "PromptTree":
-        """The subtree of the first `num_prompts` prompts (of all for None), with or without their negated twins."""
+        """The subtree of some of the prompts.
+
+        Args:
+            negated: include the negated twins.
+            num_prompts: m; keep only the first m prompts. None: all K.
+
+        Raises:
+            ValueError: negated prompts are requested and the tree has none.
+        """
         if negated and not self.negated_readouts:
             raise ValueError(
                 "This prompt tree has no negated prompts. Compile it with `negated_templates`, "
-                "or leave negation out (negation_weight=0, no negated=True)."
+                "or do not request them: set negation_weight=0 and leave negated=True out."
             )
         readouts = self.readouts[:num_prompts]
         negated_readouts = self.negated_readouts[:num_prompts] if negated else ()
@@ -102,42 +135,54 @@ class PromptTree:
         )
 
     def locate(self, subtree: "PromptTree") -> list[int]:
-        """For each node of `subtree` the node here with the same tokens on its path; states of both are the same.
+        """Find the nodes of another tree in this one. Nodes with the same tokens on their path have the same hidden states.
+
+        Args:
+            subtree: a tree whose prompts are all in this tree, or are the first tokens of such prompts.
+
+        Returns:
+            For each node of `subtree` the index of the equal node in this tree.
 
         Raises:
-            ValueError: a node is not found.
+            ValueError: a node of `subtree` is not in this tree.
         """
         child = {(parent, token_id): i for i, (parent, token_id) in enumerate(zip(self.parents, self.token_ids, strict=True))}
         nodes: list[int] = []
         for parent, token_id in zip(subtree.parents, subtree.token_ids, strict=True):
             here = child.get((-1 if parent < 0 else nodes[parent], token_id))
             if here is None:
-                raise ValueError("The prompt tree does not contain the other one: a prompt of that is not a prompt of this.")
+                raise ValueError("The prompt tree does not contain the other tree: it lacks one of the other tree's prompts.")
             nodes.append(here)
         return nodes
 
     def to_dict(self) -> dict[str, list[int]]:
+        """The attributes by name, as JSON values."""
         return {name: list(getattr(self, name)) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_dict(cls, data: dict[str, list[int]]) -> "PromptTree":
+        """The tree of a dict from `to_dict`."""
         return cls(**{name: tuple(values) for name, values in data.items()})
 
 
 def compile_prompt_tree(tokenizer, templates: list[str], negated_templates: list[str] = ()) -> PromptTree:
-    """Tokenize the templates as continuations of a text and merge their common beginnings.
+    """Tokenize the templates as continuations of a text, and merge their common first tokens.
 
     Args:
-        tokenizer: any transformers tokenizer that already holds the adaptive tokens. Special tokens (Gemma's BOS) belong
-            to the text, which the caller tokenizes as usual; the prompts are tokenized without them.
-        templates: K templates, each a different one.
-        negated_templates: none, or K.
+        tokenizer: any transformers tokenizer that holds the adaptive tokens (`add_adaptive_tokens`). The prompts are tokenized
+            without special tokens such as Gemma's BOS; those belong to the text, which the caller tokenizes.
+        templates: K templates, all different.
+        negated_templates: their K negated twins, or none.
 
     Raises:
-        ValueError: a template is empty, occurs twice, or names an adaptive token the tokenizer does not hold.
+        ValueError: a template is empty or occurs twice, names an adaptive token that the tokenizer does not hold, or has no
+            negated twin while others have one.
     """
     if negated_templates and len(negated_templates) != len(templates):
-        raise ValueError(f"Got {len(templates)} templates and {len(negated_templates)} negated ones; give one for each.")
+        raise ValueError(
+            f"Got {len(templates)} templates and {len(negated_templates)} negated ones; give one negated template per "
+            "template, or none."
+        )
     known = tokenizer.get_vocab()
     missing = [name for name in adaptive_token_names([*templates, *negated_templates]) if name not in known]
     if missing:
@@ -152,7 +197,7 @@ def compile_prompt_tree(tokenizer, templates: list[str], negated_templates: list
     ends: dict[int, str] = {}  # readout -> its template
 
     def insert(template: str) -> int:
-        # A space joins text and prompt, as between two sentences.
+        # A space separates text and prompt, as between two sentences.
         ids = tokenizer(" " + template.strip(), add_special_tokens=False)["input_ids"]
         if not ids:
             raise ValueError(f"The template {template!r} has no token; a prompt needs at least one.")
@@ -168,20 +213,29 @@ def compile_prompt_tree(tokenizer, templates: list[str], negated_templates: list
         ends[node] = template
         return node
 
-    # All prompts first, then what the negated twins add: the tree without negation is the head of the whole tree.
+    # The negated twins come after all prompts: the tree without negation is then the first part of the whole tree.
     readouts = tuple(insert(template) for template in templates)
     negated_readouts = tuple(insert(template) for template in negated_templates)
     return PromptTree(tuple(token_ids), tuple(parents), readouts, negated_readouts)
 
 
 def add_adaptive_tokens(tokenizer, templates: list[str]) -> list[int]:
-    """Add the templates' [APT-i] to the tokenizer (in place) and return their M ids, which are consecutive.
+    """Add the adaptive tokens of some templates to a tokenizer, in place.
 
-    `lstrip` lets a token take the space before it, so that "The [APT-1] of" leaves no stray space piece.
+    Args:
+        tokenizer: any transformers tokenizer.
+        templates: all templates, negated ones included.
+
+    Returns:
+        The ids of [APT-1] to [APT-M], which are consecutive.
+
+    Raises:
+        ValueError: the tokenizer already holds some of them, and their ids are not consecutive.
     """
     from transformers import AddedToken
 
     names = adaptive_token_names(templates)
+    # lstrip: a token includes the space before it. Otherwise "The [APT-1] of" would contain a token of a single space.
     tokenizer.add_tokens([AddedToken(name, lstrip=True, normalized=False, special=True) for name in names])
     ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
     if ids != list(range(ids[0], ids[0] + len(ids))) if ids else False:

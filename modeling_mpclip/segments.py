@@ -1,9 +1,9 @@
-"""What one can do with an embedding of K segments: normalise it, weight it, exclude from it, keep its first m. The one place.
+"""Operations on embeddings of K segments: normalise, weight, exclude texts, keep the first m.
 
-An embedding is K segments of d = D / K dimensions, one per prompt. Text and image are matched segment by segment:
-v . t = sum_k v_k . t_k. So whatever is done to the segments of a query works on any index of inner products.
+An embedding consists of K segments of d = D / K dimensions, one per prompt. Text and image are compared segment by segment:
+v . t = sum_k v_k . t_k. So a query whose segments were changed here works with any index that searches by inner product.
 
-Segments are (B, m, d) tensors of any length; embeddings are (B, m * d) float32.
+Segments are (B, m, d) tensors of any norm. Embeddings are (B, m * d) float32.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ import torch.nn.functional as F
 def assembled(
     segments: torch.Tensor, weights: torch.Tensor | None = None, excluded: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The embedding of some segments: normalised, then without what is excluded, then weighted.
+    """Make an embedding of segments: normalise, then exclude texts, then weight.
 
     Args:
-        segments: (B, m, d), the first m of K segments; the result is the embedding by the first m prompts.
+        segments: (B, m, d), the first m of K segments.
         weights: (K,) from `checked_weights`, or None.
-        excluded: (E, K, d) segments of excluded texts, or None.
+        excluded: (E, K, d), the segments of E texts to exclude, or None.
 
     Returns:
-        (B, m * d) float32. Its norm is 1 unless weights are given.
+        (B, m * d) float32, the embedding by the first m prompts. Its norm is 1 unless weights are given.
     """
     m = segments.shape[1]
     embeds = normalized(segments)
@@ -33,18 +33,21 @@ def assembled(
 
 
 def normalized(segments: torch.Tensor) -> torch.Tensor:
-    """(B, m, d) -> (B, m * d) float32, L2-normalised as a whole (paper, section 1.3)."""
+    """Join segments to an embedding: (B, m, d) -> (B, m * d) float32, L2-normalised as a whole (paper, section 1.3)."""
     return F.normalize(segments.flatten(1).float(), dim=-1)
 
 
 def weighted(embeds: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Scale segment k of normalised embeddings by w_k (paper, section 1.7).
 
-    sum_k w_k v_k . t_k = v . (w * t): it is enough to weight one side, and it should be the query's. The norm is no longer 1.
+    sum_k w_k v_k . t_k = v . (w * t), so one side is weighted: that of the queries.
 
     Args:
         embeds: (B, m * d).
         weights: (m,).
+
+    Returns:
+        (B, m * d). The norm is no longer 1.
     """
     return (embeds.unflatten(1, (len(weights), -1)) * weights.to(embeds)[:, None]).flatten(1)
 
@@ -52,21 +55,32 @@ def weighted(embeds: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def excluding(embeds: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
     """normalise(t - sum_x x): a query t that excludes texts x (ours).
 
-    A picture loses as much for showing x as it gains for showing t, so a picture of both ranks with those that show neither.
-    The negated prompts cannot do this: their loss only asks that a picture of x matches x better than "not x".
+    A picture's score falls as much for showing x as it rises for showing t. A picture of both therefore ranks with the pictures
+    that show neither. The negated prompts cannot be used for this: their loss only demands that a picture of x matches x better
+    than "not x".
 
     Args:
         embeds: (B, D) normalised queries.
-        excluded: (E, D) normalised embeddings of what to exclude; they hold for every query.
+        excluded: (E, D) normalised embeddings of the texts to exclude. All of them apply to every query.
+
+    Returns:
+        (B, D), normalised.
     """
     return F.normalize(embeds - excluded.sum(dim=0), dim=-1)
 
 
 def checked_weights(weights: torch.Tensor | Sequence[float], num_prompts: int) -> torch.Tensor:
-    """K aspect weights as (K,) float32.
+    """Check the aspect weights of a user.
+
+    Args:
+        weights: K numbers.
+        num_prompts: K.
+
+    Returns:
+        (K,) float32.
 
     Raises:
-        ValueError: there are not K of them, or one is not finite.
+        ValueError: there are not K weights, or one is not finite.
     """
     weights = torch.as_tensor(weights, dtype=torch.float32)
     if weights.shape != (num_prompts,):
@@ -79,10 +93,17 @@ def checked_weights(weights: torch.Tensor | Sequence[float], num_prompts: int) -
 
 
 def checked_count(wanted: int | None, num_prompts: int) -> int:
-    """m, the number of first prompts that `wanted` asks for; all K for None.
+    """Check how many of the first prompts a user wants.
+
+    Args:
+        wanted: m, or None for all.
+        num_prompts: K.
+
+    Returns:
+        m; K for None.
 
     Raises:
-        ValueError: it is outside 1..K.
+        ValueError: `wanted` is outside 1..K.
     """
     if wanted is not None and not 1 <= wanted <= num_prompts:
         raise ValueError(

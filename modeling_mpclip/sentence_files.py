@@ -1,4 +1,4 @@
-"""The two small files by which sentence-transformers knows a checkpoint, written wherever one is saved."""
+"""Writes the two small files that sentence-transformers needs to load a checkpoint. Every saved checkpoint has them."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .checkpoint_guard import OLDEST_VERSIONS
 
-if TYPE_CHECKING:  # never run, so sentence-transformers is not needed here; but transformers ships the files it sees imported
+if TYPE_CHECKING:  # never runs, so sentence-transformers is not needed; transformers copies the modules that are imported
     from .sentence_mpclip import MPCLIPSentenceModule  # noqa: F401
 
 MODULES = [{"idx": 0, "name": "0", "path": "", "type": "sentence_mpclip.MPCLIPSentenceModule"}]
@@ -16,12 +16,12 @@ SETTINGS = {
     "default_prompt_name": None,
     "similarity_fn_name": "cosine",
 }
-# sentence-transformers refuses to load where these are not met; it does not write them when it saves a model again.
+# sentence-transformers refuses to load a model whose requirements are not met. It does not write them when it saves a model.
 REQUIREMENTS = {package: f">={oldest}" for package, oldest in {**OLDEST_VERSIONS, "sentence-transformers": "6.0"}.items()}
 
 
 def save_sentence_files(folder: str | Path) -> None:
-    """Write `modules.json` and `config_sentence_transformers.json`; prompts and settings that stand there are kept."""
+    """Write `modules.json` and `config_sentence_transformers.json` to a folder. Prompts and settings of the latter are kept."""
     Path(folder, "modules.json").write_text(json.dumps(MODULES, indent=2))
     file = Path(folder, "config_sentence_transformers.json")
     present = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -5,10 +5,11 @@
     pictures = model.encode_document([pil_image, "picture.jpg"])
     model.similarity(queries, pictures)
 
-Texts and images give L2-normalised float32 embeddings of D dimensions, K segments of D / K, as `MPCLIPModel` does.
+Texts and images give L2-normalised float32 embeddings of D dimensions, K segments of D / K, as with `MPCLIPModel`.
 
-A string that ends like the name of an image file and has no space is one: FileNotFoundError where there is no such file, which
-as a text would be embedded without a word. {"text": "cat.jpg"} is a text, {"image": path} and a `pathlib.Path` are images.
+A string without spaces that ends like an image file, such as "cat.jpg", is the path of an image. If there is no such file, a
+FileNotFoundError is raised; the path is never embedded as a text. {"text": "cat.jpg"} is a text. {"image": path} and a
+`pathlib.Path` are images.
 """
 
 import contextlib
@@ -30,24 +31,24 @@ from .segments import assembled, checked_count, checked_weights
 
 IMAGE_FILE = re.compile(r"\S+\.(jpe?g|png|gif|bmp|tiff?|webp)", re.IGNORECASE)
 URL_SCHEMES = ("http://", "https://", "data:")
-PICTURES = "assets"  # folder of those that the model card shows
+PICTURES = "assets"  # folder of the pictures that the model card shows
 
 
 class MPCLIPSentenceModule(InputModule):
-    """The whole model as the one module of a `SentenceTransformer`.
+    """The only module of a `SentenceTransformer`: it holds the whole model.
 
     Args:
         model: [`MPCLIPModel`].
-        processor: its [`MPCLIPProcessor`]; of a text-only model, the tokenizer.
-        origin: the checkpoint's folder or Hub id, and where to find it; the pictures of its card are saved again from there.
+        processor: its [`MPCLIPProcessor`]; for a text-only model its tokenizer.
+        origin: arguments of `load_dir_path` that locate the checkpoint. `save` copies the pictures of its card from there.
 
-    `encode` takes, beside its own arguments:
-        num_prompts: m; texts are read through the first m prompts alone, which is cheaper, and the embeddings (of images too)
-            have D * m / K dimensions: those that `truncate_dim` gives.
-        aspect_weights: K factors for the segments, applied after normalisation as in `MPCLIPModel.forward`. They belong on
-            the side of the queries. The embedding's norm is no longer 1.
-        exclude: a text, or several, that the query shall not be about; see `segments.excluding`. They hold for every
-            input of the call: `encode` sorts its inputs, and only the inputs.
+    `encode` takes these arguments in addition to its own:
+        num_prompts: m; use the first m prompts alone, which is cheaper. The embeddings of texts and images then have D * m / K
+            dimensions and equal those with truncate_dim=D * m / K.
+        aspect_weights: K factors of the segments, applied after normalisation as in `MPCLIPModel.forward`. Weight the queries
+            only. The norm of the embedding is then no longer 1.
+        exclude: one or more texts that the queries exclude (`segments.excluding`). They apply to all inputs of the call,
+            because `encode` sorts its inputs but not its arguments.
     """
 
     forward_kwargs = {"num_prompts", "aspect_weights", "exclude"}
@@ -73,9 +74,20 @@ class MPCLIPSentenceModule(InputModule):
         backend: str = "torch",
         **kwargs,
     ) -> "MPCLIPSentenceModule":
-        """What `SentenceTransformer(...)` calls; `model_kwargs` and `config_kwargs` go to `AutoModel.from_pretrained`."""
+        """Load a checkpoint; `SentenceTransformer(...)` calls this.
+
+        Args:
+            model_name_or_path: folder or Hub id.
+            token, cache_folder, revision, local_files_only, trust_remote_code: as for `SentenceTransformer`.
+            model_kwargs, config_kwargs: for `AutoModel.from_pretrained`.
+            processor_kwargs: for `AutoProcessor.from_pretrained`.
+            backend: only "torch" is supported.
+
+        Raises:
+            ValueError: another backend, or a faulty checkpoint.
+        """
         if backend != "torch":
-            raise ValueError(f"backend={backend!r} is not supported; MP-CLIP runs with backend='torch'.")
+            raise ValueError(f"backend={backend!r} is not supported by MP-CLIP. Use backend='torch'.")
         source = {
             "token": token,
             "cache_dir": cache_folder,
@@ -90,11 +102,18 @@ class MPCLIPSentenceModule(InputModule):
         return cls(model, processor, {"model_name_or_path": model_name_or_path, **origin})
 
     def save(self, output_path: str, *args, **kwargs) -> None:
-        """Everything the checkpoint holds: weights of both sides, processor, code, pictures of the card."""
+        """Save a complete checkpoint: weights of both towers, processor, code, pictures of the card.
+
+        Args:
+            output_path: the folder.
+
+        Raises:
+            ValueError: the model was not loaded with trust_remote_code=True.
+        """
         if not type(self).__module__.startswith("transformers_modules."):
             raise ValueError(
-                "sentence-transformers would record this module as a part of an installed package, and the checkpoint would "
-                "not load without it. Load the model with SentenceTransformer(folder, trust_remote_code=True), or save "
+                "sentence-transformers would record this module as part of an installed package, and the checkpoint would not "
+                "load without that package. Load the model with SentenceTransformer(folder, trust_remote_code=True), or save "
                 "MPCLIPModel and its processor with their own save_pretrained."
             )
         self.model.save_pretrained(output_path)
@@ -102,24 +121,26 @@ class MPCLIPSentenceModule(InputModule):
         self._save_pictures(Path(output_path, PICTURES))
 
     def _save_pictures(self, folder: Path) -> None:
-        """sentence-transformers saves the card again, and not the pictures that it shows."""
+        """Copy the pictures of the card. sentence-transformers saves the card without them."""
         found = None
-        with contextlib.suppress(OSError):  # the Hub does not answer: better a card without pictures than no checkpoint
+        with contextlib.suppress(OSError):  # without the Hub the card has no pictures, but the checkpoint is saved
             found = self.origin and self.load_dir_path(subfolder=PICTURES, **self.origin)
         if found and Path(found).is_dir() and Path(found).resolve() != folder.resolve():
             shutil.copytree(found, folder, dirs_exist_ok=True)
 
     @property
     def modalities(self) -> list[str]:
+        """The kinds of inputs that `encode` takes."""
         return ["text"] if self.model.config.text_only else ["text", "image"]
 
     @property
     def tokenizer(self):
+        """The tokenizer of the LLM."""
         return getattr(self.processor, "tokenizer", self.processor)
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens a text is cut to; its prompts are not counted."""
+        """Tokens that a text is cut to. The prompts are not counted."""
         return self.tokenizer.model_max_length
 
     @max_seq_length.setter
@@ -127,6 +148,7 @@ class MPCLIPSentenceModule(InputModule):
         self.tokenizer.model_max_length = value
 
     def get_embedding_dimension(self) -> int:
+        """D, the dimensions of an embedding."""
         return self.model.config.projection_dim
 
     def preprocess(
@@ -138,16 +160,22 @@ class MPCLIPSentenceModule(InputModule):
         processing_kwargs: dict | None = None,
         **kwargs,
     ) -> dict[str, torch.Tensor]:
-        """Texts or images -> tensors for `forward`.
+        """Turn texts or images into tensors for `forward`.
 
         Args:
-            inputs: texts, or images: PIL, arrays, paths of image files; all of one kind. {"text": x} is a text.
-            prompt: written before every text, the excluded ones included.
-            max_length: tokens to cut texts to, instead of `max_seq_length`.
+            inputs: B texts or B images, not both. Images are PIL images, arrays or paths of image files. {"text": x} is a text.
+            prompt: put before every text, also before the excluded ones.
+            exclude: one or more texts that the queries exclude.
+            max_length: tokens that texts are cut to. Default: `max_seq_length`.
             processing_kwargs: {"text": {...}, "image": {...}} for the tokenizer and the image processor.
 
+        Returns:
+            `input_ids` and `attention_mask` (B, N), or `pixel_values` (B, C, H, W). With `exclude` also `excluded_input_ids`
+            and `excluded_attention_mask` (E, N').
+
         Raises:
-            FileNotFoundError: an input is the path of an image file that is not there.
+            FileNotFoundError: an input is the path of an image file that does not exist.
+            ValueError: inputs of several kinds, an empty `exclude`, or the URL of an image.
         """
         if not self.model.config.text_only:
             inputs = [_as_image(x) if isinstance(x, Path) or _names_image(x) else x for x in inputs]
@@ -162,7 +190,7 @@ class MPCLIPSentenceModule(InputModule):
             features = self._tokenize(inputs, prompt, **text_options)
         if exclude is not None:
             if len(exclude) == 0:
-                raise ValueError(f"exclude={exclude!r} names nothing; leave it out.")
+                raise ValueError(f"exclude={exclude!r} names nothing: give one or more texts, or leave it out.")
             excluded = self._tokenize([exclude] if isinstance(exclude, str) else list(exclude), prompt, **text_options)
             features |= {f"excluded_{name}": value for name, value in excluded.items()}
         return features
@@ -170,7 +198,7 @@ class MPCLIPSentenceModule(InputModule):
     def _tokenize(self, texts: list[str], prompt: str | None, **options) -> dict[str, torch.Tensor]:
         foreign = [text for text in texts if not isinstance(text, str)]
         if foreign:
-            raise ValueError(f"Expected texts, and one of them is {foreign[0]!r}.")
+            raise ValueError(f"Expected texts, and one of them is {foreign[0]!r}: give strings.")
         options = {"padding": True, "truncation": True, **options}
         return dict(self.processor(text=[(prompt or "") + text for text in texts], return_tensors="pt", **options))
 
@@ -179,9 +207,18 @@ class MPCLIPSentenceModule(InputModule):
         features: dict[str, torch.Tensor],
         num_prompts: int | None = None,
         aspect_weights: list[float] | None = None,
-        exclude: str | list[str] | None = None,  # `preprocess` has turned it into features
+        exclude: str | list[str] | None = None,
     ) -> "SegmentedFeatures":
-        """Adds `prompt_embeds` (B, m, D / K) and `sentence_embedding` (B, D * m / K) to the features of `preprocess`."""
+        """Embed a batch.
+
+        Args:
+            features: from `preprocess`.
+            num_prompts, aspect_weights: as for `encode`.
+            exclude: not used here; `preprocess` has put the tokens of the excluded texts into `features`.
+
+        Returns:
+            The features with `prompt_embeds` (B, m, D / K) and `sentence_embedding` (B, D * m / K), both float32.
+        """
         K = self.model.config.num_prompts
         m = checked_count(num_prompts, K)
 
@@ -200,15 +237,15 @@ class MPCLIPSentenceModule(InputModule):
 
 
 class SegmentedFeatures(dict):
-    """Features of a batch, whose `sentence_embedding` can only be cut between two prompts.
+    """Features of a batch. Their `sentence_embedding` can be cut only between two segments.
 
-    sentence-transformers cuts an embedding after `forward` (`truncate_dim`, MatryoshkaLoss) by writing its first d dimensions
-    back. Here they become the embedding of the first d / (D / K) prompts: normalised again, and then weighted.
+    For `truncate_dim` and MatryoshkaLoss, sentence-transformers replaces `sentence_embedding` by its first d dimensions. Here
+    that gives the embedding by the first d / (D / K) prompts instead: normalised again, and weighted after that.
 
     Args:
-        features: of `preprocess`.
-        segments: (B, m, D / K) float32; None where `features` are those of another `SegmentedFeatures`.
-        excluded: (E, m, D / K) of the excluded texts, or None.
+        features: from `preprocess`.
+        segments: (B, m, D / K) float32; None if `features` are those of another `SegmentedFeatures`.
+        excluded: (E, m, D / K) float32, the segments of the excluded texts, or None.
         weights: (K,) aspect weights, or None.
     """
 
@@ -220,7 +257,7 @@ class SegmentedFeatures(dict):
         weights: torch.Tensor | None = None,
     ):
         super().__init__(features)
-        if segments is None:  # rebuilt from its own items by accelerate, which makes outputs float32 after mixed precision
+        if segments is None:  # accelerate builds the object anew from its items when it converts outputs to float32
             return
         own = {"prompt_embeds": segments, "excluded_prompt_embeds": excluded, "aspect_weights": weights}
         self.update({name: value for name, value in own.items() if value is not None})
@@ -244,19 +281,20 @@ class SegmentedFeatures(dict):
 
 
 def _names_image(x) -> bool:
-    """True for a string that ends like an image file and has no space, as hardly a caption does."""
+    """True for a string without spaces that ends like an image file. Hardly any caption does."""
     return isinstance(x, str) and IMAGE_FILE.fullmatch(x) is not None and not x.startswith(URL_SCHEMES)
 
 
 def _as_image(path: str | Path) -> dict[str, str]:
+    """The path of an existing image file as an input of sentence-transformers."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no image file {str(path)!r}. If this is a text, pass {{'text': {str(path)!r}}}.")
     return {"image": str(path)}
 
 
 def _open_image(image):
-    """A PIL image upright and in RGB, from itself or from a file; arrays as they are."""
+    """An upright RGB image from a PIL image or a file. Arrays are returned unchanged."""
     image = str(image) if isinstance(image, Path) else image
     if isinstance(image, str) and image.startswith(URL_SCHEMES):
-        raise ValueError(f"Images are not fetched from URLs, and {image[:80]!r} is one. Download it and pass the file's path.")
+        raise ValueError(f"Images are not fetched from URLs: {image[:80]!r} is one. Download it and pass the path of the file.")
     return load_image(image) if isinstance(image, str) or hasattr(image, "convert") else image
