@@ -8,11 +8,11 @@ import importlib
 
 MODULES = {
     "MPCLIPConfig": "configuration_mpclip",
-    "MPCLIPImageOutput": "modeling_mpclip",
+    "MPCLIPImageOutput": "outputs_mpclip",
     "MPCLIPModel": "modeling_mpclip",
-    "MPCLIPOutput": "modeling_mpclip",
+    "MPCLIPOutput": "outputs_mpclip",
     "MPCLIPProcessor": "processing_mpclip",
-    "MPCLIPTextOutput": "modeling_mpclip",
+    "MPCLIPTextOutput": "outputs_mpclip",
     "PromptTree": "prompt_tree",
     "add_adaptive_tokens": "prompt_tree",
     "compile_prompt_tree": "prompt_tree",

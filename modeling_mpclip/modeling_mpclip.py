@@ -3,16 +3,14 @@
 Paper: "Context-Adaptive Multi-Prompt Embedding with Large Language Models for Vision-Language Alignment" (arXiv 2508.02762).
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import can_return_tuple
 
-from .checkpoint_guard import naming_damaged_files, not_finite, refuse_faulty
+from .checkpoint_guard import naming_damaged_files, refuse_faulty
 from .configuration_mpclip import MPCLIPConfig
 from .contrastive_losses import draw_first_prompts, total_loss
 from .hub_card import card_in, put_card
@@ -21,78 +19,14 @@ from .image_tower import (
     SegmentProjection,
     build_vision_model,
     has_class_token,
-    pooler_arguments,
     vision_tokens,
 )
+from .outputs_mpclip import MPCLIPImageOutput, MPCLIPOutput, MPCLIPTextOutput
+from .pretrained_towers import adaptive_rows, load_towers, tower_arguments
 from .prompt_attention import PromptLayout, tree_tensors
 from .prompt_tree import PromptTree
 from .segments import assembled, checked_count, checked_weights
 from .text_families import text_tower_class
-
-
-@dataclass
-class MPCLIPTextOutput(BaseModelOutputWithPooling):
-    """Features of texts.
-
-    prompt_embeds: (B, K, D / K), the segment of each prompt, not normalised.
-    negated_prompt_embeds: (B, K, D / K), the same for the negated prompts; None unless requested.
-    pooler_output: (B, D), the K segments of `prompt_embeds` joined.
-    last_hidden_state: (B, R, H), the LLM's output at the readouts.
-    hidden_states, attentions: of the LLM, as `PromptedTextTower.forward` describes them; None unless requested.
-    """
-
-    prompt_embeds: torch.FloatTensor | None = None
-    negated_prompt_embeds: torch.FloatTensor | None = None
-
-
-@dataclass
-class MPCLIPImageOutput(BaseModelOutputWithPooling):
-    """Features of images or videos.
-
-    prompt_embeds: (B, K, D / K), the segment that is compared with each prompt's, not normalised.
-    pooler_output: (B, D), the K segments of `prompt_embeds` joined.
-    last_hidden_state: (B, N, C), the vision tokens; of a video, those of all frames.
-    hidden_states, attentions: of the vision encoder, for B videos those of B * T frames; None unless requested.
-    pooling_attentions: (B, Q, heads, N), weights of the attention pooling; None for the other poolings.
-    """
-
-    prompt_embeds: torch.FloatTensor | None = None
-    pooling_attentions: torch.FloatTensor | None = None
-
-
-@dataclass
-class MPCLIPOutput(ModelOutput):
-    """Every intermediate result by name. Fields whose input was not given are None.
-
-    Without images the first field that is not None is `text_embeds`; without texts it is `image_embeds`. The pipelines
-    "feature-extraction" and "image-feature-extraction" return that first field, (1, D) per input.
-
-    loss: contrastive_loss + diversity_weight * diversity_loss + negation_weight * negation_loss.
-    contrastive_loss, diversity_loss, negation_loss: the parts before weighting, 0-dimensional.
-    logits_per_image: (B_images, B_texts) scale * cosine (+ bias). `logits_per_text` is its transpose.
-    text_embeds, image_embeds: (B, D) float32, L2-normalised as a whole. `aspect_weights` are then applied to `text_embeds`.
-    text_prompt_embeds, image_prompt_embeds: (B, K, D / K), the segments before normalisation.
-    negated_text_embeds, negated_prompt_embeds: (B, D) and (B, K, D / K), the same for the negated prompts.
-    text_model_output, vision_model_output: [`MPCLIPTextOutput`] and [`MPCLIPImageOutput`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    contrastive_loss: torch.FloatTensor | None = None
-    diversity_loss: torch.FloatTensor | None = None
-    negation_loss: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    text_prompt_embeds: torch.FloatTensor | None = None
-    image_prompt_embeds: torch.FloatTensor | None = None
-    negated_text_embeds: torch.FloatTensor | None = None
-    negated_prompt_embeds: torch.FloatTensor | None = None
-    text_model_output: MPCLIPTextOutput | None = None
-    vision_model_output: MPCLIPImageOutput | None = None
-
-    def to_tuple(self) -> tuple:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class LogitScale(nn.Module):
@@ -146,7 +80,7 @@ class MPCLIPModel(PreTrainedModel):
     ):
         super().__init__(config)
         if text_model is None:
-            text_model = text_tower_class(type(config.text_config))(config.text_config, **_tower_arguments(config))
+            text_model = text_tower_class(type(config.text_config))(config.text_config, **tower_arguments(config))
         self.text_model = text_model
         self.text_projection = SegmentProjection(
             config.num_prompts, config.text_config.hidden_size, config.projection_dim, config.shared_projection
@@ -253,26 +187,9 @@ class MPCLIPModel(PreTrainedModel):
             ValueError: options contradict each other, or the weights of a tower are missing or not finite.
             OSError: a tower is not found.
         """
-        from_scratch = text_config is not None
-        text_config = text_config or AutoConfig.from_pretrained(text).get_text_config()
-        vision_config = AutoConfig.from_pretrained(vision)
-        vision_config = getattr(vision_config, "vision_config", vision_config)
-        config = MPCLIPConfig(text_config, vision_config, **config_kwargs)
-        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(text)
-        if from_scratch:
-            text_config.vocab_size = len(tokenizer)
-        config.compile_prompts(tokenizer)
-
-        tower_class, own = text_tower_class(type(text_config)), _tower_arguments(config)
-        text_model = (
-            tower_class(text_config, **own) if from_scratch else _load_tower(tower_class, text, text_config, text_kwargs, **own)
-        )
-        vision_model = _load_tower(
-            MODEL_MAPPING[type(vision_config)], vision, vision_config, vision_kwargs, **pooler_arguments(vision_config)
-        )
-        config.text_config, config.vision_config = text_model.config, vision_model.config
-        model = cls(config, text_model, vision_model)
-        model.text_model.initialize_adaptive(_adaptive_rows(model.text_model, tokenizer, adaptive_init))
+        towers = load_towers(text, vision, tokenizer, text_kwargs, vision_kwargs, text_config, config_kwargs)
+        model = cls(towers.config, towers.text_model, towers.vision_model)
+        model.text_model.initialize_adaptive(adaptive_rows(model.text_model, towers.tokenizer, adaptive_init))
         return model
 
     def train(self, mode: bool = True) -> "MPCLIPModel":
@@ -621,61 +538,6 @@ class MPCLIPModel(PreTrainedModel):
     def _refuse_images_if_text_only(self) -> None:
         if self.config.text_only:
             raise ValueError("This text-only checkpoint has no image side. Use the checkpoint that it was exported from.")
-
-
-def _tower_arguments(config: MPCLIPConfig) -> dict:
-    """The arguments of the prompted text tower besides the LLM's config."""
-    if config.text_pooling == "prompts" and config.prompt_tree is None and config.num_adaptive_tokens:
-        # The prompts are not compiled yet. These ids give the number of embeddings; `compile_prompts` sets the true ids.
-        ids = range(config.text_config.vocab_size, config.text_config.vocab_size + config.num_adaptive_tokens)
-        return {"adaptive_token_ids": tuple(ids), "boundary_layer": config.boundary_layer}
-    return {"adaptive_token_ids": tuple(config.adaptive_token_ids), "boundary_layer": config.boundary_layer}
-
-
-def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs: dict | None, **own) -> PreTrainedModel:
-    """Load a pretrained tower; refuse missing and non-finite weights.
-
-    Expected differences are not reported: the adaptive embeddings are new, and heads of the checkpoint are not used.
-    """
-    kwargs = {"dtype": torch.float32, **(kwargs or {})}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        tower, info = tower_class.from_pretrained(source, config=config, output_loading_info=True, **own, **kwargs)
-    finally:
-        logging.set_verbosity(verbosity)
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(("adaptive_embedding", "boundary_embedding")))
-    if missing:
-        raise ValueError(
-            f"{source} lacks {len(missing)} weights of {tower_class.__name__}, {missing[0]} first. It is incomplete or of "
-            "another kind of model: download it again, or give another checkpoint."
-        )
-    if broken := not_finite(tower):
-        raise ValueError(
-            f"{source} has NaN or infinite values in {len(broken)} weights, {broken[0]} first. It is damaged: download it "
-            "again, or give another checkpoint."
-        )
-    return tower
-
-
-def _adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | None) -> torch.Tensor:
-    """(M, H) initial values of the adaptive embeddings, at the scale of the output of `embed_tokens`.
-
-    `resize_token_embeddings` would draw them so close together that all prompts would give nearly the same embedding.
-    """
-    M = len(text_model.adaptive_token_ids)
-    device = text_model.embed_tokens.weight.device
-    with torch.no_grad():
-        if words is not None:
-            if len(words) < M:
-                raise ValueError(f"adaptive_init has {len(words)} words for {M} adaptive tokens; give one word per token.")
-            ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in words[:M]]
-            rows = [text_model.embed_tokens(torch.tensor(i, device=device)).mean(dim=0) for i in ids]
-            return torch.stack(rows) if rows else torch.empty(0, text_model.config.hidden_size)
-        sample = torch.randint(text_model.embed_tokens.num_embeddings, (4096,), generator=torch.Generator().manual_seed(0))
-        embedded = text_model.embed_tokens(sample.to(device)).float()  # (4096, H)
-        noise = torch.randn(M, embedded.shape[1], generator=torch.Generator().manual_seed(1)).to(device)
-        return embedded.mean(dim=0) + noise * embedded.std(dim=0)
 
 
 def _asked(output_attentions: bool | None, output_hidden_states: bool | list[int] | None) -> dict:

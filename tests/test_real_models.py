@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from conftest import VISION_CONFIGS
-from test_text_tower import assert_same_gradients, gradients, plain_llm, separate_passes
+from separate_passes import assert_same_gradients, gradients, plain_llm, separate_passes
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
-from modeling_mpclip.modeling_mpclip import _adaptive_rows, _tower_arguments
+from modeling_mpclip.pretrained_towers import adaptive_rows, tower_arguments
 from modeling_mpclip.text_families import text_tower_class
 from mpclip.data.backbones import BACKBONES, prepare_backbone
 
@@ -28,8 +28,8 @@ def real(request):
     sizes = dict(num_prompts=3, projection_dim=96)
     config = MPCLIPConfig(text_config, VISION_CONFIGS["vit"](), adaptive_tokens="input", **sizes)
     config.compile_prompts(tokenizer)
-    text = text_tower_class(type(text_config)).from_pretrained(folder, **_tower_arguments(config), dtype=torch.float32)
-    text.initialize_adaptive(_adaptive_rows(text, tokenizer, ["subject", "place", "color"]))
+    text = text_tower_class(type(text_config)).from_pretrained(folder, **tower_arguments(config), dtype=torch.float32)
+    text.initialize_adaptive(adaptive_rows(text, tokenizer, ["subject", "place", "color"]))
     return MPCLIPModel(config, text).eval(), tokenizer
 
 
@@ -38,7 +38,7 @@ def test_one_pass_equals_separate_passes(real):
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     llm = plain_llm(model)
     ours = model.get_text_features(batch["input_ids"], batch["attention_mask"], negated=True).last_hidden_state
-    theirs = separate_passes(model, llm, tokenizer, negated=True, texts=TEXTS)
+    theirs = separate_passes(model, llm, tokenizer, TEXTS, negated=True)
     # Hidden states reach 24 (SmolLM2) and 43 (Gemma 3): 1e-3 is a few units in the last place of fp32 over 30 layers.
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
     only_last_layer(model)

@@ -1,0 +1,112 @@
+"""Two pretrained towers made ready to be joined: config, prompted text tower, vision encoder, first adaptive embeddings."""
+
+from typing import NamedTuple
+
+import torch
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .checkpoint_guard import not_finite
+from .configuration_mpclip import MPCLIPConfig
+from .image_tower import pooler_arguments
+from .text_families import text_tower_class
+
+
+class Towers(NamedTuple):
+    """Two loaded towers, the config of the model they make, and the tokenizer with its adaptive tokens."""
+
+    config: MPCLIPConfig
+    text_model: PreTrainedModel
+    vision_model: PreTrainedModel
+    tokenizer: object
+
+
+def load_towers(
+    text: str,
+    vision: str,
+    tokenizer,
+    text_kwargs: dict | None,
+    vision_kwargs: dict | None,
+    text_config: PreTrainedConfig | None,
+    config_kwargs: dict,
+) -> Towers:
+    """Load both towers and compile the prompts. The arguments are those of `MPCLIPModel.from_pretrained_towers`.
+
+    Raises:
+        ValueError: options contradict each other, or the weights of a tower are missing or not finite.
+        OSError: a tower is not found.
+    """
+    from_scratch = text_config is not None
+    text_config = text_config or AutoConfig.from_pretrained(text).get_text_config()
+    vision_config = AutoConfig.from_pretrained(vision)
+    vision_config = getattr(vision_config, "vision_config", vision_config)
+    config = MPCLIPConfig(text_config, vision_config, **config_kwargs)
+    tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(text)
+    if from_scratch:
+        text_config.vocab_size = len(tokenizer)
+    config.compile_prompts(tokenizer)
+
+    tower_class, own = text_tower_class(type(text_config)), tower_arguments(config)
+    text_model = (
+        tower_class(text_config, **own) if from_scratch else _load_tower(tower_class, text, text_config, text_kwargs, **own)
+    )
+    vision_model = _load_tower(
+        MODEL_MAPPING[type(vision_config)], vision, vision_config, vision_kwargs, **pooler_arguments(vision_config)
+    )
+    config.text_config, config.vision_config = text_model.config, vision_model.config
+    return Towers(config, text_model, vision_model, tokenizer)
+
+
+def tower_arguments(config: MPCLIPConfig) -> dict:
+    """The arguments of the prompted text tower besides the LLM's config."""
+    if config.text_pooling == "prompts" and config.prompt_tree is None and config.num_adaptive_tokens:
+        # The prompts are not compiled yet. These ids give the number of embeddings; `compile_prompts` sets the true ids.
+        ids = range(config.text_config.vocab_size, config.text_config.vocab_size + config.num_adaptive_tokens)
+        return {"adaptive_token_ids": tuple(ids), "boundary_layer": config.boundary_layer}
+    return {"adaptive_token_ids": tuple(config.adaptive_token_ids), "boundary_layer": config.boundary_layer}
+
+
+def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs: dict | None, **own) -> PreTrainedModel:
+    """Load a pretrained tower; refuse missing and non-finite weights.
+
+    Expected differences are not reported: the adaptive embeddings are new, and heads of the checkpoint are not used.
+    """
+    kwargs = {"dtype": torch.float32, **(kwargs or {})}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        tower, info = tower_class.from_pretrained(source, config=config, output_loading_info=True, **own, **kwargs)
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(("adaptive_embedding", "boundary_embedding")))
+    if missing:
+        raise ValueError(
+            f"{source} lacks {len(missing)} weights of {tower_class.__name__}, {missing[0]} first. It is incomplete or of "
+            "another kind of model: download it again, or give another checkpoint."
+        )
+    if broken := not_finite(tower):
+        raise ValueError(
+            f"{source} has NaN or infinite values in {len(broken)} weights, {broken[0]} first. It is damaged: download it "
+            "again, or give another checkpoint."
+        )
+    return tower
+
+
+def adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | None) -> torch.Tensor:
+    """(M, H) initial values of the adaptive embeddings, at the scale of the output of `embed_tokens`.
+
+    `resize_token_embeddings` would draw them so close together that all prompts would give nearly the same embedding.
+    """
+    M = len(text_model.adaptive_token_ids)
+    device = text_model.embed_tokens.weight.device
+    with torch.no_grad():
+        if words is not None:
+            if len(words) < M:
+                raise ValueError(f"adaptive_init has {len(words)} words for {M} adaptive tokens; give one word per token.")
+            ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in words[:M]]
+            rows = [text_model.embed_tokens(torch.tensor(i, device=device)).mean(dim=0) for i in ids]
+            return torch.stack(rows) if rows else torch.empty(0, text_model.config.hidden_size)
+        sample = torch.randint(text_model.embed_tokens.num_embeddings, (4096,), generator=torch.Generator().manual_seed(0))
+        embedded = text_model.embed_tokens(sample.to(device)).float()  # (4096, H)
+        noise = torch.randn(M, embedded.shape[1], generator=torch.Generator().manual_seed(1)).to(device)
+        return embedded.mean(dim=0) + noise * embedded.std(dim=0)
