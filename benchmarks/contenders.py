@@ -1,7 +1,7 @@
-"""Ways to get the hidden state at the end of every prompt: one masked pass, K separate passes, batched prefix caching.
+"""Three ways to the hidden state at the end of every prompt: one masked pass, K separate passes, batched prefix caching.
 
-All three run on the weights of one LLM and give the same numbers; the last two use the library's plain model, written as
-well as one of its users could write them.
+All three use the weights of one LLM and give the same states. The last two use transformers' plain model, in the fastest code
+that we could write for it.
 """
 
 import inspect
@@ -15,24 +15,24 @@ from modeling_mpclip.prompt_tree import add_adaptive_tokens
 from modeling_mpclip.text_families import text_tower_class
 from mpclip.data.backbones import prepare_backbone
 
-K, MAX_K = 6, 16
-REAL = "smollm2-135m"
-# How a decoder names its key-value cache: the first since transformers 5.24.
+K, MAX_K = 6, 16  # prompts by default, and at most
+REAL = "smollm2-135m"  # the tower with pretrained weights
+# The argument of a decoder that takes its key-value cache: `cache` since transformers 5.24.
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 SHAPES = {name.lower().replace(" ", "-"): config for name, config in TEXT_CONFIGS.items() if name.lower() != REAL}
 
 
 class Contenders:
-    """One LLM as the library's plain model and as the prompted tower, on the same weights and device.
+    """One LLM as transformers' plain model and as the prompted tower, with the same weights.
 
     Args:
-        tower: `REAL`, or the name of a shape (`SHAPES`) with random weights.
-        device, dtype: where and in what both run.
+        tower: `REAL`, or a name in `SHAPES` for random weights.
+        device, dtype: of both models.
     """
 
     def __init__(self, tower: str, device: str, dtype: torch.dtype):
         self.device, self.dtype = device, dtype
-        folder = prepare_backbone(REAL)  # for its tokenizer in every case
+        folder = prepare_backbone(REAL)  # every tower uses its tokenizer
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         ids = tuple(add_adaptive_tokens(self.tokenizer, default_templates(MAX_K)))
@@ -49,27 +49,30 @@ class Contenders:
             self.plain.load_state_dict(self.prompted.state_dict(), strict=False)
         for model in (self.prompted, self.plain):
             model.eval().requires_grad_(False)
-        # A user of the plain model gives the [APT-i] rows of the embedding matrix.
+        # The plain model has the [APT-i] as further rows of its embedding matrix.
         rows = torch.cat([self.plain.embed_tokens.weight[: ids[0]], self.prompted.adaptive_embedding.weight])
         self.plain.embed_tokens.weight = torch.nn.Parameter(rows, requires_grad=False)
 
     def tree(self, num_prompts: int = K, negated: bool = False) -> PromptTree:
+        """The tree of the paper's prompts, with their negated twins if `negated`."""
         negative = default_templates(num_prompts, negated=True) if negated else []
         return compile_prompt_tree(self.tokenizer, default_templates(num_prompts), negative)
 
     def batch(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, N) ids and mask, padded on the left."""
+        """Token ids and attention mask of B texts, each (B, N) int64, padded on the left."""
         batch = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
         return batch["input_ids"], batch["attention_mask"]
 
-    # The contenders: each gives (B, R, H), the final hidden state at the end of every prompt.
+    # The contenders take ids and mask (B, N) and return (B, R, H), the final hidden state at the end of each of R prompts.
 
     def masked(self, ids: torch.Tensor, mask: torch.Tensor, tree: PromptTree) -> torch.Tensor:
+        """One pass over text and prompt tree, under the prompt-wise mask."""
         nodes = torch.tensor([*tree.readouts, *tree.negated_readouts], device=ids.device)
         readouts = (ids.shape[1] + nodes).expand(len(ids), -1)  # (B, R)
         return self.prompted(ids, mask, tree=tree, readouts=readouts).last_hidden_state
 
     def separate(self, ids: torch.Tensor, mask: torch.Tensor, tree: PromptTree) -> torch.Tensor:
+        """A pass of "text + prompt" for each prompt."""
         states = []
         for one in single_prompts(tree):
             prompt = torch.tensor(one.token_ids, device=ids.device).expand(len(ids), -1)  # (B, P)
@@ -80,7 +83,10 @@ class Contenders:
         return torch.stack(states, dim=1)
 
     def prefix_cached(self, ids: torch.Tensor, mask: torch.Tensor, tree: PromptTree) -> torch.Tensor:
-        """For prompts of equal length, such as the K positive ones: a batch of B * K continuations."""
+        """One pass over the text, then a batch of B * K continuations of its key-value cache.
+
+        The prompts must have the same number of tokens, as the K positive ones do.
+        """
         B, N = ids.shape
         prompts = torch.tensor([one.token_ids for one in single_prompts(tree)], device=ids.device)  # (K, P)
         number, P = prompts.shape

@@ -1,22 +1,23 @@
-"""What it takes to embed a text: milliseconds and megabytes of torch and onnxruntime, in several precisions, side by side.
+"""The cost of embedding a text: time and size on disk, of torch and onnxruntime in several precisions.
 
-    python -m benchmarks.serving --quick                                 # a glance, some minutes for the export
+    python -m benchmarks.serving --quick                                 # two rounds per ratio; the exports take minutes
     python -m benchmarks.serving --json docs/cost/serving.json
     python -m benchmarks.serving --model runs/demo/multi_prompt --json docs/cost/serving.json
 
-torch float32        the reference of speed and of the embeddings
-torch bfloat16       the checkpoint loaded with dtype=bfloat16
-torch int8 weights   of the LLM (mpclip/export/int8.py), computed in float32 or in bfloat16
-onnxruntime float32  the exported graph (mpclip/export/onnx.py)
-  int8 weights       that graph with the weights of its linear layers in int8 (onnxruntime's MatMulNBitsQuantizer)
-  int8               with weights and inputs of its linear layers in int8 (onnxruntime's quantize_dynamic)
+torch float32            the reference
+torch bfloat16           the checkpoint loaded with dtype=bfloat16
+torch int8 weights       the LLM's weights in int8 (mpclip/export/int8.py), computed in float32 or in bfloat16
+onnxruntime float32      the exported graph (mpclip/export/onnx.py)
+onnxruntime int8 weights the graph with the weights of its linear layers in int8 (onnxruntime's MatMulNBitsQuantizer)
+onnxruntime int8         the graph with weights and inputs of its linear layers in int8 (onnxruntime's quantize_dynamic)
 
-Every engine embeds the same tokenized captions, one by one and in batches of 32 padded to their longest, on the CPU with as
-many threads as torch has. Reference and engine take turns. The median of the ratios of neighbours is reported, from ten rounds
-on with its quartiles. Milliseconds are shown for the reference alone: the machine was not equally busy for all engines, so that
-their own milliseconds would contradict the ratios. The size on disk is that of the text side alone; the cosine is the lowest
-between an engine's embeddings and the reference's.
-Without --model it is SmolLM2-135M with 6 prompts and a projection drawn at random, which changes neither time nor size.
+Every engine embeds the same tokenized captions on the CPU, one by one and in batches of 32 padded to their longest text, with
+as many threads as torch uses. Reference and engine take turns. The speedup is the median over rounds of their ratio; from ten
+rounds on, its quartiles are shown. Milliseconds are shown for the reference alone: the machine may have been busier for one
+engine than for another, and then the engines' own milliseconds would contradict the ratios. The size on disk is that of the
+text side. The cosine is the lowest one between an engine's embedding of a text and the reference's.
+
+Without --model, the model is SmolLM2-135M with 6 prompts and a random projection; time and size do not depend on its values.
 """
 
 import argparse
@@ -31,8 +32,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel, AutoProcessor
 
-from benchmarks.record import provenance
-from benchmarks.speed import captions, retrieval_model
+from benchmarks.ratios import retrieval_model
+from benchmarks.record import command_parser, provenance
+from benchmarks.speed import captions
 from benchmarks.timing import Clock, with_quartiles
 from eval.tables import markdown_table
 from mpclip.export.int8 import int8_config
@@ -53,7 +55,17 @@ REFERENCE = "torch float32"
 
 
 def torch_engine(model: str, folder: Path, dtype: torch.dtype, int8: bool = False) -> tuple[Engine, int]:
-    """The loaded checkpoint, and the bytes of its text side as saved."""
+    """A checkpoint loaded by transformers.
+
+    Args:
+        model: folder or Hub id.
+        folder: where it is saved again in its precision, to see its size.
+        dtype: of the weights; of the computation, if `int8`.
+        int8: load the LLM's weights as int8.
+
+    Returns:
+        The engine, and the bytes of its text side as saved.
+    """
     weights = {"quantization_config": int8_config()} if int8 else {}
     loaded = AutoModel.from_pretrained(model, trust_remote_code=True, dtype=dtype, **weights).eval()
     loaded.save_pretrained(folder)
@@ -61,7 +73,7 @@ def torch_engine(model: str, folder: Path, dtype: torch.dtype, int8: bool = Fals
 
 
 def text_bytes(folder: Path) -> int:
-    """Bytes of the LLM and its projection in a saved checkpoint."""
+    """Bytes of the LLM and its projection in a checkpoint's safetensors files."""
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as saved:
@@ -71,8 +83,8 @@ def text_bytes(folder: Path) -> int:
 
 
 def onnx_engine(graph: Path) -> tuple[Engine, int]:
-    """The graph in onnxruntime, and its bytes."""
-    import onnxruntime  # here and below, so that docs/cost.md can be made without it
+    """A graph loaded by onnxruntime; returns the engine and the bytes of the graph's files."""
+    import onnxruntime  # not at the top: `benchmarks.cost_page` imports this module without it
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -85,11 +97,19 @@ def onnx_engine(graph: Path) -> tuple[Engine, int]:
 
 
 def embed_all(engine: Engine, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """(texts, D) embeddings of all batches."""
     return torch.cat([engine(batch) for batch in batches])
 
 
 def engines(model: str, folder: Path):
-    """Yields name, engine and bytes, one engine at a time beside the reference."""
+    """Yield name, engine and bytes on disk of each engine, the reference first.
+
+    Each engine is made when it is asked for, so that few are in memory at once.
+
+    Args:
+        model: checkpoint, folder or Hub id.
+        folder: where checkpoints and graphs are written.
+    """
     from onnxruntime.quantization import quantize_dynamic
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -109,6 +129,7 @@ def engines(model: str, folder: Path):
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> dict:
+    """Measure all engines as the command line says; returns `rows`, and what they were measured with."""
     texts, data = captions(options.data)
     texts = texts[: max(BATCH_SIZES)]
     clock, rows = Clock("cpu", 0.0 if options.quick else options.seconds), []
@@ -155,7 +176,7 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def table(result: dict) -> str:
-    """Markdown: how many times as fast each engine is as the reference, of which alone the milliseconds are shown."""
+    """The speedups in Markdown, and the milliseconds of the reference alone (see the module's docstring)."""
     head = ["engine", "texts at a time", "times as fast as float32", "ms per text", "MB on disk", "lowest cosine", "rounds"]
     rows = []
     for row in result["rows"]:
@@ -166,14 +187,19 @@ def table(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", help="checkpoint: a folder or a Hub id; its Python files are run (default: see above)")
+    """The command; returns the content of the JSON file.
+
+    Args:
+        argv: words of the command line; None takes those of the process.
+    """
+    parser = command_parser("benchmarks.serving", __doc__)
+    parser.add_argument("--model", help="checkpoint, folder or Hub id; its Python files are run (default: see above)")
     parser.add_argument("--quick", action="store_true", help="two rounds for each ratio")
     parser.add_argument("--json", metavar="OUT.json", help="where to write the result")
-    parser.add_argument("--data", help="captions of this data set (default: Flickr8k if it is in data/, else the demo's)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="for each ratio, two rounds at least (%(default)s)")
+    parser.add_argument("--data", help="data set with captions (default: Flickr8k if it is in data/, else OpenMoji scenes)")
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="for each ratio, but at least two rounds (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     given = sys.argv[1:] if argv is None else argv
     result = {**measure(options), **provenance("benchmarks.serving", given)}

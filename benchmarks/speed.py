@@ -1,57 +1,56 @@
-"""Ratios of running times, measured side by side in one run on SmolLM2-135M and real captions.
+"""Running times of the text side as ratios, measured in one run on SmolLM2-135M and real captions.
 
     python -m benchmarks.speed --quick                                   # under a minute on two cores
     python -m benchmarks.speed --json docs/cost/speed.json --png docs/cost/speed.png
     python -m benchmarks.speed --tower gemma-2b --device cuda --batch_size 256 --compile --json docs/cost/speed_gpu.json
 
-masked_vs_separate            K separate passes of "text + prompt" / one pass over the prompt tree
-masked_vs_separate_negation   the same with the K negated prompts
-masked_vs_prefix_cache        the text once, then its key-value cache expanded to K continuations / one pass
-encode_vs_single_prompt       all K embeddings / sentence-transformers' encode of the same LLM with one prompt, last token
-encode_vs_single_prompt_short the same with the prompts "The [APT-i]:" against one of that length
-cached_vs_live_step           text side of a training step from the caption / from cached states
-peak_share                    share of the machine's best matrix product that one pass reaches
+masked_vs_separate             K separate passes of "text + prompt" / one pass over text and prompt tree
+masked_vs_separate_negation    the same with the K negated prompts too
+masked_vs_prefix_cache         the text once, then K continuations of its key-value cache / one pass
+encode_vs_single_prompt        all K embeddings / one embedding of the same LLM: one prompt, last token, sentence-transformers
+encode_vs_single_prompt_short  the same with the prompts "The [APT-i]:" and one prompt of that length
+cached_vs_live_step            text side of a training step from captions / from cached states
+peak_share                     operations per second of one pass / of the machine's fastest matrix product
 
-The first three compute the same hidden states, which is checked before they are timed. Every contender runs in the same dtype,
-each with the attention implementation that is fastest for it; batches are padded to their longest text, alike for all. Slow and
-fast take turns. The median of the ratios of neighbours is reported, from ten rounds on with its quartiles. Without --quick,
-sweeps over K, text length and batch size follow.
+The first three ratios compare ways to the same hidden states; the states are checked before anything is timed. All contenders
+run in the same dtype, on batches padded to their longest text, each with its fastest attention implementation.
+
+Slow and fast calls take turns. Each ratio is the median over rounds; from ten rounds on, its quartiles are shown. Without
+--quick, sweeps over K, text length and batch size follow. The ratios of encode and of a training step need the default tower.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
-from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
-from benchmarks.contenders import REAL, SHAPES, Contenders, K
-from benchmarks.record import provenance
+from benchmarks.contenders import REAL, SHAPES, Contenders
+from benchmarks.ratios import WORDINGS, encode, passes, training_step
+from benchmarks.record import command_parser, provenance
+from benchmarks.throughput import padding_share, peak_shares, plot, sweep
 from benchmarks.timing import Clock, with_quartiles
 from eval.tables import markdown_table
-from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
-from mpclip.data.backbones import prepare_backbone
 from mpclip.data.image_text import load_image_text
 from mpclip.data.openmoji.scenes import generate_scenes
 from mpclip.files import write_json
-from mpclip.training.samplers import LengthSampler
-from mpclip.training.state_cache import cache_text_states
 
-FLICKR8K = Path("data/flickr8k"), Path("../shared/data/flickr8k")  # used when it is there
-# As in configs/flickr8k_smollm2.yaml: six prompts of 13 columns, where the paper's take 37.
-SHORT_TEMPLATES = [f"The [APT-{i}]:" for i in range(1, K + 1)]
+FLICKR8K = Path("data/flickr8k"), Path("../shared/data/flickr8k")  # the default data, if one of them is there
+RATIOS = ("masked_vs_separate", "masked_vs_separate_negation", "masked_vs_prefix_cache")
 
 
 def captions(data: str | None, count: int = 2048) -> tuple[list[str], str]:
-    """One caption of each of the first pictures, in random order, and the name of the data."""
+    """Captions to measure on.
+
+    Args:
+        data: a data set with a split "train"; None takes Flickr8k where it is in `FLICKR8K`, else captions of OpenMoji scenes.
+        count: number of pictures.
+
+    Returns:
+        One caption of each of the first `count` pictures, in random order, and the name of the data.
+    """
     if data is None:
         data = next((str(folder) for folder in FLICKR8K if folder.exists()), None)
     if data is None:
@@ -63,208 +62,17 @@ def captions(data: str | None, count: int = 2048) -> tuple[list[str], str]:
     return [texts[i] for i in order], data
 
 
-# Measurements -----------------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def passes(bench: Contenders, clock: Clock, texts: list[str], size: int, names: tuple[str, ...]) -> dict:
-    """The three ratios of hidden states, and which attention implementation each contender used."""
-    ids, mask = bench.batch(texts[:size])
-    tree, both = bench.tree(), bench.tree(negated=True)
-    few = ids[: max(size // 4, 1)], mask[: max(size // 4, 1)]
-    expected = bench.separate(*few, both)
-    _check_same(bench.masked(*few, both), expected)
-    _check_same(bench.prefix_cached(*few, tree), expected[:, :K])
-    used = {
-        "masked": clock.best_implementation(bench.prompted, lambda: bench.masked(*few, tree), names),
-        "plain": clock.best_implementation(bench.plain, lambda: bench.separate(*few, tree), names),
-    }
-    one_pass = lambda: bench.masked(ids, mask, tree)  # noqa: E731
-    return {
-        "implementations": used,
-        "padded_text_tokens": ids.shape[1],
-        "mean_text_tokens": float(mask.sum() / len(mask)),
-        "masked_vs_separate": clock.ratio(lambda: bench.separate(ids, mask, tree), one_pass),
-        "masked_vs_separate_negation": clock.ratio(
-            lambda: bench.separate(ids, mask, both), lambda: bench.masked(ids, mask, both)
-        ),
-        "masked_vs_prefix_cache": clock.ratio(lambda: bench.prefix_cached(ids, mask, tree), one_pass),
-    }
-
-
-def _check_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    cosine = torch.nn.functional.cosine_similarity(ours.float(), theirs.float(), dim=-1)
-    if cosine.min() < 0.99:
-        raise RuntimeError(f"The contenders disagree: cosine {cosine.min():.3f}. Their times cannot be compared.")
-
-
-# Our templates (None: the paper's), and a prompt for the plain model with as many tokens as one of them.
-WORDINGS = {
-    "encode_vs_single_prompt": (None, " The aspect of this image means:"),
-    "encode_vs_single_prompt_short": (SHORT_TEMPLATES, " The aspect:"),
-}
-
-
-def encode(bench: Contenders, clock: Clock, texts: list[str], folder: Path, wordings: dict) -> dict:
-    """All K embeddings against one, both through sentence-transformers with its defaults, for each of some `WORDINGS`."""
-    kwargs = {"dtype": bench.dtype, "attn_implementation": bench.plain.config._attn_implementation}
-    # Texts as they are: by itself it would wrap them in this chat model's dialogue, twice as many tokens again.
-    plain_text = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-    transformer = Transformer(
-        str(prepare_backbone(REAL)), model_kwargs=kwargs, modality_config=plain_text, module_output_name="token_embeddings"
-    )
-    transformer.tokenizer.pad_token = transformer.tokenizer.pad_token or transformer.tokenizer.eos_token
-    single = SentenceTransformer(
-        modules=[transformer, Pooling(transformer.get_embedding_dimension(), "lasttoken")], device=bench.device
-    )
-    kwargs["attn_implementation"] = {"text_config": bench.prompted.config._attn_implementation}
-    ratios = {}
-    for name, (templates, prompt) in wordings.items():
-        for part in retrieval_model(templates):
-            part.save_pretrained(folder / name)
-        ours = SentenceTransformer(
-            str(folder / name), trust_remote_code=True, device=bench.device, model_kwargs={**kwargs, "dtype": bench.dtype}
-        )
-        prompted = [text + prompt for text in texts]
-        ratios[name] = clock.ratio(partial(ours.encode, texts), partial(single.encode, prompted))
-    return ratios
-
-
-def retrieval_model(templates: list[str] | None = None) -> tuple[MPCLIPModel, MPCLIPProcessor]:
-    """The real LLM as a model of K prompts (the paper's by default), its projections drawn at random, and its processor."""
-    towers = str(prepare_backbone(REAL)), str(prepare_backbone("efficientnet-lite0"))
-    model = MPCLIPModel.from_pretrained_towers(
-        *towers, num_prompts=K, templates=templates, projection_dim=768, adaptive_tokens="boundary", boundary_layer=29
-    )
-    config = model.config
-    return model, MPCLIPProcessor.from_pretrained_towers(*towers, [*config.templates, *config.negated_templates])
-
-
-def padding_share(bench: Contenders, texts: list[str], size: int = 128) -> dict:
-    """Share of the text-side tokens of training batches that are padding, in random order and grouped by length."""
-    lengths = [len(ids) for ids in bench.tokenizer(texts)["input_ids"]]
-    prompts, shares = len(bench.tree()), {}
-    by_length = LengthSampler(lambda: list(map(len, texts)), size, seed=0, epoch=lambda: 0)
-    for name, order in (("random", range(len(texts))), ("by_length", list(by_length))):
-        order = [lengths[i] for i in order][: len(texts) // size * size]
-        padded = sum(size * (max(order[i : i + size]) + prompts) for i in range(0, len(order), size))
-        shares[name] = 1 - (sum(order) + prompts * len(order)) / padded
-    return shares
-
-
-def training_step(bench: Contenders, clock: Clock, texts: list[str], size: int, folder: Path) -> dict:
-    """From captions to updated weights of the text side, layers below the last one frozen; autocast."""
-    model, processor = retrieval_model()
-    model.requires_grad_(False)
-    trained = [*model.text_model.layers[-1].parameters(), *model.text_model.norm.parameters(), model.text_projection.weight]
-    trained.append(model.text_model.boundary_embedding.weight)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    model.to(bench.device).train()
-    texts = texts[:size]
-    states = cache_text_states(model, processor.tokenizer, texts, folder / "cache", device=bench.device)
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    direction = torch.randn(768, device=bench.device)
-
-    def step(inputs: dict) -> None:
-        inputs = {name: value.to(bench.device) for name, value in inputs.items()}
-        with torch.autocast(bench.device.split(":")[0], bench.dtype, enabled=bench.dtype != torch.float32):
-            embeds = model.get_text_features(**inputs).pooler_output  # (B, D)
-        torch.nn.functional.normalize(embeds.float(), dim=-1).matmul(direction).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    live = lambda: step(processor(text=texts, truncation=True))  # noqa: E731
-    return clock.ratio(live, lambda: step(states.batch(texts)))
-
-
-@torch.inference_mode()
-def peak_share(bench: Contenders, clock: Clock, texts: list[str], size: int) -> dict:
-    """Tokens and operations per second of one pass against the best matrix product."""
-    ids, mask = bench.batch(sorted(texts, key=len)[len(texts) // 2 :][:size])  # of about one length: padding would flatter
-    tree = bench.tree()
-    run = lambda: bench.masked(ids, mask, tree)  # noqa: E731
-    with FlopCounterMode(display=False) as counter:
-        run()
-    peak, times = clock.matmul_peak(bench.dtype), []
-    end = time.monotonic() + clock.seconds
-    while len(times) < 2 or time.monotonic() < end:
-        times.append(clock.time(run))
-    peak = max(peak, clock.matmul_peak(bench.dtype))  # the machine may have been busier before
-    rate = counter.get_total_flops() / statistics.median(times)
-    tokens = ids.shape[0] * (ids.shape[1] + len(tree))
-    return {"share": rate / peak, "tokens_per_second": tokens / statistics.median(times), "flops": rate, "peak_flops": peak}
-
-
-@torch.inference_mode()
-def sweep(bench: Contenders, clock: Clock, size: int) -> list[dict]:
-    """Milliseconds per batch of one pass, separate passes and prefix caching over K, text length and batch size."""
-    cells = [("K", k, k, 16, size) for k in (1, 2, 4, 8, 16)]
-    cells += [("text tokens", n, K, n, size) for n in (8, 32, 64, 128, 256)]
-    cells += [("batch size", b, K, 16, b) for b in (1, 4, 8, 16, 32)]
-    rows = []
-    for axis, value, num_prompts, length, batch_size in tqdm(cells, desc="sweeps", disable=None):
-        tree = bench.tree(num_prompts)
-        ids = torch.randint(100, 10000, (batch_size, length), device=bench.device)
-        mask = torch.ones_like(ids)
-        row = {"axis": axis, "value": value, "tokens": length + len(tree), "separate_tokens": num_prompts * (length + 7)}
-        for name in ("masked", "separate", "prefix_cached"):
-            call = partial(getattr(bench, name), ids, mask, tree)
-            call()
-            row[f"{name}_ms"] = 1e3 * statistics.median(clock.time(call) for _ in range(2))
-        rows.append(row)
-    return rows
-
-
-def plot(rows: list[dict], path: str | Path) -> None:
-    """Three panels, one for each axis; dashed is what the token count of the tree predicts from the middle of the sweep."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), constrained_layout=True)
-    names = {"separate": "K separate passes", "prefix_cached": "prefix cache, K continuations", "masked": "one masked pass"}
-    colors = {"separate": "#c44e52", "prefix_cached": "#dd8452", "masked": "#2a6f97"}
-    for panel, axis in zip(panels, ("K", "text tokens", "batch size"), strict=True):
-        part = [row for row in rows if row["axis"] == axis]
-        values = [row["value"] for row in part]
-        for name, label in names.items():
-            panel.plot(values, [row[f"{name}_ms"] for row in part], "o-", color=colors[name], label=label, markersize=4)
-        middle = part[len(part) // 2]
-        work = [row["tokens"] * (row["value"] if axis == "batch size" else 1) for row in part]
-        unit = middle["masked_ms"] / work[len(part) // 2]
-        panel.plot(values, [unit * w for w in work], "--", color="gray", label="proportional to the tree's tokens", zorder=0)
-        panel.set(xlabel={"K": "prompts K", "text tokens": "tokens of the text", "batch size": "texts in a batch"}[axis])
-        panel.set_ylim(bottom=0)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("milliseconds per batch")
-    panels[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def peak_shares(
-    bench: Contenders, clock: Clock, texts: list[str], size: int, names: tuple[str, ...], compiled: bool
-) -> list[dict]:
-    """`peak_share` under each attention implementation, plain and compiled."""
-    rows, plain_forward = [], bench.prompted.forward
-    for name in names:
-        bench.prompted.set_attn_implementation(name)
-        for compile in (False, True) if compiled else (False,):
-            bench.prompted.forward = torch.compile(plain_forward) if compile else plain_forward
-            rows.append({"attention": name, "compiled": compile, **peak_share(bench, clock, texts, size)})
-            print(f"{name}{' compiled' if compile else ''}: {rows[-1]['share']:.0%} of the peak", flush=True)
-    bench.prompted.forward = plain_forward
-    return rows
-
-
-# Command ----------------------------------------------------------------------------------------------------------
-
-RATIOS = ("masked_vs_separate", "masked_vs_separate_negation", "masked_vs_prefix_cache")
-
-
 def measure(bench: Contenders, options: argparse.Namespace) -> dict:
+    """Measure everything but the sweeps.
+
+    Args:
+        bench: the LLM.
+        options: of the command line.
+
+    Returns:
+        The ratios and `peak_share` by name, what they were measured with, and `detail`, `peak_shares` and `padding` as from
+        `ratios` and `throughput`.
+    """
     quick = options.quick
     seconds, size = (0.5, 6) if quick else (options.seconds, options.batch_size)
     clock = Clock(options.device, seconds)
@@ -296,7 +104,7 @@ def _show(values: dict[str, float]) -> None:
         print(f"{name:<30}{value:6.2f}", flush=True)
 
 
-# What each ratio divides: numerator and denominator.
+# Ratio -> its numerator and its denominator, in words.
 COMPARED = {
     "masked_vs_separate": ("K separate passes", "one masked pass"),
     "masked_vs_separate_negation": ("2 K separate passes, with the negated prompts", "one masked pass with them"),
@@ -308,7 +116,10 @@ COMPARED = {
 
 
 def table(result: dict) -> str:
-    """Markdown: median ratios; milliseconds of the denominator alone, since those of both contradict a median of ratios."""
+    """The median ratios in Markdown.
+
+    Milliseconds are shown for the denominator alone: a ratio of two median times is not the median of the ratios.
+    """
     timed = {name: result["detail"][name] for name in COMPARED if name in result["detail"]}
     head = ["ratio", "numerator", "denominator", "median ratio", "denominator, ms", "rounds"]
     rows = [[name, *COMPARED[name], one["ratio"], one["fast_ms"], one["rounds"]] for name, one in timed.items()]
@@ -316,7 +127,7 @@ def table(result: dict) -> str:
 
 
 def sentences(result: dict) -> str:
-    """How near one pass comes to the machine's best matrix product, and what grouping by length saves."""
+    """The share of the machine's peak that one pass reaches, and the padding that grouping by length saves, in sentences."""
     lines = []
     for row in result["peak_shares"]:
         how = f"{row['attention']}{', compiled' if row['compiled'] else ''}"
@@ -332,27 +143,38 @@ def sentences(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command; returns the content of the JSON file.
+
+    Args:
+        argv: words of the command line; None takes those of the process.
+    """
+    parser = command_parser("benchmarks.speed", __doc__)
     parser.add_argument("--quick", action="store_true", help="small batches, few rounds, no sweeps")
     parser.add_argument("--json", metavar="OUT.json", help="where to write the result")
     parser.add_argument("--png", metavar="OUT.png", help="where to draw the sweeps")
-    parser.add_argument("--data", help="captions of this data set (default: Flickr8k if it is in data/, else the demo's)")
-    parser.add_argument("--tower", default=REAL, choices=(REAL, *SHAPES), help="real, or a random shape")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="for each ratio, two rounds at least (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=32, help="texts in a pass (%(default)s)")
+    parser.add_argument("--data", help="data set with captions (default: Flickr8k if it is in data/, else OpenMoji scenes)")
+    parser.add_argument(
+        "--tower", default=REAL, choices=(REAL, *SHAPES), help="the LLM; all but the default have random weights (%(default)s)"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of weights and states (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="for each ratio, but at least two rounds (default: %(default)s)"
+    )
+    parser.add_argument("--batch_size", type=int, default=32, help="texts in a batch (default: %(default)s)")
     parser.add_argument(
         "--attention",
         nargs="+",
         choices=("sdpa", "eager", "flex_attention"),
-        help="implementations to try (default: sdpa, eager)",
+        help="attention implementations to try (default: sdpa and, on a CPU, eager)",
     )
-    parser.add_argument("--compile", action="store_true", help="measure the share of the peak under torch.compile too")
+    parser.add_argument("--compile", action="store_true", help="measure the share of the peak with torch.compile too")
     options = parser.parse_args(argv)
-    transformers.logging.set_verbosity_error()  # new adaptive tokens are reported missing
+    transformers.logging.set_verbosity_error()  # it would report the new adaptive tokens as missing weights
     given = sys.argv[1:] if argv is None else argv
     bench = Contenders(options.tower, options.device, getattr(torch, options.dtype))
     result = {**measure(bench, options), **provenance("benchmarks.speed", given, options.device)}

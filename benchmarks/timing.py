@@ -1,4 +1,4 @@
-"""Ratios of running times: slow and fast take turns, so that what else the machine does meets both."""
+"""Ratios of running times. Slow and fast calls take turns, so that other load on the machine slows both alike."""
 
 import statistics
 import time
@@ -6,38 +6,42 @@ from collections.abc import Callable
 
 import torch
 
-QUARTILES_FROM = 10  # rounds; of fewer, the quartiles are little more than the extremes
-PRODUCT_SIZES = {"cpu": (1024, 2048, 3072), "gpu": (2048, 4096, 8192)}
+QUARTILES_FROM = 10  # rounds; with fewer, quartiles are little more than the extremes
+PRODUCT_SIZES = {"cpu": (1024, 2048, 3072), "gpu": (2048, 4096, 8192)}  # rows of the square matrices of `matmul_peak`
 
 
 def with_quartiles(head: list[str], rows: list[list], timed: list[dict]) -> tuple[list[str], list[list]]:
-    """A table with a last column of quartiles, where any of its ratios has enough rounds for them; else as it is.
+    """Add a last column of quartiles to a table, if any of its ratios has at least `QUARTILES_FROM` rounds.
 
     Args:
         head, rows: of the table.
-        timed: what was measured for each row: `quartiles` and `rounds`.
+        timed: for each row, `quartiles` and `rounds` as from `Clock.ratio`.
+
+    Returns:
+        Head and rows.
     """
-    told = [
+    cells = [
         "{:.2f} to {:.2f}".format(*one["quartiles"]) if one["quartiles"] and one["rounds"] >= QUARTILES_FROM else None
         for one in timed
     ]
-    if not any(told):
+    if not any(cells):
         return head, rows
-    return [*head, "quartiles"], [[*row, cell] for row, cell in zip(rows, told, strict=True)]
+    return [*head, "quartiles"], [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
 
 
 class Clock:
-    """Times calls in turn.
+    """Times calls.
 
     Args:
-        device: its pending work is waited for.
-        seconds: for one measurement; at least two rounds are taken however long they last.
+        device: the device that the calls use; its pending work is waited for before and after each call.
+        seconds: how long one measurement lasts. It takes at least two rounds, however long they last.
     """
 
     def __init__(self, device: str, seconds: float):
         self.device, self.seconds = device, seconds
 
     def time(self, call: Callable) -> float:
+        """Seconds of one call."""
         self._synchronize()
         started = time.perf_counter()
         call()
@@ -45,9 +49,11 @@ class Clock:
         return time.perf_counter() - started
 
     def ratio(self, slow: Callable, fast: Callable) -> dict:
-        """Median of time(slow) / time(fast) over rounds, and the median milliseconds of both; after one round unmeasured.
+        """Time two calls in turns, after one round unmeasured.
 
-        `quartiles` of the ratio are None for fewer than `QUARTILES_FROM` rounds.
+        Returns:
+            `ratio`, the median over rounds of time(slow) / time(fast); its `quartiles`, None for fewer than `QUARTILES_FROM`
+            rounds; `rounds`; and `slow_ms` and `fast_ms`, the median milliseconds of each call.
         """
         slow(), fast()
         end, slows, fasts = time.monotonic() + self.seconds, [], []
@@ -65,7 +71,13 @@ class Clock:
         }
 
     def best_implementation(self, model, call: Callable, names: tuple[str, ...]) -> str:
-        """Sets the attention implementation in which `call` is fastest, and names it."""
+        """Set the attention implementation with which `call` is fastest; returns its name.
+
+        Args:
+            model: the model that `call` runs.
+            call: the call to time.
+            names: attention implementations to choose from.
+        """
         times = {}
         for name in names:
             model.set_attn_implementation(name)
