@@ -1,19 +1,19 @@
-"""Sweep the weights of the K segments on a validation split, and report what the chosen ones do on a test split.
+"""Choose weights of the K segments on a validation split, and measure on a test split what they gain.
 
     python -m benchmarks.aspect_weights --model runs/flickr8k/multi_prompt --data data/flickr8k \\
         --validation "validation[:50%]" --test "validation[50%:]" --json docs/results/aspect_weights.json
 
-Two tasks: retrieval, both ways, on the data given; and zero-shot classification of OpenMoji drawings into nine categories,
-half of the drawings for validation and half for test. Segment k of the text is scaled by w_k (paper, section 1.7: w_1 = 1.25
-and the others slightly down, measured here too). First every w_k is swept on its own, which the plot shows; then the best
-single change is kept and the sweep repeated, as long as validation gains.
+Segment k of the text embedding is scaled by w_k (paper, section 1.7). There are two tasks: retrieval in both directions on the
+given data, and zero-shot classification of OpenMoji drawings into nine categories. Of the drawings, one half is for validation
+and the other half for test. A model that was trained on OpenMoji scenes has seen some of the drawings in training.
 
-The JSON holds for each task the curves, the chosen weights, and on both splits the metric without weights, with the
-chosen ones and with the paper's; differences on test come with a 95% interval (paired bootstrap over pictures). Drawings of
-which the scenes are made were seen in training, but not when the weights were chosen.
+First, each w_k is varied alone; the plot shows these curves. Then the best single change is kept and the sweep is repeated, as
+long as the validation metric rises. The paper's weights are measured too: w_1 = 1.25, the others slightly below 1.
+
+For each task, the JSON file holds the curves, the chosen weights, and on both splits the metric with equal weights, with the
+chosen ones and with the paper's. Differences on the test split have a 95% interval (paired bootstrap over pictures).
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.record import provenance
+from benchmarks.record import as_arguments, command_parser, provenance
 from benchmarks.results_tables import weights_table
 from eval.intervals import bootstrap_interval
 from eval.metrics import recalls_of_images, retrieval_ranks
@@ -32,34 +32,54 @@ from mpclip.data.openmoji.objects import CATEGORIES, Drawings
 from mpclip.encoding import Encoder, encode_dataset, load_encoder
 from mpclip.files import write_json
 
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
-PIXELS, MARGIN = 224, 32
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # the values that each w_k is set to
+PIXELS, MARGIN = 224, 32  # of a drawing's picture: its side, and the white border
 
 
 def as_in_the_paper(K: int) -> list[float]:
-    """The first segment up, the others slightly down."""
+    """The paper's weights: the first segment scaled up, the others slightly down."""
     return [1.25, *[0.95] * (K - 1)]
 
 
-# Tasks: embeddings and weights -> what each picture adds to the metric, in percent ----------------------------------
+# Tasks: (embeddings, K weights) -> (I,) what each picture adds to the metric, in percent -----------------------------
 
 
 def retrieval_score(embeds: dict, weights: list[float]) -> np.ndarray:
-    """(I,) mean recall of each image and its captions."""
+    """The mean recall of each image and its captions.
+
+    Args:
+        embeds: image_embeds (I, D), text_embeds (T, D), caption_image (T,).
+        weights: K weights of the text's segments.
+
+    Returns:
+        (I,) float64, in percent.
+    """
     text = weighted(embeds["text_embeds"], torch.tensor(weights))
     ranks = retrieval_ranks(embeds["image_embeds"], text, embeds["caption_image"])
     return recalls_of_images(*ranks, embeds["caption_image"].numpy())
 
 
 def classification_score(embeds: dict, weights: list[float]) -> np.ndarray:
-    """(I,) 100 where the picture is nearest to its own class, else 0; a tie counts against the model."""
+    """100 for each picture that is nearest to its own class, else 0; a tie counts as a mistake.
+
+    Args:
+        embeds: image_embeds (I, D), class_embeds (C, D), class (I,) the index of each picture's class.
+        weights: K weights of the classes' segments.
+
+    Returns:
+        (I,) float64.
+    """
     scores = embeds["image_embeds"] @ weighted(embeds["class_embeds"], torch.tensor(weights)).T  # (I, C)
     right = scores.gather(1, embeds["class"][:, None])  # (I, 1)
     return 100.0 * ((scores >= right).sum(dim=1) == 1).numpy()
 
 
 def encode_categories(encoder: Encoder) -> tuple[dict, dict]:
-    """Embeddings of every drawing alone on white and of the nine categories; validation and test drawings take turns."""
+    """Embeddings of the nine categories and of every drawing, alone on white, as `classification_score` takes them.
+
+    Returns:
+        Those for validation and those for test: every second drawing of a category each.
+    """
     drawings, parts = Drawings(), []
     table = [(noun, category) for category, nouns in CATEGORIES.items() for noun in nouns]
     for part in (table[::2], table[1::2]):
@@ -74,6 +94,7 @@ def encode_categories(encoder: Encoder) -> tuple[dict, dict]:
 
 
 def on_white(drawing: Image.Image) -> Image.Image:
+    """The drawing in the middle of a white square of `PIXELS`."""
     picture = Image.new("RGB", (PIXELS, PIXELS), "white")
     picture.paste(drawing, ((PIXELS - drawing.width) // 2, (PIXELS - drawing.height) // 2), drawing)
     return picture
@@ -83,12 +104,28 @@ def on_white(drawing: Image.Image) -> Image.Image:
 
 
 def sweep(score: Callable[[list[float]], float], weights: list[float]) -> list[list[float]]:
-    """(K, W): the metric with w_k set to each of `WEIGHTS` and the others as they are."""
+    """Vary each weight alone.
+
+    Args:
+        score: K weights -> the metric.
+        weights: K weights to start from.
+
+    Returns:
+        (K, W) the metric with w_k set to each of `WEIGHTS` and the others unchanged.
+    """
     return [[score([*weights[:k], w, *weights[k + 1 :]]) for w in WEIGHTS] for k in range(len(weights))]
 
 
 def choose(score: Callable[[list[float]], float], K: int) -> tuple[list[float], list[list[float]]]:
-    """Weights that no change of a single one improves, and the first sweep. Of equals the one nearest to 1 is taken."""
+    """Find weights that no change of a single one improves, by hill climbing from equal weights.
+
+    Args:
+        score: K weights -> the metric.
+        K: number of weights.
+
+    Returns:
+        The K weights, and the first sweep as from `sweep`. Among values with the same metric, the one nearest to 1 is chosen.
+    """
     weights, best = [1.0] * K, score([1.0] * K)
     first = curves = sweep(score, weights)
     while (top := max(max(curve) for curve in curves)) > best + 1e-9:
@@ -100,11 +137,16 @@ def choose(score: Callable[[list[float]], float], K: int) -> tuple[list[float], 
 
 
 def measure(score: Callable[[dict, list[float]], np.ndarray], validation: dict, test: dict, K: int) -> dict:
-    """Curves and chosen weights of a task on validation, and the metric on both splits, in percent.
+    """Choose the weights of a task on validation, and measure them on both splits.
 
     Args:
-        score: (embeddings, K weights) -> (I,) what each picture adds to the metric.
+        score: (embeddings, K weights) -> (I,) what each picture adds to the metric, in percent.
         validation, test: embeddings, as `score` takes them.
+        K: number of weights.
+
+    Returns:
+        `chosen` weights; `curves` of the first sweep; `validation` and `test`, the metric in percent with equal, chosen and the
+        paper's weights; `difference` on test to equal weights, with its 95% interval; and the numbers of pictures.
     """
     chosen, curves = choose(lambda weights: float(score(validation, weights).mean()), K)
     result = {"chosen": chosen, "curves": curves, "validation": {}, "test": {}, "difference": {}}
@@ -119,7 +161,7 @@ def measure(score: Callable[[dict, list[float]], np.ndarray], validation: dict, 
 
 
 def plot(tasks: dict[str, dict], path: Path) -> None:
-    """The validation metric over each w_k, one panel for each task."""
+    """Draw the validation metric over each w_k, a panel for each task, into the PNG `path`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,21 +180,31 @@ def plot(tasks: dict[str, dict], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.aspect_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command; returns the content of the JSON file.
+
+    Args:
+        argv: words of the command line; None takes those of the process.
+
+    Raises:
+        SystemExit: the model has a single prompt.
+    """
+    parser = command_parser("benchmarks.aspect_weights", __doc__)
     parser.add_argument("--model", required=True, help="checkpoint with several prompts; its Python files are run")
     parser.add_argument("--data", required=True, help="images with captions: folder, parquet file or Hub id")
-    parser.add_argument("--validation", required=True, metavar="SPLIT", help="on which the weights are chosen")
-    parser.add_argument("--test", required=True, metavar="SPLIT", help="on which they are reported")
-    parser.add_argument("--json", required=True, metavar="OUT.json", help="result; a plot of the same name goes beside it")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the weights (%(default)s)")
+    parser.add_argument("--validation", required=True, metavar="SPLIT", help="split to choose the weights on")
+    parser.add_argument("--test", required=True, metavar="SPLIT", help="split to report them on")
+    parser.add_argument(
+        "--json", required=True, metavar="OUT.json", help="where to write the result, and a plot of the same name"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the model's weights (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
 
     encoder = load_encoder(options.model, options.dtype)
     K = encoder.segments
     if K < 2:
-        raise SystemExit(f"{options.model} has a single prompt: there is nothing to weigh. Give a multi-prompt checkpoint.")
+        raise SystemExit(f"{options.model} has a single prompt, so there is nothing to weight. Give one with several prompts.")
     splits = (load_image_text(options.data, split) for split in (options.validation, options.test))
     validation, test = (encode_dataset(encoder, rows) for rows in splits)
     drawings = encode_categories(encoder)
@@ -164,7 +216,6 @@ def main(argv: list[str] | None = None) -> dict:
         }
         | measure(classification_score, *drawings, K),
     }
-    command = [part for name, value in vars(options).items() for part in (f"--{name}", str(value))]
     result = {
         "model": options.model,
         "data": options.data,
@@ -172,7 +223,7 @@ def main(argv: list[str] | None = None) -> dict:
         "weights": list(WEIGHTS),
         "paper_weights": as_in_the_paper(K),
         "tasks": tasks,
-        **provenance("benchmarks.aspect_weights", command),
+        **provenance("benchmarks.aspect_weights", as_arguments(vars(options))),
     }
     write_json(options.json, result)
     plot(tasks, Path(options.json).with_suffix(".png"))

@@ -1,29 +1,37 @@
-"""What the precision of cached states costs in recall and saves in space.
+"""The precision of cached states: how much recall a smaller format costs, and how much space it saves.
 
     python -m benchmarks.cache_formats --data path/to/flickr8k --json docs/cost/cache_formats.json
 
-For each format the states of both frozen towers are computed and stored, then a recipe is trained on them with several
-seeds and evaluated, on states in the same format. Formats with the same seed see the same batches, so their difference is
-paired. Every cell (format, seed) is written to the JSON as it is done, and a command that was killed goes on after the last.
+For each format, the states of both frozen towers are computed and stored. Then a recipe is trained and evaluated on them, with
+several seeds. Runs of the same seed see the same batches in every format, so their differences are paired. Each run is written
+to the JSON file when it is finished, and an interrupted command continues with the next one.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.record import provenance
+from benchmarks.record import as_arguments, command_parser, provenance
 from eval.intervals import t_interval
 from eval.tables import markdown_table
-from mpclip.files import write_json
+from mpclip.files import read_json, write_json
 from mpclip.training.command_line import parse_options
 from mpclip.training.run import build_trainer
 from mpclip.training.state_store import FORMATS
 
 
 def train_cell(options: argparse.Namespace, format: str, seed: int) -> dict:
-    """Bytes of the caches, recalls in percent."""
+    """Train and evaluate one format with one seed.
+
+    Args:
+        options: of the command line.
+        format: one of `mpclip.training.state_store.FORMATS`.
+        seed: of the training.
+
+    Returns:
+        `format`, `seed`, `text_bytes` and `image_bytes` of the cached states, and `metrics` with the recalls in percent.
+    """
     with tempfile.TemporaryDirectory() as out:
         values = {
             "dataset": options.data,
@@ -40,8 +48,7 @@ def train_cell(options: argparse.Namespace, format: str, seed: int) -> dict:
             "logging_strategy": "no",
             "disable_tqdm": "true",
         }
-        given = [part for name, value in values.items() for part in (f"--{name}", str(value))]
-        trainer = build_trainer(parse_options([options.recipe, *given]))
+        trainer = build_trainer(parse_options([options.recipe, *as_arguments(values)]))
         trainer.train()
         stores = [trainer.data_collator.text_states.store, trainer.data_collator.image_states.store]
         return {
@@ -54,7 +61,15 @@ def train_cell(options: argparse.Namespace, format: str, seed: int) -> dict:
 
 
 def summary(cells: list[dict]) -> list[dict]:
-    """Per format: size against float32, mean recall, its paired difference to float32 with a 95% interval (t, over seeds)."""
+    """Compare each format with float32, over the seeds of float32. A format that lacks one of them is left out.
+
+    Args:
+        cells: as from `train_cell`.
+
+    Returns:
+        For each format: `bytes`; `size`, its bytes divided by float32's; `mean_recall`; `difference`, the mean of the paired
+        differences to float32; `margin_95`, half of its 95% interval (Student's t); `seeds`, how many.
+    """
     of = {(cell["format"], cell["seed"]): cell for cell in cells}
     seeds = sorted({seed for form, seed in of if form == "float32"})
     rows = []
@@ -77,10 +92,12 @@ def summary(cells: list[dict]) -> list[dict]:
 
 
 def size(cell: dict) -> int:
+    """Bytes of the cached states of a cell."""
     return cell["text_bytes"] + cell["image_bytes"]
 
 
 def table(result: dict) -> str:
+    """The comparison in Markdown."""
     head = ["stored as", "size", "mean recall", "against float32", "95% interval", "seeds"]
     rows = []
     for row in result["summary"]:
@@ -91,27 +108,39 @@ def table(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cache_formats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """The command; returns the content of the JSON file.
+
+    Args:
+        argv: words of the command line; None takes those of the process.
+
+    Raises:
+        SystemExit: the JSON file holds results of other options.
+    """
+    parser = command_parser("benchmarks.cache_formats", __doc__)
+    parser.add_argument("--data", required=True, help="image-text data set, as --dataset of train_hf.py")
+    parser.add_argument("--recipe", default="configs/flickr8k_smollm2.yaml", help="recipe to train (default: %(default)s)")
+    parser.add_argument("--train_split", default="train[:800]", help="split to train on (default: %(default)s)")
+    parser.add_argument("--eval_split", default="validation[50%:]", help="split to evaluate on (default: %(default)s)")
+    parser.add_argument(
+        "--num_train_epochs", type=int, default=24, help="epochs; few pictures need many (default: %(default)s)"
     )
-    parser.add_argument("--data", required=True, help="data set, as for train_hf.py")
-    parser.add_argument("--recipe", default="configs/flickr8k_smollm2.yaml", help="what to train (%(default)s)")
-    parser.add_argument("--train_split", default="train[:800]", help="(%(default)s)")
-    parser.add_argument("--eval_split", default="validation[50%:]", help="(%(default)s)")
-    parser.add_argument("--num_train_epochs", type=int, default=24, help="as many as few pictures need (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=5, help="runs per format (%(default)s)")
-    parser.add_argument("--cache_dir", default="runs/cache_formats", help="(%(default)s)")
-    parser.add_argument("--json", default="docs/cost/cache_formats.json", help="result, and where to go on from (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs per format, with seeds 0, 1, ... (default: %(default)s)")
+    parser.add_argument("--cache_dir", default="runs/cache_formats", help="folder of the cached states (default: %(default)s)")
+    parser.add_argument(
+        "--json",
+        default="docs/cost/cache_formats.json",
+        metavar="OUT.json",
+        help="where to write the result; its finished runs are kept (default: %(default)s)",
+    )
     options = parser.parse_args(argv)
 
     described = {name: getattr(options, name) for name in ("data", "recipe", "train_split", "eval_split", "num_train_epochs")}
     file = Path(options.json)
-    result = json.loads(file.read_text()) if file.exists() else {}
+    result = read_json(file)
     if any(result.get(name, value) != value for name, value in described.items()):
-        raise SystemExit(f"{file} holds results of other options; remove it or give another --json.")
+        raise SystemExit(f"{file} holds results of other options. Delete it, or give another --json.")
     result = {**described, "cells": result.get("cells", [])}
     done = {(cell["format"], cell["seed"]) for cell in result["cells"]}
-    given = [part for name, value in described.items() for part in (f"--{name}", str(value))]
     for seed in range(options.seeds):
         for form in FORMATS:
             if (form, seed) in done:
@@ -119,7 +148,7 @@ def main(argv: list[str] | None = None) -> dict:
             cell = train_cell(options, form, seed)
             print(f"{form}, seed {seed}: mean recall {cell['metrics']['eval_mean_recall']:.2f}", flush=True)
             result["cells"].append(cell)
-            result |= {"summary": summary(result["cells"]), **provenance("benchmarks.cache_formats", given)}
+            result |= {"summary": summary(result["cells"]), **provenance("benchmarks.cache_formats", as_arguments(described))}
             write_json(file, result)
     print(table(result))
     return result

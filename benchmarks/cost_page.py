@@ -1,15 +1,20 @@
-"""Put the measurements of docs/cost/*.json into docs/cost.md, between its `<!-- name -->` marks.
+"""Write the tables of docs/cost.md from docs/cost/*.json.
 
-python -m benchmarks.cost_page
+    python -m benchmarks.flops --json docs/cost/flops.json
+    python -m benchmarks.cost_page
+
+The table of a measurement NAME replaces what stands between the marks `<!-- NAME -->` and `<!-- /NAME -->` of the page.
 """
 
 import re
 from pathlib import Path
 
 from benchmarks import cache_formats, flops, guards, serving, speed
+from benchmarks.record import command_parser
 from mpclip.files import read_json, write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "cost.md"
+# Measurement -> what makes Markdown of its JSON.
 TABLES = {
     "flops": lambda result: f"{flops.table(result)}\n\n{flops.tree_sentence(result)}\n\n{flops.setting_sentence(result)}",
     "speed": lambda result: f"{speed.table(result)}\n\n{speed.sentences(result)}",
@@ -20,7 +25,11 @@ TABLES = {
 
 
 def section(name: str) -> str:
-    """Table and origin of one measurement, or a line that says it is not there."""
+    """The table of a measurement and how it was measured; without a JSON file, the command that measures it.
+
+    Args:
+        name: a key of `TABLES`.
+    """
     result = read_json(PAGE.parent / "cost" / f"{name}.json")
     if not result:
         return f"Not measured yet: `python -m benchmarks.{name} --json docs/cost/{name}.json`"
@@ -29,10 +38,13 @@ def section(name: str) -> str:
 
 
 def filled(page: str) -> str:
-    """The page with every section made anew.
+    """The page with the tables of the JSON files as they are now.
+
+    Args:
+        page: the text of docs/cost.md.
 
     Raises:
-        ValueError: the page lacks the marks of a section.
+        ValueError: the page lacks the marks of a measurement.
     """
     for name in TABLES:
         marks = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -44,6 +56,12 @@ def filled(page: str) -> str:
     return page
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    command_parser("benchmarks.cost_page", __doc__).parse_args(argv)
     write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
     print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,17 +1,17 @@
-"""Queries that an LLM expands at test time: does retrieval gain from them?
+"""Does retrieval gain from queries that an LLM has expanded?
 
     python -m benchmarks.expanded_queries --models runs/flickr8k/mean_pooling runs/flickr8k/multi_prompt \\
         --data data/flickr8k --split "validation[50%:]" --json docs/results/expanded_queries.json
 
-SmolLM2-135M-Instruct is asked to describe what each caption says in more detail; what it writes follows the caption, and
-every model searches with both. The paper does the same to vanilla CLIP, which loses by it (61.4 to 60.2 image-to-text, 43.7
-to 43.3 text-to-image on Flickr30k). What was written is kept in `--cache`, so that an interrupted run goes on.
+For each caption, SmolLM2-135M-Instruct writes one more sentence with details. The expanded query is the caption and after it
+this sentence. Every model searches with the captions and with the expanded queries. In the paper, expanded queries make vanilla
+CLIP worse: on Flickr30k, R@1 falls from 61.4 to 60.2 image-to-text and from 43.7 to 43.3 text-to-image. The sentences are kept
+in `--cache`, so that an interrupted command continues.
 
-The JSON holds for each model the recalls of the captions and of the expanded ones, the difference of mean recall with its
-95% interval (paired bootstrap over images), and a few expansions to read.
+For each model, the JSON file holds the recalls with both kinds of queries, and the difference of mean recall with its 95%
+interval (paired bootstrap over images). It also holds a few expansions to read.
 """
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -20,27 +20,36 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.record import provenance
+from benchmarks.record import as_arguments, command_parser, provenance
 from benchmarks.results_tables import expansion_table
 from eval.intervals import bootstrap_interval
 from eval.metrics import recalls, recalls_of_images, retrieval_ranks
 from mpclip.data.backbones import prepare_backbone
 from mpclip.data.image_text import load_image_text
 from mpclip.encoding import encode_dataset, load_encoder
-from mpclip.files import write_json
+from mpclip.files import read_json, write_json
 
-WRITER = "smollm2-135m"
+WRITER = "smollm2-135m"  # the LLM that writes the sentences
 REQUEST = "Describe in one sentence and in more detail the photo of which the caption is: {caption}"
-NEW_TOKENS = 32
-SHOWN = 8
+NEW_TOKENS = 32  # of a sentence, at most
+SHOWN = 8  # expansions in the JSON file
 
 
 def write_expansions(captions: list[str], cache: Path, batch_size: int = 64) -> dict[str, str]:
-    """Caption -> one more sentence about it, greedily written; those of an earlier run are read from `cache`."""
-    told = json.dumps([WRITER, REQUEST, NEW_TOKENS])
-    file = cache / f"expansions-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    missing = sorted({caption for caption in captions if caption not in known}, key=len)  # alike in length: little padding
+    """Write a sentence for each caption, by greedy decoding.
+
+    Args:
+        captions: the captions.
+        cache: folder where sentences are kept; those of an earlier run are read from it.
+        batch_size: captions in a batch.
+
+    Returns:
+        Caption -> sentence.
+    """
+    identity = json.dumps([WRITER, REQUEST, NEW_TOKENS])
+    file = cache / f"expansions-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+    known = read_json(file)
+    missing = sorted({caption for caption in captions if caption not in known}, key=len)  # sorted by length, for little padding
     if missing:
         folder = prepare_backbone(WRITER)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -62,14 +71,19 @@ def write_expansions(captions: list[str], cache: Path, batch_size: int = 64) -> 
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.expanded_queries", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command; returns the content of the JSON file.
+
+    Args:
+        argv: words of the command line; None takes those of the process.
+    """
+    parser = command_parser("benchmarks.expanded_queries", __doc__)
     parser.add_argument("--models", nargs="+", required=True, help="checkpoints; their Python files are run")
     parser.add_argument("--data", required=True, help="images with captions: folder, parquet file or Hub id")
     parser.add_argument("--split", required=True, help="name of the split, such as validation or test")
     parser.add_argument("--json", required=True, metavar="OUT.json", help="where to write the result")
-    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where expansions are kept (%(default)s)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/cache"), help="folder of written sentences (default: %(default)s)"
+    )
     parser.add_argument("--limit", type=int, help="only the first LIMIT images, for a quick look")
     options = parser.parse_args(argv)
 
@@ -89,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict:
         change = of_images["expanded"] - of_images["captions"]
         result["difference"] = {"mean": float(change.mean()), "interval_95": bootstrap_interval(change)}
         results[Path(path).name] = result
-    command = [part for name in ("data", "split", "json") for part in (f"--{name}", getattr(options, name))]
+    command = as_arguments({name: getattr(options, name) for name in ("data", "split", "json")})
     command += ["--models", *options.models] + (["--limit", str(options.limit)] if options.limit else [])
     result = {
         "data": options.data,

@@ -1,21 +1,21 @@
-"""Multiply-adds per image-text pair, counted by torch on meta tensors: no weights, no data, the same on every machine.
+"""Multiply-adds per image-text pair.
 
     python -m benchmarks.flops
     python -m benchmarks.flops --text_tokens 22 --json docs/cost/flops.json
 
-The image side is ViT-B/16 at 224 pixels. The text side is CLIP's own text transformer, or an LLM under K prompts:
+Torch counts them on meta tensors, which have shapes and no values: no weights are loaded, and every machine gives the same
+counts. The image side is ViT-B/16 at 224 pixels. The text side is CLIP's own text transformer ("vanilla"), or an LLM with K
+prompts, which computes the same embeddings in five ways:
 
-    separate        2K or K passes of "text + prompt", each on its own
-    masked          one pass over the text and all prompts under the prompt-wise mask, every prompt written out
-    tree            the same with shared stems computed once
-    tree+readout    and the last layer for the readouts alone: what MPCLIPModel does
-    cached          and the layers below the last one read from the state cache
+    separate        a pass of "text + prompt" for each of the K prompts (2K with the negated ones)
+    masked          one pass over the text and all prompts, under the prompt-wise mask
+    tree            the same, and stems that prompts share are computed once
+    tree+readout    the same, and the last layer is computed at the readouts alone: what MPCLIPModel does
+    cached          the same, and the states below the last layer are read from the cache
 
-All but the first two rows of CLIP compute one and the same function. The paper's setting is a text side of 64 tokens: 22 of
-text and 6 prompts of 7. Its tables count a multiply-add as one operation, and so does this one (in units of 1e9).
+The paper's setting has 64 tokens on the text side: a text of 22, and 6 prompts of 7. GMACs are 1e9 multiply-adds; as in the
+paper's tables, a multiply-add counts as one operation.
 """
-
-import argparse
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -31,7 +31,7 @@ from transformers import (
     ViTConfig,
 )
 
-from benchmarks.record import provenance
+from benchmarks.record import as_arguments, command_parser, provenance
 from eval.tables import markdown_table
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, PromptTree
 from mpclip.files import write_json
@@ -72,13 +72,13 @@ TEXT_CONFIGS = {
         num_key_value_heads=8,
     ),
 }
-SOURCE_MODEL, SOURCE_TEXT_TOKENS = "Gemma-2B", 22
+SOURCE_MODEL, SOURCE_TEXT_TOKENS = "Gemma-2B", 22  # the paper's
 MODES = ("separate", "masked", "tree", "tree+readout", "cached")
-BATCH = 8  # what a batch shares, such as the pooling's absorbed queries, is divided among its pairs
+BATCH = 8  # pairs; work that a batch does once, such as projecting the pooling queries, is divided by this
 
 
 def word_tokenizer(templates: list[str]) -> PreTrainedTokenizerFast:
-    """One token per word or mark, which is how the LLMs' own tokenizers cut the paper's templates."""
+    """A tokenizer with one token per word or punctuation mark, as the LLMs' own tokenizers split the paper's templates."""
     words = sorted({word for template in templates for word in template.replace(":", " :").split() if "[" not in word})
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<pad>", *words])}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -86,13 +86,13 @@ def word_tokenizer(templates: list[str]) -> PreTrainedTokenizerFast:
 
 
 def single_prompts(tree: PromptTree) -> list[PromptTree]:
-    """A tree for each prompt alone, negated ones last: what K separate passes run."""
+    """A tree for each prompt alone, the negated ones last: the prompts of separate passes."""
     alone = [PromptTree(tree.token_ids, tree.parents, (node,)) for node in (*tree.readouts, *tree.negated_readouts)]
     return [one.select() for one in alone]
 
 
 def written_out(tree: PromptTree) -> PromptTree:
-    """The prompts side by side, nothing shared: what the mask alone gives."""
+    """The tree without sharing: each prompt has all its tokens to itself."""
     ids, parents, readouts = [], [], []
     for one in single_prompts(tree):
         parents += [parent if parent < 0 else parent + len(ids) for parent in one.parents]
@@ -103,7 +103,15 @@ def written_out(tree: PromptTree) -> PromptTree:
 
 
 def meta_model(text_config: PreTrainedConfig, num_prompts: int = 6, projection_dim: int = 768) -> MPCLIPModel:
-    """An MP-CLIP model without weights: the LLM, ViT-B/16, the paper's prompts; states can be cached below the last layer."""
+    """An MP-CLIP model on the meta device: the LLM, ViT-B/16 and the paper's prompts.
+
+    The adaptive tokens enter below the last layer, so that the states up to there can be cached.
+
+    Args:
+        text_config: of the LLM.
+        num_prompts: K.
+        projection_dim: D, of all K segments together.
+    """
     config = MPCLIPConfig(
         text_config,
         ViTConfig(),
@@ -118,14 +126,24 @@ def meta_model(text_config: PreTrainedConfig, num_prompts: int = 6, projection_d
 
 
 def multiply_adds(function, batch: int = BATCH) -> float:
-    """Of one call, in 1e9 per row of its batch."""
+    """GMACs of one call of `function`, divided by the rows of its batch."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         function()
     return counter.get_total_flops() / 2 / batch / 1e9
 
 
 def count_text(model: MPCLIPModel, mode: str, negated: bool, N: int) -> tuple[float, int]:
-    """(GMACs of the text side per text, text-side tokens per text) for texts of N tokens."""
+    """Count the text side.
+
+    Args:
+        model: as from `meta_model`.
+        mode: one of `MODES`.
+        negated: run the negated prompts too.
+        N: tokens of a text.
+
+    Returns:
+        GMACs per text, and tokens per text with its prompts.
+    """
     tower, tree = model.text_model, model.prompt_tree(negated)
     ids = torch.zeros(BATCH, N, dtype=torch.long, device="meta")
     mask = torch.ones_like(ids)
@@ -143,7 +161,7 @@ def count_text(model: MPCLIPModel, mode: str, negated: bool, N: int) -> tuple[fl
 
 
 def count_image(model: MPCLIPModel) -> dict[str, float]:
-    """GMACs per image of the vision encoder, and of pooling and projection."""
+    """GMACs per image: `encoder`, the vision tower, and `pooling`, attention pooling and projection."""
     pixels = torch.empty(BATCH, 3, 224, 224, device="meta")
     tokens = model.vision_tokens(pixels)
     head = multiply_adds(lambda: model.get_image_features(vision_hidden_states=tokens))
@@ -151,7 +169,7 @@ def count_image(model: MPCLIPModel) -> dict[str, float]:
 
 
 def count_clip_text() -> float:
-    """CLIP's text transformer (12 layers of 512) on its 77 tokens, mean over which costs nothing."""
+    """GMACs of CLIP's text transformer (12 layers, width 512) on its 77 tokens."""
     with torch.device("meta"):
         text = CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=512)).eval()
         ids = torch.zeros(BATCH, 77, dtype=torch.long)
@@ -159,7 +177,16 @@ def count_clip_text() -> float:
 
 
 def count(N: int = SOURCE_TEXT_TOKENS, num_prompts: int = 6) -> dict:
-    """`rows`, `image` and `source_setting`; see the module's docstring."""
+    """Count all models and modes.
+
+    Args:
+        N: tokens of a text.
+        num_prompts: K.
+
+    Returns:
+        `rows`, one for each model, mode and negation; `image`, as from `count_image`; and, with the paper's N and K,
+        `source_setting`, the total GMACs of vanilla CLIP and of the paper's LLM without and with cached states.
+    """
     rows, image = [], None
     for name, config in TEXT_CONFIGS.items():
         model = meta_model(config(), num_prompts)
@@ -183,17 +210,17 @@ def count(N: int = SOURCE_TEXT_TOKENS, num_prompts: int = 6) -> dict:
     rows.insert(0, {**vanilla, "gmacs_text": round(clip, 4), "gmacs_total": round(clip + image["encoder"], 4)})
     result = {"num_prompts": num_prompts, "text_tokens": N, "image": image, "rows": rows}
     if (N, num_prompts) == (SOURCE_TEXT_TOKENS, 6):
-        of = {row["mode"]: row["gmacs_total"] for row in rows if row["text_model"] == SOURCE_MODEL and not row["negation"]}
+        totals = {row["mode"]: row["gmacs_total"] for row in rows if row["text_model"] == SOURCE_MODEL and not row["negation"]}
         result["source_setting"] = {
             "vanilla_clip": rows[0]["gmacs_total"],
-            "uncached": of["tree+readout"],
-            "cached": of["cached"],
+            "uncached": totals["tree+readout"],
+            "cached": totals["cached"],
         }
     return result
 
 
 def table(result: dict) -> str:
-    """Markdown; `saved` is the share of the separate passes' text side."""
+    """The counts in Markdown. The last column is the share of the separate passes' text GMACs that a mode saves."""
     head = ["text model", "mode", "prompts", "text-side tokens", "text GMACs", "total GMACs", "text side saved"]
     separate = {(r["text_model"], r["negation"]): r["gmacs_text"] for r in result["rows"] if r["mode"] == "separate"}
     rows = []
@@ -207,33 +234,37 @@ def table(result: dict) -> str:
 
 
 def tree_sentence(result: dict) -> str:
-    """What the tree saves, counted in tokens per text."""
+    """The tokens per text of tree, written-out prompts and separate passes, in sentences."""
     lines, N = [], result["text_tokens"]
     for negated in (False, True):
         rows = [row for row in result["rows"] if row["text_model"] == SOURCE_MODEL and row["negation"] == negated]
-        of = {row["mode"]: row["text_tokens"] for row in rows}
+        tokens = {row["mode"]: row["text_tokens"] for row in rows}
         K = result["num_prompts"] * (1 + negated)
         lines.append(
-            f"{K} prompts are {of['tree'] - N} tokens as a tree and {of['masked'] - N} written out; with a text of {N} tokens "
-            f"that makes {of['tree']}, {of['masked']}, and {of['separate']} in separate passes."
+            f"{K} prompts are {tokens['tree'] - N} tokens as a tree and {tokens['masked'] - N} written out; with a text of {N} "
+            f"tokens that makes {tokens['tree']}, {tokens['masked']}, and {tokens['separate']} in separate passes."
         )
     return "\n".join(lines)
 
 
 def setting_sentence(result: dict) -> str:
+    """The total GMACs in the paper's setting, as a sentence."""
     setting = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in result["source_setting"].items())
     return f"The paper's setting, total GMACs per pair: {setting}."
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.flops", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--text_tokens", type=int, default=SOURCE_TEXT_TOKENS, help="length of the text (%(default)s)")
-    parser.add_argument("--num_prompts", type=int, default=6, help="K (%(default)s)")
+    """The command; returns the content of the JSON file.
+
+    Args:
+        argv: words of the command line; None takes those of the process.
+    """
+    parser = command_parser("benchmarks.flops", __doc__)
+    parser.add_argument("--text_tokens", type=int, default=SOURCE_TEXT_TOKENS, help="tokens of a text (default: %(default)s)")
+    parser.add_argument("--num_prompts", type=int, default=6, help="prompts, K (default: %(default)s)")
     parser.add_argument("--json", metavar="OUT.json", help="where to write the counts")
     options = parser.parse_args(argv)
-    given = [part for name in ("text_tokens", "num_prompts") for part in (f"--{name}", str(getattr(options, name)))]
+    given = as_arguments({"text_tokens": options.text_tokens, "num_prompts": options.num_prompts})
     result = {**count(options.text_tokens, options.num_prompts), **provenance("benchmarks.flops", given)}
     print(f"{table(result)}\n\n{tree_sentence(result)}")
     if "source_setting" in result:

@@ -1,13 +1,14 @@
-"""Write docs/options.md: every option of `train_hf.py`, from where it is declared.
+"""Write docs/options.md: every option of `train_hf.py` with its default, legal values and help text.
 
     python -m benchmarks.options_page
 
-Nothing is measured here; the page stands beside those that are made of measurements, and is made in the same way.
+The page is made of the declarations in modeling_mpclip/model_options.py and mpclip/training/options.py.
 """
 
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from benchmarks.record import command_parser
 from eval.tables import markdown_table
 from modeling_mpclip.model_options import OPTION_NAMES, choices
 from mpclip.files import write_text
@@ -21,6 +22,7 @@ mpclip/training/options.py. Each is a key of a YAML recipe, and `--key value` on
 [`transformers.TrainingArguments`](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments)
 is taken too.
 """
+# Title -> the class that declares the options, whether they are the model's options, and a sentence below the title.
 SECTIONS = {
     "The model": (
         ModelArguments,
@@ -50,7 +52,9 @@ def _row(declared: type, option) -> list[str]:
     return [f"`{option.name}`", "" if default is None else f"`{default}`", legal, help_text]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    command_parser("benchmarks.options_page", __doc__).parse_args(argv)
     write_text(PAGE, page())
     print(f"written: {PAGE}")
 
