@@ -1,1 +1,6 @@
-"""Costs, measured: `.flops`, `.speed`, `.serving`, `.cache_formats`; `.cost_page` puts their JSON into docs/cost.md."""
+"""Measurements, and the pages of docs/ that show them.
+
+Cost: `.flops`, `.speed`, `.serving`, `.cache_formats` and `.guards`; `.cost_page` writes their tables into docs/cost.md.
+Quality: `.ablation`, `.sts`, `.aspect_weights` and `.expanded_queries`; `.results_page` writes docs/results.md and
+docs/results/*.md. `.options_page` writes docs/options.md. `python -m benchmarks.NAME --help` shows how to call each.
+"""

@@ -1,7 +1,7 @@
-"""Tables in Markdown of the JSON files in docs/results, and the paper's figures that stand beside them.
+"""Markdown tables of the JSON files in docs/results, and the paper's figures beside them.
 
-A result of several systems comes from `python -m benchmarks.ablation` or `.sts`; a result of one model from
-`python -m eval retrieval`. Every table takes results as they are in the JSON and returns Markdown.
+A `result` is the content of a JSON file. Those of several systems are written by `python -m benchmarks.ablation` or `.sts`,
+those of one model by `python -m eval retrieval`. Every function whose name ends in `_table` returns Markdown.
 """
 
 import statistics
@@ -11,7 +11,7 @@ from eval.tasks.retrieval import recalls_of
 
 METRIC_NAMES = {"mean_recall": "mean recall", "t2i_R@1": "T2I R@1", "i2t_R@1": "I2T R@1", "spearman": "Spearman"}
 METRIC_NAMES |= {"negated_R@1": 'T2I R@1 of "without ..."'}
-ALL = "all"  # the split of the mean over splits
+ALL = "all"  # name of the split that holds the mean over splits
 
 # The paper's figures (arXiv 2508.02762) ------------------------------------------------------------------------------
 
@@ -25,11 +25,11 @@ PAPER_RETRIEVAL = {
     "vanilla_clip_sigmoid": (60.0, 80.6),
     "multi_prompt_sigmoid": (64.2, 83.2),
 }
-# Ours has a pooling query per prompt; both are held against the paper's comparisons.
+# The paper has one pooling query for all prompts. Our variant with one per prompt is compared with the same figures.
 PAPER_RETRIEVAL["multi_prompt_both"] = PAPER_RETRIEVAL["multi_prompt_both_one_query"]
 # Spearman correlation on the test split of STS-B, Gemma-2B.
 PAPER_STS = {"single_prompt": (87.2,), "multi_prompt": (88.9,)}
-# What the paper compares: (system, baseline) -> difference of R@1, text-to-image and image-to-text on Flickr30k.
+# The paper's comparisons: (system, baseline) -> difference of R@1 on Flickr30k, text-to-image and image-to-text.
 PAPER_DIFFERENCES = {
     (system, baseline): tuple(
         round(ours - theirs, 1) for ours, theirs in zip(PAPER_RETRIEVAL[system], PAPER_RETRIEVAL[baseline], strict=True)
@@ -46,41 +46,46 @@ PAPER_DIFFERENCES = {
         ("multi_prompt_sigmoid", "vanilla_clip_sigmoid"),
     )
 }
-# LLaMA-3-8B, batch 4,096
+# Measured in the paper with LLaMA-3-8B and a batch of 4,096.
 PAPER_DIFFERENCES |= {(system, "single_prompt"): (6.7, 5.5) for system in ("multi_prompt_both_one_query", "multi_prompt_both")}
 
 
-# What the cells of tables say ----------------------------------------------------------------------------------------
+# Cells of tables ------------------------------------------------------------------------------------------------------
 
 
 def words(system: str) -> str:
-    """A system's name to read."""
+    """A system's name with spaces for underscores."""
     return system.replace("_", " ")
 
 
 def whole_split(result: dict) -> str:
-    """The mean over splits where there are several, else the split that is reported."""
+    """ "all", the mean over splits, if the result has several splits; else the split that it reports."""
     return ALL if any(row["split"] == ALL for row in result["summary"]) else result["reported"]
 
 
 def rows_of(result: dict, split: str, systems: list[str] | None = None) -> list[dict]:
-    """Rows of the summary on a split: all of them, or those of `systems` in that order.
+    """Rows of the summary on a split.
+
+    Args:
+        result: of several systems.
+        split: one of the result's, or "all".
+        systems: the systems to return, in this order; None returns all.
 
     Raises:
         KeyError: one of `systems` was not measured on the split.
     """
-    of = {row["system"]: row for row in result["summary"] if row["split"] == split}
-    return [of[system] for system in (of if systems is None else systems)]
+    rows = {row["system"]: row for row in result["summary"] if row["split"] == split}
+    return [rows[system] for system in (rows if systems is None else systems)]
 
 
 def spread(row: dict, metric: str) -> str:
-    """A mean over seeds with its standard deviation, of one seed the value alone."""
+    """A mean over seeds with its standard deviation, as "50.2 ± 0.6"; for one seed, the value alone."""
     std = row["std"][metric]
     return f"{row['mean'][metric]:.1f}" + (f" ± {std:.1f}" if std is not None else "")
 
 
 def comparison(result: dict, system: str, baseline: str, split: str, metric: str) -> dict | None:
-    """The paired difference of a system to a baseline; None if it was not measured."""
+    """The row of `comparisons` for a system, a baseline, a split and a metric; None if it was not measured."""
     wanted = {"system": system, "baseline": baseline, "split": split, "metric": metric}
     for row in result["comparisons"]:
         if all(row[name] == value for name, value in wanted.items()):
@@ -92,14 +97,17 @@ def difference(result: dict, system: str, baseline: str, split: str, metric: str
     """A paired difference with its interval, as "+2.1 (+1.5 to +2.8)"; None if it was not measured.
 
     Args:
-        metric: the one that is compared (default: the first one of the result).
+        result: of several systems.
+        system, baseline: the difference is that of `system` minus `baseline`.
+        split: one of the result's, or "all".
+        metric: the metric to compare; None takes the first one of the result.
     """
     row = comparison(result, system, baseline, split, metric or result["metrics"][0])
     return None if row is None else change(row["mean_difference"], row["interval"])
 
 
 def change(mean: float, interval: list[float] | None, decimals: int = 1) -> str:
-    """A change with its 95% interval, where it has one."""
+    """A change with its sign, and its 95% interval if there is one, as "+2.1 (+1.5 to +2.8)"."""
     number = lambda value: f"{value:+.{decimals}f}"  # noqa: E731
     return number(mean) + (f" ({number(interval[0])} to {number(interval[1])})" if interval else "")
 
@@ -110,12 +118,14 @@ def change(mean: float, interval: list[float] | None, decimals: int = 1) -> str:
 def systems_table(
     result: dict, split: str, systems: list[str] | None = None, baselines: list[str] | None = None, paper: bool = True
 ) -> str:
-    """Each metric with its standard deviation, and the difference of the first metric to each baseline.
+    """Systems with their metrics, and the differences of the first metric to each baseline.
 
     Args:
+        result: of several systems.
         split: one of the result's, or "all".
-        systems, baselines: rows, and columns of differences, in this order (default: all that were measured).
-        paper: whether the paper's figures follow, where it has some of these systems.
+        systems: the rows, in this order; None shows all.
+        baselines: a column of differences for each, in this order; None shows all.
+        paper: add columns of the paper's figures, if the paper has some of these systems.
     """
     summary = rows_of(result, split, systems)
     metrics = [*result["metrics"], *(["negated_R@1"] if any("negated_R@1" in row["mean"] for row in summary) else [])]
@@ -142,7 +152,7 @@ def systems_table(
 
 
 def paper_table(result: dict, split: str) -> str:
-    """The paper's comparisons that were measured here too, and whether they have the same sign."""
+    """The paper's comparisons beside ours, and whether ours have the same sign. Those we did not measure are left out."""
     head = ["comparison", "T2I R@1, paper", "T2I R@1, here", "I2T R@1, paper", "I2T R@1, here", "mean recall, here"]
     rows = []
     for (system, baseline), theirs in PAPER_DIFFERENCES.items():
@@ -157,17 +167,18 @@ def paper_table(result: dict, split: str) -> str:
 
 
 def _verdict(interval: list[float] | None, theirs: float) -> str:
+    """Whether an interval lies on the same side of 0 as the paper's difference; "not decided" if it contains 0."""
     if interval is None or interval[0] <= 0 <= interval[1]:
         return "not decided"
     return "yes" if (interval[0] > 0) == (theirs > 0) else "no"
 
 
 def first_prompts_table(result: dict, split: str, systems: list[str] | None = None) -> str:
-    """Mean recall with the embeddings of the first m prompts alone, for every m up to K."""
+    """Mean recall with the segments of the first m prompts alone, for every m up to K."""
     rows = [row for row in rows_of(result, split, systems) if "mean_recall_first_1" in row["mean"]]
     values = []
     for row in rows:
-        own = sum("mean_recall_first_" in metric for metric in row["mean"])  # its prompts but the last
+        own = sum("mean_recall_first_" in metric for metric in row["mean"])  # K - 1 of this system
         values.append([*(row["mean"][f"mean_recall_first_{m + 1}"] for m in range(own)), row["mean"]["mean_recall"]])
     K = max(map(len, values))
     cells = [[f"{value:.1f}" for value in of] + ["-"] * (K - len(of)) for of in values]
@@ -176,13 +187,13 @@ def first_prompts_table(result: dict, split: str, systems: list[str] | None = No
 
 
 def seconds_of(result: dict, system: str) -> float:
-    """Median over seeds of the seconds that a run of a system took, its cached states included where it computed them."""
+    """Seconds of a run of a system, the median over seeds. A run that computed cached states includes their time."""
     rows = {row["seed"]: row["metrics"]["train_seconds"] for row in result["rows"] if row["system"] == system}
     return statistics.median(rows.values())
 
 
 def seconds_table(result: dict, split: str, systems: list[str] | None = None) -> str:
-    """Seconds of a run, the median over seeds, beside the mean recall that they buy."""
+    """Seconds of a run, the median over seeds, beside the first metric."""
     metric = result["metrics"][0]
     rows = [
         [words(row["system"]), row["seeds"], f"{seconds_of(result, row['system']):,.0f}", spread(row, metric)]
@@ -195,7 +206,11 @@ def seconds_table(result: dict, split: str, systems: list[str] | None = None) ->
 
 
 def recalls_table(models: dict[str, dict]) -> str:
-    """Recalls both ways with half the width of their intervals, for name -> result of one model."""
+    """Recalls in both directions, with half of their 95% intervals.
+
+    Args:
+        models: name in the table -> result of one model.
+    """
     rows = []
     for name, measured in models.items():
         cells, (recalls, intervals) = [], recalls_of(measured)
@@ -209,7 +224,11 @@ def recalls_table(models: dict[str, dict]) -> str:
 
 
 def mistakes_table(models: dict[str, dict]) -> str:
-    """How many wrong first pictures differ from the right one in what, for name -> result of one model on scenes."""
+    """Wrong first pictures, counted by their difference to the right one.
+
+    Args:
+        models: name in the table -> result of one model on scenes.
+    """
     kinds = list(dict.fromkeys(kind for measured in models.values() for kind in measured["mistakes"] if kind != "queries"))
     rows = [
         [name, measured["mistakes"]["queries"], *(measured["mistakes"].get(kind, 0) for kind in kinds)]
@@ -222,18 +241,22 @@ def mistakes_table(models: dict[str, dict]) -> str:
 
 
 def weights_table(tasks: dict[str, dict]) -> str:
-    """The metric on test without weights, and what the chosen and the paper's weights change."""
+    """The metric on test with equal weights, and its change by the chosen and by the paper's weights.
+
+    Args:
+        tasks: name -> result of `benchmarks.aspect_weights.measure`.
+    """
     rows = []
     for name, task in tasks.items():
         for weights in ("chosen", "paper"):
             gained = task["validation"][weights] - task["validation"]["equal"]
-            of = " ".join(f"{w:g}" for w in task["chosen"]) if weights == "chosen" else "as in the paper"
+            shown = " ".join(f"{w:g}" for w in task["chosen"]) if weights == "chosen" else "as in the paper"
             test = task["difference"][weights]
             rows.append(
                 [
                     name,
                     task["metric"],
-                    of,
+                    shown,
                     task["test"]["equal"],
                     f"{gained:+.2f}",
                     change(test["mean"], test["interval_95"], decimals=2),
@@ -243,12 +266,16 @@ def weights_table(tasks: dict[str, dict]) -> str:
 
 
 def expansion_table(models: dict[str, dict]) -> str:
-    """Recall at 1 both ways and mean recall, with the captions alone and expanded."""
+    """Recall with the captions and with the expanded queries: R@1 in both directions, and mean recall.
+
+    Args:
+        models: name -> result of `benchmarks.expanded_queries`.
+    """
     rows = []
     for model, result in models.items():
         for name in ("captions", "expanded"):
             both = [result[name][way]["R@1"] for way in ("image_to_text", "text_to_image")]
-            lost = result["difference"]
-            gained = change(lost["mean"], lost["interval_95"], decimals=2) if name == "expanded" else None
+            found = result["difference"]
+            gained = change(found["mean"], found["interval_95"], decimals=2) if name == "expanded" else None
             rows.append([words(model), name, *both, result[name]["mean_recall"], gained])
     return markdown_table(["model", "queries", "I2T R@1", "T2I R@1", "mean recall", "change"], rows)
