@@ -2,8 +2,10 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
+from hub_standin import HubStandIn
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -103,11 +105,16 @@ def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 def make_model(text: str = "llama", vision: str = "vit", tokenizer=None, **kwargs) -> MPCLIPModel:
     """A tiny random model in evaluation mode; `kwargs` are the config's, `attn_implementation` the text tower's.
 
-    Its adaptive tokens are learned at the input, unless `kwargs` say otherwise.
+    Its adaptive tokens are learned at the input, unless `kwargs` say otherwise; `layers` keeps the first of the LLM's three.
     """
     implementation = kwargs.pop("attn_implementation", "eager" if text == "gemma2" else "sdpa")
+    text_config = TEXT_CONFIGS[text]()
+    if layers := kwargs.pop("layers", None):
+        text_config.num_hidden_layers = layers
+        if getattr(text_config, "layer_types", None):
+            text_config.layer_types = text_config.layer_types[:layers]
     defaults = dict(num_prompts=3, projection_dim=12, pooling_width=16, pooling_heads=2, adaptive_tokens="input")
-    config = MPCLIPConfig(TEXT_CONFIGS[text](), VISION_CONFIGS[vision](), **{**defaults, **kwargs})
+    config = MPCLIPConfig(text_config, VISION_CONFIGS[vision](), **{**defaults, **kwargs})
     config.compile_prompts(tokenizer or make_tokenizer())
     config.text_config._attn_implementation = implementation
     torch.manual_seed(0)
@@ -178,3 +185,24 @@ def arguments(folder, out, *extra: str) -> list[str]:
         "disable_tqdm": "true",
     }
     return [part for name, value in options.items() for part in (f"--{name}", str(value))] + list(extra)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The stand-in as this process's Hub, with my token."""
+    tokens = {"token-of-mine": "me", "token-of-hers": "her", "token-to-read": "me"}
+    with HubStandIn(tokens, readers=("token-to-read",)) as hub:
+        for name, value in (hub.environment("token-of-mine") | {"HF_HOME": str(tmp_path / "home")}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the suite runs offline, but for this server
+        # Read from the environment when huggingface_hub was imported.
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+        yield hub

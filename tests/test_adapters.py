@@ -11,7 +11,6 @@ from packaging.version import Version
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
-from test_hub import hub  # noqa: F401 (a fixture)
 from transformers import AutoModel
 
 import train_hf
@@ -208,7 +207,7 @@ def test_a_run_from_a_checkpoint_leaves_its_adapter_and_one_from_towers_none(fol
     torch.testing.assert_close(logits(AutoModel.from_pretrained(adapter)), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_pushed_adapter_goes_onto_its_base_at_the_hub(hub, folder, tmp_path):  # noqa: F811
+def test_a_pushed_adapter_goes_onto_its_base_at_the_hub(hub, folder, tmp_path):
     train_hf.main(arguments(folder, tmp_path / "base", "--adaptive_tokens", "input"))
     MPCLIPModel.from_pretrained(tmp_path / "base").push_to_hub("me/base")
     push = ("--push_to_hub", "true", "--hub_model_id", "me/model", "--hub_strategy", "end")
@@ -226,7 +225,7 @@ def test_a_pushed_adapter_goes_onto_its_base_at_the_hub(hub, folder, tmp_path): 
     torch.testing.assert_close(logits(found), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_an_adapter_on_a_folder_of_this_machine_is_not_pushed(hub, folder, tmp_path):  # noqa: F811
+def test_an_adapter_on_a_folder_of_this_machine_is_not_pushed(hub, folder, tmp_path):
     train_hf.main(arguments(folder, tmp_path / "base", "--adaptive_tokens", "input"))
     push = ("--push_to_hub", "true", "--hub_model_id", "me/model", "--hub_strategy", "end")
     train_hf.main(go_on(folder, tmp_path / "base", tmp_path / "out", *push))

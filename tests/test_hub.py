@@ -1,7 +1,6 @@
 """One checkpoint is one repository: pushed from Python and by `train_hf.py`, loaded elsewhere, on a Hub of our own."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -10,11 +9,12 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor, wait
 
+import fresh_process
 import huggingface_hub
 import pytest
 import torch
 from conftest import arguments, make_model, make_processor, make_tokenizer
-from hub_standin import HubStandIn, Repo
+from hub_standin import Repo
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -29,27 +29,6 @@ from mpclip.training.run import build_trainer, train
 TEXTS = ["The cat sits on the mat", "a dog", ""]
 CODE = {"modeling_mpclip.py", "configuration_mpclip.py", "processing_mpclip.py", "text_tower.py", "checkpoint_guard.py"}
 MODEL = CODE | {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The stand-in as this process's Hub, with my token."""
-    tokens = {"token-of-mine": "me", "token-of-hers": "her", "token-to-read": "me"}
-    with HubStandIn(tokens, readers=("token-to-read",)) as hub:
-        for name, value in (hub.environment("token-of-mine") | {"HF_HOME": str(tmp_path / "home")}).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the suite runs offline, but for this server
-        # Read from the environment when huggingface_hub was imported.
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
-        yield hub
 
 
 def embed(model) -> torch.Tensor:
@@ -85,10 +64,8 @@ def elsewhere(hub, home, code: str, token: str | None = None, **environment) -> 
             with torch.no_grad():
                 return model.eval()(**processor(text=texts)).text_embeds.float().tolist()
     """)
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
-    variables |= hub.environment(token) | {"HF_HOME": str(home)} | environment
-    command = [sys.executable, "-I", "-c", script + textwrap.dedent(code)]
-    return subprocess.run(command, cwd=home, env=variables, capture_output=True, text=True, check=False)
+    variables = fresh_process.plain_environment() | hub.environment(token) | {"HF_HOME": str(home)} | environment
+    return fresh_process.run(script + textwrap.dedent(code), cwd=home, environment=variables)
 
 
 def numbers(run: subprocess.CompletedProcess) -> list[torch.Tensor]:
@@ -199,12 +176,24 @@ def test_a_pinned_revision_keeps_its_weights_and_its_code(hub, tmp_path):
 
 def test_a_private_repository_opens_to_its_owner_alone(hub, tmp_path):
     push(make_model(), private=True)
-    code = """AutoModel.from_pretrained("me/model", trust_remote_code=True)"""
-    for token in (None, "token-of-hers", "no-token"):
-        run = elsewhere(hub, tmp_path / f"home of {token}", code, token)
-        assert run.returncode == 1 and "OSError" in run.stderr and "me/model" in run.stderr
-        assert ("Invalid credentials" if token == "no-token" else "private repository, make sure to pass a token") in run.stderr
-    assert elsewhere(hub, tmp_path / "mine", code, "token-of-mine").returncode == 0
+    code = """
+        import os, traceback
+        for token in (None, "token-of-hers", "no-token", "token-of-mine"):
+            os.environ |= {"HF_TOKEN": token} if token else {}
+            try:
+                AutoModel.from_pretrained("me/model", trust_remote_code=True)
+            except OSError:
+                print(json.dumps(traceback.format_exc()))
+            else:
+                print(json.dumps("opened"))
+    """
+    run = elsewhere(hub, tmp_path / "home", code, HF_HUB_DISABLE_IMPLICIT_TOKEN="0")
+    assert run.returncode == 0, run.stderr
+    *refusals, mine = map(json.loads, run.stdout.splitlines())
+    hidden = "private repository, make sure to pass a token"
+    for refusal, message in zip(refusals, (hidden, hidden, "Invalid credentials"), strict=True):
+        assert message in refusal and "me/model" in refusal
+    assert mine == "opened"
 
 
 def test_without_trust_nothing_of_the_repository_runs(hub, tmp_path):
