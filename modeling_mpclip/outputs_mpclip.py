@@ -1,4 +1,4 @@
-"""What the model returns: every intermediate by name."""
+"""The outputs of `MPCLIPModel`, which name every intermediate result."""
 
 from dataclasses import dataclass
 
@@ -69,4 +69,5 @@ class MPCLIPOutput(ModelOutput):
     vision_model_output: MPCLIPImageOutput | None = None
 
     def to_tuple(self) -> tuple:
+        """The fields that are not None, as nested tuples."""
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())

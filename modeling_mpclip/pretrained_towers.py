@@ -1,4 +1,4 @@
-"""Two pretrained towers made ready to be joined: config, prompted text tower, vision encoder, first adaptive embeddings."""
+"""Loads two pretrained towers for a new `MPCLIPModel`, compiles its prompts and initialises its adaptive embeddings."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,14 @@ from .text_families import text_tower_class
 
 
 class Towers(NamedTuple):
-    """Two loaded towers, the config of the model they make, and the tokenizer with its adaptive tokens."""
+    """The parts of a new model.
+
+    Attributes:
+        config: of the new model, with the compiled prompts.
+        text_model: the prompted LLM.
+        vision_model: the vision encoder.
+        tokenizer: of the LLM, with the adaptive tokens added.
+    """
 
     config: MPCLIPConfig
     text_model: PreTrainedModel
@@ -30,7 +37,11 @@ def load_towers(
     text_config: PreTrainedConfig | None,
     config_kwargs: dict,
 ) -> Towers:
-    """Load both towers and compile the prompts. The arguments are those of `MPCLIPModel.from_pretrained_towers`.
+    """Load both towers and compile the prompts.
+
+    Args:
+        text, vision, tokenizer, text_kwargs, vision_kwargs, text_config: as for `MPCLIPModel.from_pretrained_towers`.
+        config_kwargs: options of [`MPCLIPConfig`].
 
     Raises:
         ValueError: options contradict each other, or the weights of a tower are missing or not finite.
@@ -58,7 +69,14 @@ def load_towers(
 
 
 def tower_arguments(config: MPCLIPConfig) -> dict:
-    """The arguments of the prompted text tower besides the LLM's config."""
+    """The arguments of the prompted text tower besides the LLM's config.
+
+    Args:
+        config: of the model. Its prompts need not be compiled.
+
+    Returns:
+        `adaptive_token_ids` and `boundary_layer` of `PromptedTextTower`.
+    """
     if config.text_pooling == "prompts" and config.prompt_tree is None and config.num_adaptive_tokens:
         # The prompts are not compiled yet. These ids give the number of embeddings; `compile_prompts` sets the true ids.
         ids = range(config.text_config.vocab_size, config.text_config.vocab_size + config.num_adaptive_tokens)
@@ -93,9 +111,21 @@ def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs:
 
 
 def adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | None) -> torch.Tensor:
-    """(M, H) initial values of the adaptive embeddings, at the scale of the output of `embed_tokens`.
+    """Initial values of the M adaptive embeddings, at the scale of the output of `embed_tokens`.
 
     `resize_token_embeddings` would draw them so close together that all prompts would give nearly the same embedding.
+
+    Args:
+        text_model: the prompted LLM.
+        tokenizer: of the LLM.
+        words: M or more words or phrases whose mean embeddings are the initial values. None: draw them from a normal
+            distribution with the mean and the standard deviation of the embeddings, always the same ones.
+
+    Returns:
+        (M, H).
+
+    Raises:
+        ValueError: there are fewer than M words.
     """
     M = len(text_model.adaptive_token_ids)
     device = text_model.embed_tokens.weight.device

@@ -1,4 +1,4 @@
-"""The prompted decoders, a class per family; and a factory for the families that have none here."""
+"""The text tower of each LLM family, as a class; and a factory for families without a class of their own."""
 
 import functools
 
@@ -20,7 +20,7 @@ from .text_tower import PromptedTextTower
 
 
 class PromptedLlamaModel(PromptedTextTower, LlamaModel):
-    """Llama (also SmolLM2) with prompts."""
+    """Llama and SmolLM2 with prompts."""
 
 
 class PromptedGemmaModel(PromptedTextTower, GemmaModel):
@@ -28,7 +28,7 @@ class PromptedGemmaModel(PromptedTextTower, GemmaModel):
 
 
 class PromptedGemma2Model(PromptedTextTower, Gemma2Model):
-    """Gemma 2 with prompts. Its scores are soft-capped, so it runs with eager or flex attention."""
+    """Gemma 2 with prompts. It soft-caps its attention scores, so it runs with eager or flex attention."""
 
 
 class PromptedGemma3TextModel(PromptedTextTower, Gemma3TextModel):
@@ -62,24 +62,33 @@ FAMILIES = {
 
 
 def text_tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
-    """The prompted decoder that belongs to an LLM's config class.
+    """The class of the text tower for an LLM.
 
-    A family without a class above gets one by `make_prompted_class`; whether its structure fits is checked when it is built.
+    A family without a class above gets one from `make_prompted_class`. Its constructor checks that the structure fits.
+
+    Args:
+        config_class: class of the LLM's config, such as `LlamaConfig`.
 
     Raises:
         ValueError: transformers has no model for such a config.
     """
     if config_class not in MODEL_MAPPING:
-        raise ValueError(f"transformers has no model for a text config of class {config_class.__name__}.")
+        raise ValueError(
+            f"transformers has no model for a text config of class {config_class.__name__}. "
+            "Give the config of a decoder LLM, such as Llama, Gemma or Qwen3."
+        )
     decoder = MODEL_MAPPING[config_class]
     return FAMILIES.get(decoder) or make_prompted_class(decoder)
 
 
 @functools.lru_cache
 def make_prompted_class(decoder: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """`class Prompted<Decoder>(PromptedTextTower, <Decoder>)`, made at run time for a decoder of transformers.
+    """Make `class Prompted<Decoder>(PromptedTextTower, <Decoder>)` at run time.
 
-    Another process that unpickles such a tower looks its class up by name, and `__getattr__` below makes it there too.
+    A process that unpickles such a tower looks up its class by name in this module; `__getattr__` below then makes it.
+
+    Args:
+        decoder: a decoder class of transformers.
     """
     return type(f"Prompted{decoder.__name__}", (PromptedTextTower, decoder), {"__module__": __name__})
 

@@ -1,8 +1,8 @@
-"""The text tower: a decoder LLM run once over a text and its prompt tree.
+"""The text tower: a decoder LLM that runs once over a text and its prompt tree.
 
-`PromptedTextTower` is a mixin over a transformers decoder (`LlamaModel` and its relatives); text_families.py has the classes.
-A pass has a lower part, whose states can be cached while it is frozen, an upper part, and a last layer that is computed at the
-readouts alone.
+`PromptedTextTower` is a mixin for a transformers decoder such as `LlamaModel`; text_families.py has the classes. The forward
+pass has a lower part, an upper part and a last layer. The hidden states of a frozen lower part can be cached. The last layer
+runs at the readouts alone.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from .prompt_tree import PromptTree
 
 
 class BoundaryEmbedding(nn.Embedding):
-    """(M, H) vectors of adaptive_tokens="boundary". They start at zero: the frozen input embeddings already differ."""
+    """The (M, H) vectors of adaptive_tokens="boundary". They start at 0, as the frozen input embeddings already differ."""
 
 
 class PromptedTextTower:
-    """Mixin over a transformers decoder: the prompt-wise forward pass.
+    """Mixin that gives a transformers decoder the prompt-wise forward pass.
 
     Args:
-        config: the LLM's config.
-        adaptive_token_ids: ids of the M adaptive tokens in the tokenizer, consecutive.
-        boundary_layer: layer below which the vectors of adaptive_tokens="boundary" are added; None learns the input
-            embeddings of the adaptive tokens.
+        config: config of the LLM.
+        adaptive_token_ids: consecutive ids of the M adaptive tokens.
+        boundary_layer: index of the layer before which the vectors of adaptive_tokens="boundary" are added. None: the input
+            embeddings of the adaptive tokens are learned instead.
 
     Raises:
         ValueError: the decoder lacks a part that this forward pass uses.
@@ -45,12 +45,12 @@ class PromptedTextTower:
         super().__init__(config)
         self._refuse_foreign_structure()
         if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
-            # sdpa cannot cap scores; transformers before 5.23 would silently leave Gemma 2's uncapped.
+            # sdpa cannot cap scores. transformers before 5.23 would run Gemma 2 without the cap, and without an error.
             self.set_attn_implementation("eager")
         self.adaptive_token_ids = list(adaptive_token_ids)
         self.boundary_layer = boundary_layer
-        # The adaptive tokens' embeddings stand beside the embedding matrix: they train alone while all of it stays frozen.
-        # They are what `embed_tokens` would return, so Gemma's scaling is already in them.
+        # The embeddings of the adaptive tokens are not part of the embedding matrix: they train while the matrix is frozen.
+        # They are at the scale of the output of `embed_tokens`, which Gemma multiplies by a constant.
         M, H = len(self.adaptive_token_ids), config.hidden_size
         self.adaptive_embedding = nn.Embedding(M, H)
         self.adaptive_embedding.weight.requires_grad_(boundary_layer is None)
@@ -75,12 +75,12 @@ class PromptedTextTower:
             )
 
     def initialize_adaptive(self, rows: torch.Tensor) -> None:
-        """Set the adaptive embeddings to (M, H) rows, in the scale of `embed_tokens`' output."""
+        """Set the adaptive embeddings to (M, H) rows, at the scale of the output of `embed_tokens`."""
         with torch.no_grad():
             self.adaptive_embedding.weight.copy_(rows)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(..., H) embeddings; adaptive tokens come from `adaptive_embedding`, whatever the matrix holds at their ids."""
+        """(...) ids -> (..., H) embeddings. Those of adaptive tokens come from `adaptive_embedding`, not from the matrix."""
         M = len(self.adaptive_token_ids)
         if not M:
             return self.embed_tokens(input_ids)
@@ -90,7 +90,7 @@ class PromptedTextTower:
         learned = self.adaptive_embedding(index.clamp(0, M - 1)).to(embedded.dtype)
         return torch.where(adaptive[..., None], learned, embedded)
 
-    @capture_outputs  # hooks on the layers, set when something is first asked for; reads the two flags and return_dict
+    @capture_outputs  # reads return_dict and the two output flags; records attentions and hidden states by hooks on the layers
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -102,19 +102,21 @@ class PromptedTextTower:
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
     ) -> BaseModelOutput:
-        """The whole pass, or its upper part from cached `hidden_states` (B, N + T, H) that enter `split_layer`.
+        """Run all layers, or only the upper ones on cached hidden states.
 
         Args:
-            input_ids, attention_mask: (B, N) the texts, padded on either side. The mask is needed in both cases.
-            tree: T nodes, run behind every text.
-            readouts: (B, R) columns to read; None reads all of them.
+            input_ids: (B, N) token ids of the texts, padded on either side. None with `hidden_states`.
+            attention_mask: (B, N), 1 for text and 0 for padding.
+            tree: T nodes that follow every text.
+            readouts: (B, R) columns to read; None reads all columns.
+            hidden_states: (B, N + T, H) that enter `split_layer`, from `lower`.
 
         Returns:
-            last_hidden_state: (B, R, H) at the readouts, (B, N + T, H) without.
-            hidden_states: what enters the first layer that runs, then what each layer gives, the last one normed:
-                (B, N + T, H), and (B, R, H) where the last layer runs at the readouts alone.
-            attentions: (B, heads, N + T, N + T) of each layer that runs, (B, heads, R, N + T) of a last one at the readouts.
-                Only attn_implementation="eager" forms them.
+            last_hidden_state: (B, R, H) at the readouts; (B, N + T, H) without readouts.
+            hidden_states: (B, N + T, H) each: the input of the first layer that runs, then the output of every layer. The last
+                one is normalised, and (B, R, H) if the last layer runs at the readouts alone.
+            attentions: (B, heads, N + T, N + T) of each layer that runs; (B, heads, R, N + T) of a last layer at the readouts
+                alone. Only attn_implementation="eager" has them.
         """
         layout = PromptLayout(attention_mask, tree)
         if hidden_states is None:
@@ -123,18 +125,19 @@ class PromptedTextTower:
 
     @property
     def split_layer(self) -> int:
-        """The layer where `forward` goes from `lower` to `upper`."""
+        """Index of the layer at which `upper` starts: the boundary layer, or 0."""
         return 0 if self.boundary_layer is None else self.boundary_layer
 
     def lower(self, input_ids: torch.Tensor, layout: PromptLayout, stop: int) -> torch.Tensor:
-        """Hidden states of text and tree that enter layer `stop`.
+        """Run the layers below `stop` over texts and tree.
 
         Args:
-            input_ids: (B, N) the texts.
-            layout: of their attention mask and the tree.
+            input_ids: (B, N) token ids of the texts.
+            layout: positions and masks of the texts and the tree.
+            stop: index of the first layer that does not run.
 
         Returns:
-            (B, N + T, H)
+            (B, N + T, H) hidden states that enter layer `stop`.
         """
         B = input_ids.shape[0]  # len() would fix the batch size of an exported graph
         prompts = self.embed(layout.nodes.token_ids).expand(B, -1, -1)  # (B, T, H)
@@ -142,20 +145,22 @@ class PromptedTextTower:
         return self._run_layers(hidden, layout, 0, stop)
 
     def upper(self, hidden: torch.Tensor, layout: PromptLayout, start: int, readouts: torch.Tensor | None) -> torch.Tensor:
-        """Layers from `start` on and the final norm.
+        """Run the layers from `start` on, and the final norm.
 
         Args:
-            hidden: (B, N + T, H) entering layer `start`, as `lower` returns them.
-            readouts: (B, R) columns to read; None reads all of them.
+            hidden: (B, N + T, H) hidden states that enter layer `start`, from `lower`.
+            layout: positions and masks of the texts and the tree.
+            start: index of the first layer that runs.
+            readouts: (B, R) columns to read; None reads all columns.
 
         Returns:
-            (B, R, H) or (B, N + T, H)
+            (B, R, H); (B, N + T, H) without readouts.
 
         Raises:
-            ValueError: `start` is not the boundary, where the boundary vectors are added.
+            ValueError: `start` is not the boundary layer, before which the boundary vectors are added.
         """
         if self.boundary_embedding is not None and start != self.boundary_layer:
-            raise ValueError(f"upper() starts at layer {start}; the boundary vectors belong before {self.boundary_layer}.")
+            raise ValueError(f"upper() got start={start}; with boundary vectors it must be {self.boundary_layer}.")
         T = len(layout.tree)
         if self.boundary_embedding is not None and T:
             added = self._boundary_vectors(layout.tree).to(hidden.dtype)  # (T, H)
@@ -170,7 +175,7 @@ class PromptedTextTower:
         return self.norm(hidden)
 
     def _boundary_vectors(self, tree: PromptTree) -> torch.Tensor:
-        """(T, H): each adaptive token's vector for itself and what follows it in its prompt, zero in the shared stem."""
+        """(T, H): for each node the vector of the last adaptive token on its path, 0 before the first adaptive token."""
         index = torch.tensor(tree.last_adaptive(self.adaptive_token_ids), device=self.boundary_embedding.weight.device)
         return torch.where(index[:, None] >= 0, self.boundary_embedding(index.clamp(min=0)), 0.0)
 
@@ -189,17 +194,17 @@ class PromptedTextTower:
         return hidden
 
     def _run_last_layer(self, hidden: torch.Tensor, layout: PromptLayout, readouts: torch.Tensor) -> torch.Tensor:
-        """The last layer for the readouts alone: keys and values of all columns, everything else for R of them (ours).
+        """Run the last layer at the readouts alone: keys and values for all columns, the rest for R columns (ours).
 
-        The layer itself runs on the R readouts and finds the keys and values of all columns in its cache. So its norms, MLP,
-        soft caps, adapters and attention implementation are its own.
+        The layer gets the R readouts as input and a key-value cache that holds all columns. So its own norms, MLP, soft caps,
+        adapters and attention implementation are used.
 
         Args:
-            hidden: (B, N + T, H) entering the last layer.
+            hidden: (B, N + T, H) hidden states that enter the last layer.
             readouts: (B, R) columns.
 
         Returns:
-            (B, R, H), equal to the full layer at those columns.
+            (B, R, H), equal to the output of the full layer at those columns.
         """
         layer, kind = self.layers[-1], self._kind(len(self.layers) - 1)
         attention = layer.self_attn
@@ -224,7 +229,7 @@ class PromptedTextTower:
             )
 
     def _kind(self, i: int) -> str:
-        """Attention type of layer i."""
+        """Attention type of layer i: "full_attention" or "sliding_attention"."""
         kinds = getattr(self.config, "layer_types", None)
         if kinds is not None:
             return kinds[i]
@@ -234,24 +239,24 @@ class PromptedTextTower:
         return self.config.sliding_window if kind == "sliding_attention" else None
 
     def _rotary(self, kind: str, hidden: torch.Tensor, layout: PromptLayout) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cos, sin), (B, N + T, d) each; Gemma 3 has a base per attention type."""
+        """(cos, sin) of the rotary positions, (B, N + T, d) each. In Gemma 3 they differ between attention types."""
         if "layer_type" in inspect.signature(self.rotary_emb.forward).parameters:
             return self.rotary_emb(hidden, layout.positions, kind)
         return self.rotary_emb(hidden, layout.positions)
 
 
 def _kept_elsewhere(layer: nn.Module, hidden: torch.Tensor) -> bool:
-    """True for a layer that accelerate keeps off the device and brings in only when it is called as a whole."""
+    """Whether accelerate has offloaded the layer. It loads the weights only when the layer is called as a whole."""
     return not hidden.is_meta and any(parameter.is_meta for parameter in layer.parameters())
 
 
 def _cache_argument(layer: nn.Module) -> str:
-    """What the layer calls its key-value cache: `past_key_values` before transformers 5.24, which renamed it."""
+    """Name of the layer's argument for the key-value cache: "cache" since transformers 5.24, "past_key_values" before."""
     return "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
 
 
 class _KnownKeysValues:
-    """A key-value cache for one call of one layer: it already holds every column, the readouts' own included."""
+    """A key-value cache for one call of one layer. It holds the keys and values of all columns and is never extended."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor):
         self.keys, self.values = keys, values
@@ -262,7 +267,7 @@ class _KnownKeysValues:
 
 @contextlib.contextmanager
 def _without_checkpointing(layer: nn.Module):
-    """Gradient checkpointing would drop the cache; the R readouts' activations are too few to be worth recomputing."""
+    """Switch gradient checkpointing off: it drops the cache. The activations of R readouts are few enough to be kept."""
     was_on = layer.gradient_checkpointing
     layer.gradient_checkpointing = False
     try:
@@ -272,19 +277,20 @@ def _without_checkpointing(layer: nn.Module):
 
 
 def _gather(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """(B, L, C), (B, R) -> (B, R, C)."""
+    """The given columns of each row: (B, L, C), (B, R) -> (B, R, C)."""
     x = x.expand(columns.shape[0], -1, -1)
     # Not torch.take_along_dim, which fixes the batch size of an exported graph.
     return x.gather(1, columns[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of (B, heads, L, d) by (B, L, d)."""
+    """Apply the rotary position embedding: (B, heads, L, d), with cos and sin (B, L, d) -> (B, heads, L, d)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
 
 
 def _has(module: nn.Module, path: str) -> bool:
+    """Whether a module has the submodule at a dotted path."""
     for name in path.split("."):
         if not hasattr(module, name):
             return False
