@@ -1,1 +1,1 @@
-"""Measures trained models: `python -m eval --help` lists what can be measured."""
+"""Measure trained models. `python -m eval --help` lists the tasks."""

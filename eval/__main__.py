@@ -1,11 +1,11 @@
-"""Measures a trained model.
+"""Measure a trained model.
 
     python -m eval retrieval --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json out.json --grid out.png
     python -m eval retrieval --model openai/clip-vit-base-patch32 --data jxie/flickr8k --split test --json clip.json
     python -m eval differences --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json differences.json
 
-The JSON holds the metrics with 95% bootstrap intervals and what it takes to repeat the run. The scores of single items lie
-beside it, in OUT.items.npz. The Python files of a checkpoint are run: measure only checkpoints you trust.
+The JSON file holds the metrics, their 95% bootstrap intervals, and how the run is repeated. The scores of single items are
+written beside it, to OUT.items.npz. The Python files of a checkpoint are run: measure only checkpoints that you trust.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 
 from eval.options import add_common_options
 
-# Name on the command line -> the class, in a module whose first line is the task's line in the help.
+# Task -> module and class. The first line of the module's docstring is the task's line in the help.
 TASKS = {
     "retrieval": "eval.tasks.retrieval:Retrieval",
     "differences": "eval.tasks.differences:Differences",
@@ -25,12 +25,17 @@ TASKS = {
 
 
 def task_class(name: str) -> type:
+    """The class of a task of `TASKS`; imports its module."""
     module, _, cls = TASKS[name].partition(":")
     return getattr(importlib.import_module(module), cls)
 
 
 def make_parser(prog: str = "python -m eval") -> argparse.ArgumentParser:
-    """The command line of all tasks."""
+    """The parser of the command: a subcommand for each task.
+
+    Args:
+        prog: name of the command in messages.
+    """
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(metavar="TASK", required=True, dest="task")
     for name in TASKS:
@@ -45,14 +50,17 @@ def make_parser(prog: str = "python -m eval") -> argparse.ArgumentParser:
 
 
 def evaluate(options: argparse.Namespace, command: list[str] | None = None):
-    """Run a task as the command line says; write and return its `Result`.
+    """Run a task and write its result.
 
     Args:
-        options: as `make_parser` parses them.
-        command: recorded in the result.
+        options: as parsed by `make_parser`.
+        command: words of the command, recorded in the result.
+
+    Returns:
+        The `Result`.
 
     Raises:
-        ValueError, OSError, ImportError: something the user can mend; the message says what.
+        ValueError, OSError, ImportError: something that the user can fix; the message says what.
     """
     from mpclip.encoding import load_encoder
     from mpclip.export.int8 import int8_config
@@ -76,7 +84,15 @@ def evaluate(options: argparse.Namespace, command: list[str] | None = None):
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m eval") -> None:
-    """The command. Ends with code 2 for a wrong command line, with code 1 and one line for what the user can mend."""
+    """The command.
+
+    Args:
+        arguments: words of the command line; None takes those of the process.
+        prog: name of the command in messages.
+
+    Raises:
+        SystemExit: code 2 for a wrong command line; code 1 and one line for an error that the user can fix.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser(prog)
     options = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
 """Recall of text-to-image and image-to-text retrieval, from embeddings alone.
 
-Scores are inner products: pass L2-normalised embeddings for cosines, or a query side that is re-weighted on purpose.
+Scores are inner products: cosines, if the embeddings are L2-normalised. Queries with weighted segments need not be normalised.
 
-**Ties count against the model.** The rank of a right answer is 1 + the number of wrong answers that score at least as
-high. With a strict comparison a model whose embeddings are all equal would reach a recall of 100%; here it gets 0%.
-Equality is meant up to the rounding of fp32, since a matrix product does not give equal rows exactly equal scores.
+**A tie counts against the model.** The rank of a right answer is 1 + the number of wrong answers that score at least as high.
+If only higher scores counted, a model whose embeddings are all equal would reach a recall of 100%; here it gets 0%. Scores are
+equal if they differ by no more than the rounding error of fp32, because a matrix product may round equal rows differently.
 """
 
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 RECALLS = (1, 5, 10)
-SHORT = {"text_to_image": "t2i", "image_to_text": "i2t"}  # as names of metrics begin
+SHORT = {"text_to_image": "t2i", "image_to_text": "i2t"}  # direction -> prefix of the names of its metrics
 
 
 def retrieval_metrics(
@@ -28,18 +28,18 @@ def retrieval_metrics(
     caption_image: Tensor | np.ndarray,
     chunk: int = 4096,
 ) -> dict:
-    """Recall at 1, 5 and 10 in both directions. Arguments and errors as in `retrieval_ranks`.
+    """Recall at 1, 5 and 10 in both directions. Arguments and errors are those of `retrieval_ranks`.
 
     Returns:
-        `{"text_to_image": {"R@1", "R@5", "R@10"}, "image_to_text": {...}, "mean_recall"}` in percent; mean_recall is
-        the mean of the six.
+        `{"text_to_image": {"R@1": x, "R@5": x, "R@10": x}, "image_to_text": {...}, "mean_recall": x}` in percent;
+        mean_recall is the mean of the six.
     """
     text_ranks, image_ranks = retrieval_ranks(image_embeds, text_embeds, caption_image, chunk)
     return recalls(text_ranks, image_ranks)
 
 
 def recalls(text_ranks: np.ndarray, image_ranks: np.ndarray) -> dict:
-    """The result of `retrieval_metrics` from the ranks that `retrieval_ranks` gives."""
+    """The result of `retrieval_metrics`, from the ranks of `retrieval_ranks`."""
     result: dict = {
         direction: {f"R@{k}": 100.0 * float(np.mean(ranks <= k)) for k in RECALLS}
         for direction, ranks in zip(SHORT, (text_ranks, image_ranks), strict=True)
@@ -54,25 +54,25 @@ def retrieval_ranks(
     caption_image: Tensor | np.ndarray,
     chunk: int = 4096,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of the right image for every text, and of the best right caption for every image; 1 is best.
+    """For every text the rank of its image, and for every image the rank of its best text; 1 is best.
 
     Args:
-        image_embeds: (I, D), any float type, numpy or torch. Computed in fp32 on the device it lies on.
+        image_embeds: (I, D), any float type, numpy or torch. Scores are computed in fp32 on its device.
         text_embeds: (T, D), likewise.
-        caption_image: (T,) int, the image that each text describes. An image may have several texts: it counts
-            as found where any of them is, and its other texts are never wrong answers.
-        chunk: scores exist for chunk x chunk pairs at a time, never for all I x T.
+        caption_image: (T,) int, the image that each text describes. If an image has several texts, it is found when any of
+            them is found, and none of them is a wrong answer for it.
+        chunk: scores are computed for chunk x chunk pairs at a time, never for all I x T.
 
     Returns:
-        text_ranks (T,) int64: 1 + the other images that score at least as high for this text as its own.
-        image_ranks (I,) int64: 1 + the other images' texts that score at least as high as the image's best own.
+        text_ranks (T,) int64: 1 + the number of other images that score at least as high for a text as its own image.
+        image_ranks (I,) int64: 1 + the number of other images' texts that score at least as high for an image as its best text.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, an image without a text.
+        ValueError: shapes do not match, values are not finite, or an image has no text.
     """
     images, texts, owner = _validated(image_embeds, text_embeds, caption_image)
     device = images.device
-    # Rounding error of an inner product of D terms: a few units in the last place of the largest product possible.
+    # The rounding error of an inner product is a few units in the last place of the largest possible product.
     tolerance = 8 * torch.finfo(torch.float32).eps * images.norm(dim=1).max() * texts.norm(dim=1).max()
 
     own = torch.cat(  # (T,) score of each text with its own image
@@ -86,16 +86,20 @@ def retrieval_ranks(
     for t in range(0, len(texts), chunk):
         for i in range(0, len(images), chunk):
             scores = texts[t : t + chunk] @ images[i : i + chunk].T  # (t, i)
-            column = owner[t : t + chunk] - i  # (t,) where a text's own image is in this block
+            column = owner[t : t + chunk] - i  # (t,) column of a text's own image in this block
             here = (column >= 0) & (column < scores.shape[1])  # (t,)
-            scores[here, column[here]] = -torch.inf  # neither direction counts a right answer as a wrong one
+            scores[here, column[here]] = -torch.inf  # a right answer is no wrong one, in either direction
             text_ranks[t : t + chunk] += (scores >= own[t : t + chunk, None] - tolerance).sum(dim=1)
             image_ranks[i : i + chunk] += (scores >= best[None, i : i + chunk] - tolerance).sum(dim=0)
     return text_ranks.cpu().numpy(), image_ranks.cpu().numpy()
 
 
 def flat(recalls: dict) -> dict:
-    """{"text_to_image": {"R@1": x, ...}, "image_to_text": {...}, ...} -> {"t2i_R@1": x, ..., "i2t_R@1": ..., ...}."""
+    """Recalls by direction as one dict: {"text_to_image": {"R@1": x, ...}, ...} becomes {"t2i_R@1": x, ...}.
+
+    Args:
+        recalls: as from `retrieval_metrics`, or the same of intervals. Other keys are kept.
+    """
     result: dict = {}
     for name, value in recalls.items():
         result |= {f"{SHORT[name]}_{recall}": x for recall, x in value.items()} if name in SHORT else {name: value}
@@ -103,28 +107,35 @@ def flat(recalls: dict) -> dict:
 
 
 def retrieval_compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
-    """`compute_metrics` for a Trainer whose predictions are the embeddings of an evaluation set, such as `MPCLIPTrainer`.
+    """`compute_metrics` for a Trainer that predicts the embeddings of an evaluation set, such as `MPCLIPTrainer`.
 
     Args:
-        prediction: `predictions` is (image_embeds (I, D), text_embeds (T, D), caption_image (T,)) as `retrieval_ranks` takes
-            them.
+        prediction: `predictions` is the tuple (image_embeds (I, D), text_embeds (T, D), caption_image (T,)), see
+            `retrieval_ranks`.
 
     Returns:
-        `{"t2i_R@1", "t2i_R@5", "t2i_R@10", "i2t_R@1", ..., "mean_recall"}` in percent.
+        `{"t2i_R@1": x, "t2i_R@5": x, "t2i_R@10": x, "i2t_R@1": x, ..., "mean_recall": x}` in percent.
 
     Raises:
-        ValueError: the predictions are not these three arrays, or do not fit together.
+        ValueError: the predictions are not these three arrays, or their shapes do not match.
     """
     if not isinstance(prediction.predictions, tuple | list) or len(prediction.predictions) != 3:
-        raise ValueError("predictions must be the three arrays (image_embeds, text_embeds, caption_image)")
+        raise ValueError(
+            f"predictions are a {type(prediction.predictions).__name__}: expected the three arrays (image_embeds, text_embeds, "
+            "caption_image), as MPCLIPTrainer predicts them"
+        )
     return flat(retrieval_metrics(*prediction.predictions))
 
 
 def recall_intervals(text_ranks: np.ndarray, image_ranks: np.ndarray, caption_image: np.ndarray) -> dict:
-    """95% intervals of the six recalls by bootstrap over images, an image keeping all its captions together.
+    """95% intervals of the six recalls, by bootstrap over images; an image is drawn with all its captions.
 
-    Queries are drawn again, what is searched through stays whole: the interval tells how much the choice of test
-    queries matters, not how a larger collection would fare.
+    Only the queries are drawn; the collection that they search stays as it is. So an interval says how much the recall depends
+    on the choice of queries. It does not say what the recall in a larger collection would be.
+
+    Args:
+        text_ranks, image_ranks: (T,) and (I,), as from `retrieval_ranks`.
+        caption_image: (T,) int, the image of each text.
 
     Returns:
         `{"text_to_image": {"R@1": [low, high], ...}, "image_to_text": {...}}` in percent.
@@ -144,21 +155,37 @@ def recall_intervals(text_ranks: np.ndarray, image_ranks: np.ndarray, caption_im
 
 
 def recalls_of_images(text_ranks: np.ndarray, image_ranks: np.ndarray, caption_image: np.ndarray) -> np.ndarray:
-    """What each image adds to the mean recall: (I,) float64 in percent, from its own rank and its captions'.
+    """The mean recall of each image and its captions, to compare two models image by image.
 
-    Two models are compared by the differences of their images, which a test can pair. Where all images have as many
-    captions, the mean over images is `mean_recall`.
+    If all images have the same number of captions, the mean over images equals `mean_recall`.
+
+    Args:
+        text_ranks, image_ranks: (T,) and (I,), as from `retrieval_ranks`.
+        caption_image: (T,) int, the image of each text.
+
+    Returns:
+        (I,) float64, in percent.
     """
     found = np.stack([np.bincount(caption_image, text_ranks <= k) for k in RECALLS], axis=1)  # (I, recalls)
-    of_texts = found / np.bincount(caption_image)[:, None]
-    of_image = image_ranks[:, None] <= np.array(RECALLS)
+    of_texts = found / np.bincount(caption_image)[:, None]  # (I, recalls)
+    of_image = image_ranks[:, None] <= np.array(RECALLS)  # (I, recalls)
     return 100.0 * np.concatenate([of_texts, of_image], axis=1).mean(axis=1)
 
 
 def top_images(image_embeds: Tensor, text_embeds: Tensor, k: int, chunk: int = 4096) -> np.ndarray:
-    """The k images of highest score for every text, best first: (T, min(k, I)) int64. Arguments as above."""
+    """The k best images for every text.
+
+    Args:
+        image_embeds: (I, D).
+        text_embeds: (T, D).
+        k: number of images.
+        chunk: about chunk x chunk scores are computed at a time.
+
+    Returns:
+        (T, min(k, I)) int64, best image first.
+    """
     image_embeds, text_embeds = _finite(image_embeds, "image_embeds"), _finite(text_embeds, "text_embeds")
-    rows = max(1, chunk * chunk // len(image_embeds))  # as many scores at a time as elsewhere: rows x I
+    rows = max(1, chunk * chunk // len(image_embeds))  # texts at a time
     top = [
         (text_embeds[at : at + rows] @ image_embeds.T).topk(min(k, len(image_embeds)), dim=1).indices
         for at in range(0, len(text_embeds), rows)
@@ -167,7 +194,7 @@ def top_images(image_embeds: Tensor, text_embeds: Tensor, k: int, chunk: int = 4
 
 
 def _validated(image_embeds, text_embeds, caption_image) -> tuple[Tensor, Tensor, Tensor]:
-    """The three as tensors of one device, fp32 and int64, known to fit together."""
+    """Images and texts as fp32 tensors and caption_image as int64, on one device; shapes and indices are checked."""
     images, texts = _finite(image_embeds, "image_embeds"), _finite(text_embeds, "text_embeds")
     owner = torch.as_tensor(caption_image).to(device=images.device, dtype=torch.int64)
     if images.shape[1] != texts.shape[1]:
@@ -179,7 +206,9 @@ def _validated(image_embeds, text_embeds, caption_image) -> tuple[Tensor, Tensor
             f"caption_image has values from {int(owner.min())} to {int(owner.max())}, expected 0 to {len(images) - 1}"
         )
     if without := len(images) - len(owner.unique()):
-        raise ValueError(f"{without} of {len(images)} images have no text: leave them out, they cannot be queries")
+        raise ValueError(
+            f"{without} of {len(images)} images have no text: leave them out, because none of their queries has a right answer"
+        )
     return images, texts.to(images.device), owner
 
 
@@ -192,6 +221,6 @@ def _finite(embeds: Tensor | np.ndarray, name: str) -> Tensor:
     if len(bad):
         raise ValueError(
             f"{name}: {len(bad)} of {len(embeds)} rows have values that are not finite, first {bad[:10].tolist()}; "
-            "find the examples of these rows, or check the checkpoint for NaN weights"
+            "look at the examples of these rows, or check the checkpoint for NaN weights"
         )
     return embeds

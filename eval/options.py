@@ -1,4 +1,4 @@
-"""The options that all tasks of `python -m eval` share, each declared once."""
+"""The options that all tasks of `python -m eval` share."""
 
 import argparse
 
@@ -8,15 +8,16 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def add_common_options(parser: argparse.ArgumentParser, takes: str) -> None:
-    """Add model, data and how to compute.
+    """Add the options for model, data, result and computation.
 
     Args:
-        takes: which data the task takes, in words.
+        parser: of the task.
+        takes: which data the task takes, in words; the help text of --data.
     """
     parser.add_argument(
         "--model",
         required=True,
-        help="checkpoint, folder or Hub id: MP-CLIP, CLIP, SigLIP or a sentence-transformers model. Its Python files are run",
+        help="folder or Hub id of an MP-CLIP, CLIP, SigLIP or sentence-transformers model. Its Python files are run",
     )
     parser.add_argument("--data", required=True, help=takes)
     parser.add_argument("--split", required=True, help="name of the split, such as validation, test or 'train[:100]'")
@@ -26,11 +27,13 @@ def add_common_options(parser: argparse.ArgumentParser, takes: str) -> None:
         "--dtype",
         choices=PRECISIONS,
         default="float32",
-        help="of the weights; embeddings are normalised and compared in float32 in any case (default: %(default)s)",
+        help="precision of the weights; embeddings are always compared in float32 (default: %(default)s)",
     )
     parser.add_argument(
-        "--quantize", choices=("int8",), help="load the LLM's weights as int8, whatever the checkpoint holds (needs torchao)"
+        "--quantize", choices=("int8",), help="load the LLM's weights as int8, in whatever type they are saved (needs torchao)"
     )
     parser.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     parser.add_argument("--limit", type=int, help="only the first LIMIT pictures, for a quick look")
-    parser.add_argument("--cache", metavar="FOLDER", help="keep embeddings there; a killed run goes on, a second one is quick")
+    parser.add_argument(
+        "--cache", metavar="FOLDER", help="keep embeddings there, so that a later run does not compute them again"
+    )

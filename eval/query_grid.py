@@ -1,4 +1,4 @@
-"""A picture of what a model finds: one row per query, with the query's words and the images of highest score."""
+"""A picture of search results: a row for each query, with its text and the images of highest score."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,14 @@ from numpy.typing import ArrayLike
 
 from mpclip.contact_sheet import FAINT, ContactSheet, wrap
 
-RIGHT, WRONG = "#1a8a3c", "#e0491b"  # differ in brightness too; the marks below the image say the same without colour
-CELL = 1.5  # inches of an image's longer side
-FRAME = 0.03  # inches from an image to the middle of its frame
-GAP = 0.16  # inches between images
-QUERY = 2.9  # inches of the query column
-CAPTION = 0.34  # inches below an image
+# Colours of frames. They differ in brightness too, and a mark below the image says the same.
+RIGHT, WRONG = "#1a8a3c", "#e0491b"
+# Lengths in inches.
+CELL = 1.5  # longer side of an image
+FRAME = 0.03  # from an image to the middle of its frame
+GAP = 0.16  # between images
+QUERY = 2.9  # width of the queries' column
+CAPTION = 0.34  # height of the line below an image
 
 
 def query_grid(
@@ -25,21 +27,21 @@ def query_grid(
     path: str | Path,
     columns: int = 5,
 ) -> None:
-    """Draws the best images for each query into a PNG file.
+    """Draw the best images for each query into a PNG file.
 
-    The right image has a green frame and a check mark. A wrong image in first place has a red-orange frame and a cross.
-    Where the right image is not among those shown, its rank stands below the query.
+    The right image has a green frame and a check mark. A wrong image in first place has a red-orange frame and a cross. If the
+    right image is not among those shown, its rank is written below the query.
 
     Args:
         queries: Q texts.
-        images: I images. Only those shown are read, so a column that decodes on access will do.
+        images: I images, or a column of a data set; only those shown are read.
         scores: (Q, I), an array or a tensor on the CPU; higher is better.
         right: Q indices of the right images.
-        path: the file to write; its folder is made.
+        path: the file to write; its folder is created.
         columns: images per query.
 
     Raises:
-        ValueError: the numbers of queries, images, scores and right images do not fit together.
+        ValueError: the numbers of queries, images, scores and right images do not match.
     """
     scores = np.asarray(scores, dtype=np.float32)  # (Q, I)
     if scores.shape != (len(queries), len(images)) or len(right) != len(queries):
@@ -53,7 +55,7 @@ def query_grid(
 
     for row, (query, row_scores, answer) in enumerate(zip(queries, scores, right, strict=True)):
         top = GAP + row * row_height
-        order = np.lexsort((np.arange(len(images)) == int(answer), -row_scores))  # (I,) in a tie the right image is last
+        order = np.lexsort((np.arange(len(images)) == int(answer), -row_scores))  # (I,) in a tie, the right image is last
         _draw_query(sheet, query, int(np.flatnonzero(order == int(answer))[0]) + 1, columns, top)
         for column, number in enumerate(order[:columns]):
             left = QUERY + column * (CELL + GAP)
@@ -79,6 +81,6 @@ def _draw_image(
     below = top + CELL + 0.1
     if verdict:
         color, mark = (RIGHT, "✓ right") if verdict == "right" else (WRONG, "✗ wrong")
-        sheet.frame(*box, color=color, line=3, gap=FRAME)  # around the image, hiding none of it
+        sheet.frame(*box, color=color, line=3, gap=FRAME)  # around the image, so that it covers nothing
         sheet.text(mark, left, below, size=9, color=color, weight="bold")
     sheet.text(f"{score:.2f}", left + CELL, below, size=9, color=FAINT, ha="right")

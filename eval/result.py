@@ -1,4 +1,4 @@
-"""What a task found: one primary metric, all metrics by name, their intervals, and the scores of single items."""
+"""The result of a task: its metrics, their intervals, and the scores of single items."""
 
 import json
 from dataclasses import dataclass, field
@@ -11,15 +11,16 @@ from mpclip.files import aside, write_json
 
 @dataclass
 class Result:
-    """
+    """What a task measured.
+
     Attributes:
         task: name of the task.
-        primary: name of the one metric that decides.
+        primary: name of the metric to compare models by.
         metrics: name -> value, in percent unless the name says otherwise.
-        intervals: name -> [low, high], 95%, of the metrics that have one.
-        counts: what was measured on: name -> number, such as images and captions.
-        items: name -> (items,) array: the score of every single item, by which two results can be compared pair by pair.
-        origin: what it takes to repeat the measurement: model, data, split, command, date, machine.
+        intervals: name -> [low, high], the 95% interval of a metric; not all have one.
+        counts: name -> number of the things measured, such as images and captions.
+        items: name -> (items,) array of the scores of single items, to compare two results item by item.
+        origin: how the measurement is repeated: model, data, split, command, date, machine.
     """
 
     task: str
@@ -31,12 +32,12 @@ class Result:
     origin: dict = field(default_factory=dict)
 
     def to_json(self) -> dict:
-        """Everything but the items."""
+        """Everything but the items, as the JSON file holds it."""
         own = {"task": self.task, "primary": self.primary, "metrics": self.metrics, "intervals": self.intervals}
         return own | self.counts | self.origin
 
     def save(self, path: str | Path) -> None:
-        """Write `path`, and beside it `<name>.items.npz` with the items; both whole or not at all."""
+        """Write the JSON file `path`, and the items beside it as `<name>.items.npz`. Neither is ever left half-written."""
         path = Path(path)
         written = self.to_json()
         if self.items:
@@ -47,7 +48,7 @@ class Result:
         write_json(path, written, indent=2)
 
     def table(self) -> str:
-        """The metrics with their intervals, a line each, the primary one marked."""
+        """A line for each metric, with its interval; the primary metric is marked."""
         names = {name: name.replace("_", " ") + (" *" if name == self.primary else "") for name in self.metrics}
         width = max(map(len, names.values()))
         lines = [", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self.counts.items())]
@@ -55,11 +56,18 @@ class Result:
             low, high = self.intervals.get(name, (None, None))
             interval = "" if low is None else f"   ({low:.1f} to {high:.1f})"
             lines.append(f"{names[name]:<{width}} {value:>7.1f}{interval}")
-        return "\n".join([*(line for line in lines if line), "", "* decides; in brackets the 95% interval"])
+        return "\n".join([*(line for line in lines if line), "", "* primary metric; in brackets: 95% interval"])
 
 
 def load_items(path: str | Path) -> dict[str, np.ndarray]:
-    """The items of a result that was saved as `path`; {} where it has none."""
+    """The items of a saved result.
+
+    Args:
+        path: the JSON file.
+
+    Returns:
+        name -> (items,) array; {} if the result has no items.
+    """
     name = json.loads(Path(path).read_text(encoding="utf-8")).get("items")
     if name is None:
         return {}

@@ -1,8 +1,13 @@
-"""Markdown tables, as pages, cards and terminals show them."""
+"""Markdown tables for pages, model cards and the terminal."""
 
 
 def markdown_table(head: list[str], rows: list[list]) -> str:
-    """A table in Markdown. Floats have two decimals, None is a dash."""
+    """A table in Markdown.
+
+    Args:
+        head: titles of the columns.
+        rows: cells of each row. A float is shown with two decimals, None as a dash.
+    """
     lines = [head, ["---"] * len(head), *([_cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,4 +1,4 @@
-"""What a task of `python -m eval` is."""
+"""The protocol of a task of `python -m eval`."""
 
 import argparse
 from typing import Any, Protocol
@@ -7,13 +7,13 @@ from eval.result import Result
 
 
 class Task(Protocol):
-    """One class per task, in a file of its own under eval/tasks/. A new one is also named in `eval.__main__.TASKS`.
+    """Each task is a class in a file of its own in eval/tasks/, listed in `eval.__main__.TASKS`.
 
-    A module imports torch and its relatives inside functions, so that the command's help is shown at once.
+    The file imports torch and other large libraries inside functions, so that the command's help appears at once.
 
     Attributes:
-        name: as on the command line.
-        takes: which data it takes, in words.
+        name: on the command line.
+        takes: which data the task takes, in words.
     """
 
     name: str
@@ -21,16 +21,21 @@ class Task(Protocol):
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
-        """Add the options that only this task has."""
+        """Add the task's own options."""
 
     def __init__(self, options: argparse.Namespace | None = None):
-        """Keep what the task's own options say; None takes their defaults."""
+        """Take the values of the task's own options; None takes their defaults."""
 
     def load(self, source: str, split: str, limit: int | None = None) -> Any:
         """Open the data.
 
+        Args:
+            source: folder, file or Hub id.
+            split: name of the split.
+            limit: take the first `limit` rows only.
+
         Raises:
-            ValueError, OSError: it is not what the task takes; the message says what it takes.
+            ValueError, OSError: the data are not what the task takes; the message says what it takes.
         """
 
     def run(self, encoder, data: Any, **encoding) -> Result:
@@ -38,6 +43,9 @@ class Task(Protocol):
 
         Args:
             encoder: an `mpclip.encoding.Encoder`.
-            data: as `load` gives it.
+            data: as from `load`.
             encoding: options of `mpclip.encoding.encode_dataset`, such as `batch_size`.
+
+        Returns:
+            The metrics; `python -m eval` adds the origin.
         """

@@ -1,10 +1,15 @@
-"""Which differences between near-twin scenes a model does not tell apart (OpenMoji scenes).
+"""Differences between near-twin OpenMoji scenes that a model does not see.
 
-Every caption searches all scenes. Where it finds a wrong one first, the two scenes differ in something: the kind of difference
-is counted. `right`, which decides, is the share of captions that find their own scene first; `wrong_KIND` is the share that
-finds a scene which differs in that kind alone, such as wrong_relation. wrong_several: in more than one; wrong_none: the two are
-described alike; wrong_other_scene: a scene of another family. All in percent; a tie counts against the model. The item `rank`
-is that of each caption's own scene.
+Every caption searches all scenes of the split. If the best scene is a wrong one, its differences to the caption's own scene are
+looked up. The metrics are shares of captions in percent; a tie counts against the model.
+
+    right              the caption's own scene is first (the primary metric)
+    wrong_KIND         the wrong scene differs in this kind alone, such as wrong_relation
+    wrong_several      the wrong scene differs in several kinds
+    wrong_none         the wrong scene has the same description
+    wrong_other_scene  the wrong scene is of another family
+
+The items are `rank`, the rank of each caption's own scene.
 """
 
 import argparse
@@ -14,6 +19,8 @@ from eval.result import Result
 
 
 class Differences:
+    """The task; see `eval.task.Task`."""
+
     name = "differences"
     takes = "a folder of OpenMoji scenes: python -m mpclip.data.openmoji.scenes --out FOLDER"
 
@@ -25,10 +32,10 @@ class Differences:
         pass
 
     def load(self, source: str, split: str, limit: int | None = None):
-        """A table with `image`, `captions`, `scene` and `family`.
+        """The scenes, with columns `image`, `captions`, `scene` and `family`.
 
         Raises:
-            ValueError: the pictures are no scenes.
+            ValueError: the pictures are not OpenMoji scenes.
         """
         from mpclip.data.image_text import load_image_text
 
@@ -38,13 +45,19 @@ class Differences:
         return rows
 
     def run(self, encoder, rows, **encoding) -> Result:
+        """Embed the scenes and measure; see `eval.task.Task.run`."""
         from mpclip.encoding import encode_dataset
 
         return measure(encode_dataset(encoder, rows, **encoding), rows)
 
 
 def measure(embeds: dict, rows) -> Result:
-    """The result, from embeddings as `encode_dataset` gives them and the scenes they belong to."""
+    """The result, from embeddings.
+
+    Args:
+        embeds: of the scenes, as from `encode_dataset`.
+        rows: the scenes, as from `Differences.load`.
+    """
     from eval.intervals import share_interval
     from eval.metrics import retrieval_ranks
 
@@ -66,7 +79,7 @@ def measure(embeds: dict, rows) -> Result:
 
 
 def count_mistakes(image_embeds, text_embeds, caption_image, text_ranks, rows) -> dict[str, int]:
-    """Sort the captions that did not find their own scene first by what they found instead.
+    """Count the captions whose own scene is not first, by the difference of the best wrong scene.
 
     Args:
         image_embeds, text_embeds, caption_image: (I, D), (T, D), (T,), as from `encode_dataset`.
@@ -74,9 +87,9 @@ def count_mistakes(image_embeds, text_embeds, caption_image, text_ranks, rows) -
         rows: the I scenes, with columns `scene` and `family`.
 
     Returns:
-        The number of mistakes per kind, most frequent first: a difference such as "relation" where the best wrong scene is of
-        the same family and differs in this alone; "several" where it differs in more; "none" where it is described alike;
-        "other_scene" where it is of another family.
+        Kind -> number of captions, most frequent first. The kind is "other_scene" if the best wrong scene is of another family,
+        "none" if it has the same description, a kind of difference such as "relation" if it differs in this alone, and
+        "several" if it differs in more.
     """
     import numpy as np
 
@@ -88,7 +101,7 @@ def count_mistakes(image_embeds, text_embeds, caption_image, text_ranks, rows) -
     mistakes: Counter[str] = Counter()
     for text in np.flatnonzero(text_ranks > 1):
         right = int(caption_image[text])
-        wrong = int(second[text] if first[text] == right else first[text])  # the right one may be first by a tie
+        wrong = int(second[text] if first[text] == right else first[text])  # in a tie, the right one may be first
         if families[wrong] != families[right]:
             mistakes["other_scene"] += 1
             continue

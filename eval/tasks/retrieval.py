@@ -1,9 +1,9 @@
 """Recall of text-to-image and image-to-text retrieval on pictures with captions.
 
-Every caption of the split searches all its pictures, and every picture all its captions. A tie counts against the model (see
-eval/metrics.py). The metrics are R@1, R@5 and R@10 both ways in percent (t2i: text to image, i2t: image to text) and their
-mean, `mean_recall`, which decides. The items are ranks, 1 being best: `text_rank` of each caption, `image_rank` of each
-picture, and `caption_image`, the picture that each caption belongs to.
+Every caption searches all pictures of the split, and every picture all captions. A tie counts against the model (see
+eval/metrics.py). The metrics are R@1, R@5 and R@10 in percent, in both directions (t2i: text to image, i2t: image to text), and
+their mean, `mean_recall`, the primary metric. The items are ranks, 1 is best: `text_rank` of each caption, `image_rank` of each
+picture; and `caption_image`, the picture that each caption belongs to.
 """
 
 import argparse
@@ -11,10 +11,12 @@ from pathlib import Path
 
 from eval.result import Result
 
-GRID_QUERIES = 6
+GRID_QUERIES = 6  # rows of the picture of --grid
 
 
 class Retrieval:
+    """The task; see `eval.task.Task`."""
+
     name = "retrieval"
     takes = "pictures with captions: a folder with metadata.jsonl or .csv, parquet, a saved data set, or a Hub id"
 
@@ -23,15 +25,16 @@ class Retrieval:
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--grid", metavar="OUT.png", help=f"also draw {GRID_QUERIES} queries with the pictures they found")
+        parser.add_argument("--grid", metavar="OUT.png", help=f"also draw {GRID_QUERIES} captions with the pictures they find")
 
     def load(self, source: str, split: str, limit: int | None = None):
-        """A table with `image` and `captions`; pictures that cannot be read are named and skipped."""
+        """The pictures, with columns `image` and `captions`. Those that cannot be read are named and left out."""
         from mpclip.data.image_text import load_image_text
 
         return load_image_text(source, split, limit=limit)
 
     def run(self, encoder, rows, **encoding) -> Result:
+        """Embed pictures and captions and measure; see `eval.task.Task.run`."""
         from mpclip.encoding import encode_dataset
 
         embeds = encode_dataset(encoder, rows, **encoding)
@@ -41,7 +44,11 @@ class Retrieval:
 
 
 def measure(embeds: dict) -> Result:
-    """Recalls with their intervals, from embeddings as `encode_dataset` gives them."""
+    """The result, from embeddings.
+
+    Args:
+        embeds: as from `encode_dataset`.
+    """
     from eval.metrics import flat, recall_intervals, recalls, retrieval_ranks
 
     text_ranks, image_ranks = retrieval_ranks(**embeds)
@@ -57,15 +64,16 @@ def measure(embeds: dict) -> Result:
 
 
 def recalls_of(result: dict) -> tuple[dict, dict]:
-    """Recalls and their intervals by direction, from the JSON of a retrieval result.
+    """The recalls and their intervals in the JSON of a retrieval result.
 
-    Results of the first form of the project, which held them by direction, are read too.
+    Args:
+        result: content of the JSON file. Files of the project's first format, which had other keys, are read too.
 
     Returns:
-        `{"text_to_image": {"R@1": x, ...}, "image_to_text": {...}}` and the same of [low, high].
+        Recalls `{"text_to_image": {"R@1": x, ...}, "image_to_text": {...}}`, and the same with intervals [low, high] for x.
 
     Raises:
-        ValueError: it is no retrieval result.
+        ValueError: this is not a retrieval result.
     """
     from eval.metrics import RECALLS, SHORT
 
@@ -82,12 +90,12 @@ def recalls_of(result: dict) -> tuple[dict, dict]:
 
 
 def write_grid(rows, embeds: dict, path: str | Path) -> None:
-    """Draw a few queries with the pictures they found, taken at even intervals so that nobody picked them.
+    """Draw a few captions with the pictures they find. The captions are taken at even intervals, not chosen.
 
     Args:
         rows: the pictures and captions.
         embeds: their embeddings, as from `encode_dataset`.
-        path: of the PNG.
+        path: the PNG to write.
     """
     import numpy as np
 
