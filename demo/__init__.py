@@ -1,1 +1,1 @@
-"""`make demo`: the main job from nothing, and a picture of what it learned."""
+"""`make demo`: train on OpenMoji scenes, and compare with a baseline."""

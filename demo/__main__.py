@@ -1,14 +1,20 @@
 """Train the multi-prompt model and its single-prompt baseline on OpenMoji scenes, and compare them on held-out scenes.
 
-`make demo` runs this. Everything lands in runs/demo:
+    make demo
+    python -m demo --train 1000 --test 200 --out runs/small_demo
 
-    scenes/                       the pictures with their captions, and the drawings' attribution
-    cache/                        states of the frozen towers; computed once, used by both systems
-    multi_prompt/ single_prompt/  the checkpoints, as train_hf.py leaves them
-    scenes.png queries.png        a few families, and a few queries with what they found
-    results.json
+The command writes everything to runs/demo:
 
-An interrupted run goes on where it was, and a finished one is shown again at once; `make clean` starts afresh.
+    scenes/         the pictures with their captions, and the attribution of the drawings
+    cache/          states of the frozen towers, computed once for both systems
+    multi_prompt/   the checkpoint with six prompts, as train_hf.py writes it
+    single_prompt/  the checkpoint of the baseline
+    scenes.png      a few families of scenes
+    queries.png     a few queries and the scenes they find
+    results.json    all numbers
+
+An interrupted run continues where it stopped. A finished run shows its results again. `make clean` deletes
+runs/, to start anew.
 """
 
 import argparse
@@ -18,10 +24,15 @@ SCENES = {"train": 5000, "test": 600}
 
 
 def main(arguments: list[str] | None = None) -> dict:
+    """The command; returns the content of results.json.
+
+    Args:
+        arguments: words of the command line; None takes those of the process.
+    """
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything (default: runs/demo)")
-    parser.add_argument("--train", type=int, default=SCENES["train"], help="training scenes (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=SCENES["test"], help="held-out scenes (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=SCENES["train"], help="number of training scenes (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=SCENES["test"], help="number of held-out scenes (default: %(default)s)")
     options = parser.parse_args(arguments)
 
     from demo.compare import compare  # imports torch

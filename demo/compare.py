@@ -1,4 +1,4 @@
-"""The demo's work: draw scenes, train both systems, measure them on held-out scenes, show what they find."""
+"""The steps of the demo: draw scenes, train both systems, measure them on held-out scenes, show what they find."""
 
 import datetime
 import json
@@ -17,16 +17,17 @@ from model_card.card import write_card
 from mpclip.data.backbones import prepare_backbone
 from mpclip.data.image_text import load_image_text
 from mpclip.data.openmoji import scenes as openmoji_scenes
-from mpclip.files import aside, write_json
+from mpclip.files import aside, read_json, write_json
 from mpclip.hardware import describe_machine
 from mpclip.training.command_line import parse_options
 from mpclip.training.resume import shaping_options
 from mpclip.training.run import build_trainer, train
 
 RECIPE = "configs/openmoji_smollm2.yaml"
+# System -> recipes laid over `RECIPE`.
 SYSTEMS = {
     "multi_prompt": [],
-    # The baseline differs in this alone: one prompt, and with it one pooling query, gives all dimensions.
+    # The only difference: one prompt, and with it one pooling query, gives all dimensions.
     "single_prompt": ["configs/systems/single_prompt.yaml"],
 }
 
@@ -35,11 +36,12 @@ def compare(out: Path, train_scenes: int, test_scenes: int) -> dict:
     """Run the demo.
 
     Args:
-        out: folder for everything.
-        train_scenes, test_scenes: number of scenes to train on, and to hold out.
+        out: folder to write to.
+        train_scenes: number of scenes to train on.
+        test_scenes: number of held-out scenes.
 
     Returns:
-        The content of results.json: for each system its recalls, intervals and mistakes, and what it takes to repeat them.
+        The content of results.json: recalls, intervals and mistakes of each system, and how they were measured.
     """
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -72,7 +74,7 @@ def compare(out: Path, train_scenes: int, test_scenes: int) -> dict:
         "scenes": len(rows),
         "training_scenes": train_scenes,
         "seconds": round(time.monotonic() - started, 1),
-        "resumed": resumed,  # then `seconds` are those of the last part alone
+        "resumed": resumed,  # if so, `seconds` counts the last part of the run only
         "recipe": RECIPE,
         "command": "make demo",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -81,7 +83,7 @@ def compare(out: Path, train_scenes: int, test_scenes: int) -> dict:
     _say("4/4  Results")
     file = out / "results.json"
     if file.exists() and not trained_now:
-        results = json.loads(file.read_text())  # nothing new was measured: date and duration stay those of the training
+        results = read_json(file)  # nothing was trained: keep the date and duration of the training
     write_json(file, results)
     print(_table(results))
     _show_use(out, results)
@@ -89,9 +91,17 @@ def compare(out: Path, train_scenes: int, test_scenes: int) -> dict:
 
 
 def _embeddings(argv: list[str], rows) -> tuple[dict, bool]:
-    """Embeddings of the held-out scenes by the system that `argv` describes, and whether it had been trained before.
+    """Train a system, unless it is trained already, and embed the held-out scenes.
 
-    Kept beside the checkpoint with the options that made them, and used again only for the same.
+    The embeddings are saved beside the checkpoint with the options that shaped them. They are read only if the options are the
+    same.
+
+    Args:
+        argv: the command line of train_hf.py.
+        rows: the held-out scenes.
+
+    Returns:
+        image_embeds (I, D), text_embeds (T, D) and caption_image (T,); and whether the system was trained already.
     """
     options = parse_options(argv)
     folder = Path(options.training.output_dir)
@@ -113,7 +123,7 @@ def _embeddings(argv: list[str], rows) -> tuple[dict, bool]:
 
 
 def _measure(embeds: dict, rows) -> dict:
-    """Recalls and their intervals by direction, and what differs where a wrong scene was found first."""
+    """Recalls and their intervals by direction, and the mistakes by difference."""
     found = retrieval.measure(embeds)
     ways, intervals = retrieval.recalls_of(found.to_json())
     mistakes = differences.count_mistakes(**embeds, text_ranks=found.items["text_rank"], rows=rows)
@@ -122,13 +132,14 @@ def _measure(embeds: dict, rows) -> dict:
 
 
 def _table(results: dict) -> str:
+    """Recalls and mistakes of both systems, as plain text."""
     head = f"{'held-out scenes, in percent':<28}" + "".join(f"{name:>9}" for name in ["T2I R@1", "R@5", "R@10"])
     lines = [head + "".join(f"{name:>9}" for name in ["I2T R@1", "R@5", "R@10"])]
     for system in SYSTEMS:
         both = [*results[system]["text_to_image"].values(), *results[system]["image_to_text"].values()]
         lines.append(f"{system.replace('_', ' '):<28}" + "".join(f"{value:9.1f}" for value in both))
     lines.append("")
-    lines.append(f"wrong first picture, of {results['multi_prompt']['mistakes']['queries']} queries, by what differs:")
+    lines.append(f"{results['multi_prompt']['mistakes']['queries']} queries: wrong first pictures, by difference:")
     for system in SYSTEMS:
         kinds = ", ".join(f"{k.replace('_', ' ')} {n}" for k, n in results[system]["mistakes"].items() if k != "queries")
         lines.append(f"{system.replace('_', ' '):<16} {kinds}")
@@ -136,10 +147,11 @@ def _table(results: dict) -> str:
 
 
 def _show_use(out: Path, results: dict) -> None:
+    """Print what was written, and how the model is loaded."""
     duration = f"{results['seconds'] / 60:.1f} min{', the last part of a resumed run' if results['resumed'] else ''}"
     print(f"""
-A few families of scenes: {out / "scenes.png"}, what queries find: {out / "queries.png"}, all numbers: {out / "results.json"}
-({duration}). Use it anywhere, without this repository:
+Scenes: {out / "scenes.png"}. Queries and what they find: {out / "queries.png"}. All numbers: {out / "results.json"}.
+Duration: {duration}. To use the model anywhere, without this repository:
 
     from transformers import AutoModel, AutoProcessor
     model = AutoModel.from_pretrained("{out / "multi_prompt"}", trust_remote_code=True)
@@ -148,4 +160,5 @@ A few families of scenes: {out / "scenes.png"}, what queries find: {out / "queri
 
 
 def _say(title: str) -> None:
+    """Print the heading of a step."""
     print(f"\n{title}\n{'-' * len(title)}", flush=True)
