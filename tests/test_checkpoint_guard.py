@@ -3,9 +3,8 @@
 import importlib.metadata
 import json
 import re
-import subprocess
-import sys
 
+import fresh_process
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer
@@ -228,7 +227,7 @@ def test_the_version_is_checked_before_anything_else_can_break(checkpoint, tmp_p
         importlib.metadata.version = lambda name: "4.57.6" if name == "transformers" else installed(name)
         {entry}.from_pretrained({str(checkpoint)!r}, trust_remote_code=True)
     """
-    run = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = fresh_process.run(script, cwd=tmp_path)
     assert run.returncode == 1
     assert "but found transformers==4.57.6" in run.stderr and "pip install --upgrade 'transformers>=5.17'" in run.stderr
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, VISION_CONFIGS, make_model
+from sentence_helpers import IMAGES, PAIRS, TEXTS, contents, load, save_checkpoint, train
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from test_sentence import IMAGES, PAIRS, TEXTS, contents, load, save_checkpoint, train
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel

@@ -1,10 +1,9 @@
 """transformers' pipelines and the stock sentence-transformers module on a checkpoint folder: the model's own numbers."""
 
 import json
-import subprocess
-import sys
 import textwrap
 
+import fresh_process
 import pytest
 import torch
 from conftest import make_model, make_processor, make_tokenizer
@@ -104,8 +103,7 @@ def test_pipelines_from_the_code_of_a_checkpoint_that_was_saved_again(checkpoint
         ]))
         assert "modeling_mpclip" not in sys.modules
     """)
-    # -I keeps this repository, the working folder and PYTHONPATH off the path.
-    run = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = fresh_process.run(script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "is not supported for" not in run.stderr
     classes, text, image = json.loads(run.stdout.splitlines()[-1])

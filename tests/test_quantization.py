@@ -7,7 +7,7 @@ import torch
 from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_sentence import load as load_sentences
+from sentence_helpers import load as load_sentences
 from transformers import AutoModel
 
 import eval.__main__

@@ -1,20 +1,18 @@
 """A checkpoint as a sentence-transformers model: equal to MPCLIPModel, our own arguments, training, saving again."""
 
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
-import datasets
+import fresh_process
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.utils import convert_to_fp32
-from conftest import arguments, make_model, make_processor, make_tokenizer
-from PIL import Image
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from conftest import arguments
+from sentence_helpers import IMAGES, MAX_LENGTH, PAIRS, TEXTS, contents, load, save_checkpoint, train
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MatryoshkaLoss, MultipleNegativesRankingLoss
 from transformers import AutoModel, AutoTokenizer
@@ -23,21 +21,7 @@ import train_hf
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from modeling_mpclip.sentence_mpclip import MPCLIPSentenceModule, SegmentedFeatures
 
-TEXTS = ["The cat sits on the red mat.", "", "A small boat", "x" * 300, "dog"]
-IMAGES = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue", "yellow")]
-K, SEGMENT, MAX_LENGTH = 3, 4, 20
-
-
-def save_checkpoint(folder: Path, padding_side: str = "right", **kwargs) -> Path:
-    tokenizer = make_tokenizer()
-    tokenizer.model_max_length, tokenizer.padding_side = MAX_LENGTH, padding_side
-    make_model(tokenizer=tokenizer, **kwargs).save_pretrained(folder)
-    make_processor(tokenizer).save_pretrained(folder)
-    return folder
-
-
-def load(folder: Path, **kwargs) -> SentenceTransformer:
-    return SentenceTransformer(str(folder), trust_remote_code=True, device="cpu", **kwargs)
+K, SEGMENT = 3, 4  # of the tiny checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +217,6 @@ def test_several_processes(model):
     np.testing.assert_allclose(shared_out, model.encode(TEXTS, **options), atol=1e-5)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "README.md"}
-
-
 def test_saved_again_it_is_the_same_folder(checkpoint, tmp_path):
     load(checkpoint, prompts={"query": "find: "}).save_pretrained(str(tmp_path / "first"))
     load(tmp_path / "first").save_pretrained(str(tmp_path / "second"))
@@ -321,35 +301,11 @@ def test_without_sentence_transformers_everything_else_works(checkpoint, tmp_pat
         model(**processor(text=["dog"])).text_embeds
         model.save_pretrained({str(tmp_path)!r}); processor.save_pretrained({str(tmp_path)!r})
     """)
-    run = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = fresh_process.run(script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
     np.testing.assert_array_equal(load(tmp_path).encode(TEXTS), load(checkpoint).encode(TEXTS))
 
 
-def train(model, rows: dict, loss, out, **kwargs) -> SentenceTransformerTrainer:
-    """`kwargs` are the training arguments'."""
-    options = SentenceTransformerTrainingArguments(
-        output_dir=str(out),
-        num_train_epochs=6,
-        per_device_train_batch_size=4,
-        learning_rate=5e-3,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=0,
-        **kwargs,
-    )
-    trainer = SentenceTransformerTrainer(model=model, args=options, train_dataset=datasets.Dataset.from_dict(rows), loss=loss)
-    trainer.train()
-    return trainer
-
-
-PAIRS = {
-    "anchor": ["a red cat", "a blue boat", "the dog", "no people"] * 4,
-    "positive": ["the cat is red", "a boat that is blue", "one dog", "nobody"] * 4,
-}
 SCORED = {
     "sentence1": ["a red cat", "a blue boat", "the dog", "no people"] * 4,
     "sentence2": ["the cat is red", "a dog", "one dog", "a crowd"] * 4,
@@ -387,7 +343,7 @@ def test_trains_and_reloads_equal(checkpoint, tmp_path, rows, loss):
 )
 def test_trains_for_less_memory(checkpoint, tmp_path, options):
     losses = []
-    for extra in ({}, options):
+    for extra in ({"max_steps": 1}, options):
         model = load(checkpoint)
         loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), [12, 8, 4])
         log = train(model, PAIRS, loss, tmp_path / "out", **extra).state.log_history
