@@ -14,7 +14,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-# Command -> the module whose `main(arguments, prog)` it runs, and its line in the help.
+# Command -> the module whose `main(arguments, prog)` it calls, and its line in the help.
 COMMANDS = {
     "train": ("train_hf", "train on image-text pairs"),
     "eval": ("eval.__main__", "measure a model: retrieval and other tasks"),
@@ -25,19 +25,19 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; only that command's module is imported.
+    """Run one command. Only the module of that command is imported.
 
     Args:
-        arguments: as on the command line, without the program's name.
+        arguments: as on the command line, without the name of the program.
 
     Raises:
-        SystemExit: with code 2 where there is no such command.
+        SystemExit: with code 2 if there is no such command.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         listed = "\n".join(f"  {name:<8} {line}" for name, (_, line) in COMMANDS.items())
-        print(f"usage: mpclip COMMAND ...\n\n{__doc__}\ncommands (mpclip COMMAND --help tells more):\n{listed}")
+        print(f"usage: mpclip COMMAND ...\n\n{__doc__}\ncommands (`mpclip COMMAND --help` describes one):\n{listed}")
     elif command in COMMANDS:
         module, _ = COMMANDS[command]
         importlib.import_module(module).main(arguments[1:], prog=f"mpclip {command}")
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def manual(module: str) -> str:
-    """The docstring of a module, read without importing it: the help of a command whose work needs torch."""
+    """The docstring of a module, read without importing it. So `--help` of a command that needs torch does not load torch."""
     source = Path(importlib.util.find_spec(module).origin)
     return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8")))
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside and renamed; and how a file is told from another."""
+"""Writes files completely or not at all, reads JSON, and compares files by hash or by size and date."""
 
 import contextlib
 import hashlib
@@ -11,13 +11,13 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def aside(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a path beside `path` to write to; rename it to `path` at the end of the block.
+    """Context manager that gives a temporary path beside `path`, and renames it to `path` at the end of the block.
 
-    A reader sees the old file or the new one, never half of it. Where the block fails, what it wrote is deleted and `path`
-    stays as it was. Several processes may write the same file: each has its own path, the last one wins.
+    A reader sees the old file or the new one, never a part. If the block fails, the temporary file is deleted and `path` is
+    unchanged. Several processes may write the same file: each has its own temporary path, and the last one wins.
 
     Args:
-        path: the file to replace or to create; its folder is made.
+        path: the file to replace or to create. Its folder is created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,33 +25,39 @@ def aside(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield written
         with open(written, "rb+") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the new name on old bytes
+            os.fsync(file.fileno())  # otherwise a power cut could leave an incomplete file
         os.replace(written, path)
     finally:
         written.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     with aside(path) as written:
         written.write_bytes(content)
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:
-    """Write a UTF-8 file whole or not at all."""
+    """Write a UTF-8 file completely or not at all."""
     write_bytes(path, content.encode())
 
 
 def write_json(path: str | os.PathLike, content: object, indent: int = 1) -> None:
-    """Write JSON whole or not at all. Values that JSON does not know (paths, dtypes) are written as text."""
+    """Write a JSON file completely or not at all.
+
+    Args:
+        path: the file.
+        content: the value. Parts that JSON has no type for, such as paths and dtypes, are written as strings.
+        indent: spaces per level.
+    """
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False, default=str) + "\n")
 
 
 def read_json(path: str | os.PathLike) -> dict:
-    """The content of a JSON file; {} where there is no such file.
+    """The content of a JSON file; {} if there is no such file.
 
     Raises:
-        ValueError: the file is no JSON; the message names it.
+        ValueError: the file is not JSON; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,19 +75,22 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 
 def sha256_files(paths: Collection[Path], title: str = "Checking files", quiet: bool = False) -> dict[Path, str]:
-    """SHA-256 of several files, which are read in parallel. A progress bar appears where it takes longer than three seconds.
+    """SHA-256 of several files, which are read in parallel. A progress bar appears after three seconds.
 
     Args:
         paths: the files.
         title: of the progress bar.
-        quiet: show no progress bar; for all processes of a job but one.
+        quiet: show no progress bar. Set it in all processes of a job but one.
+
+    Returns:
+        path -> 64 hexadecimal digits.
     """
-    from tqdm.auto import tqdm  # not on top: `--help` of a command loads nothing large
+    from tqdm.auto import tqdm  # not at the top: `--help` of a command must be fast
 
     sizes = [os.stat(path).st_size for path in paths]
     progress = tqdm(total=sum(sizes), desc=title, unit="B", unit_scale=True, delay=3, disable=quiet)
     found = {}
-    with progress, ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets other threads run
+    with progress, ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the GIL
         for path, size, digest in zip(paths, sizes, pool.map(sha256_file, paths), strict=True):
             found[path] = digest
             progress.update(size)
@@ -89,7 +98,7 @@ def sha256_files(paths: Collection[Path], title: str = "Checking files", quiet: 
 
 
 def stamp(path: str | os.PathLike) -> list[int]:
-    """[size in bytes, time of the last change in nanoseconds]: tells a changed file without reading it.
+    """[size in bytes, time of the last change in nanoseconds]. Two stamps show whether a file has changed without reading it.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,4 +1,4 @@
-"""The machine: what it is, and which devices of it can be used."""
+"""The machine: a description of it, and the torch devices that can be used."""
 
 import argparse
 import os
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def describe_machine(device: str = "cpu") -> dict:
-    """What a time or a rounding may depend on.
+    """Describe everything about the machine that run times and rounding depend on.
 
     Args:
-        device: the torch device that was used; "cuda" adds the GPU's name.
+        device: the torch device that was used, such as "cpu" or "cuda:0".
 
     Returns:
-        `cpu`, `cores`, `torch`, `transformers`, and `gpu` for a CUDA device.
+        `cpu` (name), `cores` (number), `torch` and `transformers` (versions), and for a CUDA device `gpu` (name).
     """
     import torch
     import transformers
@@ -31,14 +31,20 @@ def describe_machine(device: str = "cpu") -> dict:
 
 
 def best_device() -> str:
-    """The GPU if there is one, else the CPU."""
+    """The fastest torch device: "cuda" if there is a GPU, else "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def usable_device(name: str) -> str:
-    """`name` itself, for argparse.
+    """Check a device name; for `type=` of an argparse option.
+
+    Args:
+        name: a torch device, such as "cpu" or "cuda:0".
+
+    Returns:
+        `name`.
 
     Raises:
         argparse.ArgumentTypeError: torch does not know the device, or this machine does not have it.
@@ -47,7 +53,7 @@ def usable_device(name: str) -> str:
 
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
         has = "cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
         raise argparse.ArgumentTypeError(f"device {name!r} cannot be used; this machine has {has}") from error
     return name

@@ -1,7 +1,7 @@
-"""Training: options, a run from them, the Trainer, cached states of frozen towers.
+"""Training: its options, a run from options to a saved model, the Trainer, and cached states of frozen towers.
 
-From Python, with your own `datasets.Dataset`: [`MPCLIPTrainer`]. From the command line: `train_hf.py`, over `run.py` here. The
-names below are imported when they are first used, so that a command's help loads no torch.
+In Python, use [`MPCLIPTrainer`] with your own `datasets.Dataset`. On the command line, use `train_hf.py`, which calls run.py. A
+name below is imported on first use, so that `--help` does not load torch.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What a training run is told: the options of its model, of its data, and of the training itself."""
+"""`RunOptions`: all options of a training run, those of transformers' `TrainingArguments` included."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from .options import DataArguments, ModelArguments, TrainingDefaults
 
 @dataclass
 class MPCLIPTrainingArguments(TrainingDefaults, TrainingArguments):
-    """`transformers.TrainingArguments` with a learning rate per group and defaults for contrastive training."""
+    """`transformers.TrainingArguments` with a learning rate per parameter group and defaults for contrastive training."""
 
 
 @dataclass
@@ -17,9 +17,9 @@ class RunOptions:
     """All options of a run.
 
     Attributes:
-        model: which towers, how they are joined, what is trained.
+        model: which towers, how they are joined, which of their weights are trained.
         data: pictures, captions, cached states.
-        training: schedule, batches, saving, pushing.
+        training: schedule, batches, saving, pushing to the Hub.
     """
 
     model: ModelArguments

@@ -1,4 +1,4 @@
-"""Examples of `ImageTextDataset` -> tensors, from pixels and token ids or from cached states."""
+"""`MPCLIPCollator`: examples of `ImageTextDataset` -> a batch of tensors, from pixels and token ids or from cached states."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,12 @@ from .state_cache import ImageStates, TextStates
 
 
 class MPCLIPCollator:
-    """Batches (image, caption) pairs.
+    """Makes a batch of (image, caption) pairs.
 
     Args:
-        processor: an `MPCLIPProcessor`.
-        text_states, image_states: cached states to use in place of token ids and of pixels.
+        processor: an [`MPCLIPProcessor`].
+        text_states: cached states to use in place of token ids, or None.
+        image_states: cached states to use in place of pixels, or None.
     """
 
     def __init__(self, processor, text_states: TextStates | None = None, image_states: ImageStates | None = None):
@@ -20,10 +21,13 @@ class MPCLIPCollator:
         self.text_states, self.image_states = text_states, image_states
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        """Arguments of `MPCLIPModel.forward` for B pairs.
+        """Make a batch of B pairs.
 
         Args:
-            examples: dicts with `captions`, of which the first is taken, and `index` (with cached image states) or `image`.
+            examples: B dicts with `captions`, of which the first is used, and `image`; `index` with cached image states.
+
+        Returns:
+            Arguments of `MPCLIPModel.forward`, as `text_inputs` and `image_inputs` return them.
         """
         which = "image" if self.image_states is None else "index"
         return {
@@ -32,13 +36,13 @@ class MPCLIPCollator:
         }
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """`input_ids` or `text_hidden_states`, and `attention_mask`."""
+        """B texts -> `attention_mask` (B, N), and `input_ids` (B, N) or cached `text_hidden_states` (B, N + T, H)."""
         if self.text_states is not None:
             return self.text_states.batch(list(texts))
         return dict(self.processor(text=list(texts), truncation=True))
 
     def image_inputs(self, images: Sequence) -> dict[str, torch.Tensor]:
-        """`pixel_values` of pictures, or `vision_hidden_states` of the rows with these numbers."""
+        """B pictures -> `pixel_values` (B, C, H, W). With cached states: B row numbers -> `vision_hidden_states` (B, N, C)."""
         if self.image_states is not None:
             return self.image_states.batch(list(images))
         return dict(self.processor(images=list(images)))

@@ -1,4 +1,4 @@
-"""`[recipe.yaml ...] [--key value ...]` -> `RunOptions`; and the help of all options."""
+"""Reads the command line of `train_hf.py`, `[recipe.yaml ...] [--key value ...]`, and writes its help."""
 
 import difflib
 from dataclasses import fields
@@ -13,18 +13,18 @@ OWN_OPTIONS = (ModelArguments, DataArguments, TrainingDefaults)
 
 
 def parse_options(argv: list[str]):
-    """Read the command line of `train_hf.py`; what comes later wins.
+    """Read the command line of `train_hf.py`. A later value overrides an earlier one.
 
     Args:
-        argv: recipes first, options after. Several recipes are a setting (towers, data, schedule) and what a system changes in
-            it (configs/systems).
+        argv: recipes first, then options. Several recipes are usually a setting (towers, data, schedule) and a system of
+            configs/systems, which changes some of its values.
 
     Returns:
         [`RunOptions`].
 
     Raises:
-        ValueError: an unknown key, in a recipe or on the command line; the message has the nearest known one. Or a value that
-            is not legal.
+        ValueError: a key is unknown, in a recipe or on the command line; the message names the nearest known one. Or a value is
+            not legal.
     """
     from .arguments import MPCLIPTrainingArguments, RunOptions  # imports torch
 
@@ -43,21 +43,25 @@ def parse_options(argv: list[str]):
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
-        """A ValueError as for every other wrong option; argparse would print the names of all options before it."""
+        """Raise a ValueError, as for every other wrong option. argparse would first print the names of all options."""
         raise ValueError(message)
 
 
 def read_recipe(file: Path, known: list[str]) -> dict:
-    """The mapping of a YAML recipe.
+    """Read a YAML recipe.
 
     Args:
-        known: the keys it may have.
+        file: the recipe.
+        known: the keys that it may have.
+
+    Returns:
+        key -> value.
 
     Raises:
-        ValueError: no such file, no mapping, or an unknown key, with the nearest known one.
+        ValueError: the file does not exist or is not a mapping, or a key is unknown; the message names the nearest known one.
     """
     if not file.exists():
-        raise ValueError(f"There is no recipe {file}; configs/ has those of the project.")
+        raise ValueError(f"There is no recipe {file}. Give the path of a YAML file; configs/ has the recipes of the project.")
     recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     if not isinstance(recipe, dict):
         raise ValueError(f"{file} must be a mapping of option to value, one `key: value` per line.")
@@ -68,11 +72,11 @@ def read_recipe(file: Path, known: list[str]) -> dict:
 
 
 def help_text(manual: str, every: bool = False) -> str:
-    """The manual of `train_hf.py`, and the options.
+    """The help of `train_hf.py`: its manual, followed by its options.
 
     Args:
-        manual: its docstring.
-        every: also list those of transformers' TrainingArguments, which takes some seconds: torch is imported for it.
+        manual: the docstring of `train_hf.py`.
+        every: also list the options of transformers' TrainingArguments. This takes some seconds, because it imports torch.
     """
     classes = OWN_OPTIONS
     if every:
@@ -80,12 +84,12 @@ def help_text(manual: str, every: bool = False) -> str:
 
         classes = (ModelArguments, DataArguments, MPCLIPTrainingArguments)
     listed = HfArgumentParser(classes, prog="train_hf.py", usage="train_hf.py [RECIPE.yaml ...] [--option VALUE ...]")
-    more = "" if every else "\nAll options of transformers.TrainingArguments are taken too; --help_all lists them.\n"
+    more = "" if every else "\nThe options of transformers.TrainingArguments work too; --help_all lists them.\n"
     return f"{manual}\n{listed.format_help()}{more}"
 
 
 def _as_arguments(recipe: dict) -> list[str]:
-    """As command line arguments; null takes back what an earlier recipe said."""
+    """A recipe as command line arguments. A value of null removes the value of an earlier recipe."""
     given = {key: value for key, value in recipe.items() if value is not None}
     return [
         part for key, value in given.items() for part in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
@@ -95,4 +99,4 @@ def _as_arguments(recipe: dict) -> list[str]:
 def _unknown_key(key: str, where: str, known: list[str]) -> str:
     nearest = difflib.get_close_matches(key, known, n=1)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
-    return f"Unknown option {key!r} in {where}. {hint}`python train_hf.py --help_all` lists them all."
+    return f"Unknown option {key!r} in {where}. {hint}`python train_hf.py --help_all` lists all options."

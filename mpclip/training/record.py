@@ -1,6 +1,7 @@
-"""training.json: how a model came to be, recorded while it can be seen.
+"""training.json: the record of a training run, from which the model card is written.
 
-Later a relative path looks like a Hub id, the towers' folders are gone, and a merged adapter has lost its parameters.
+It is made at the end of the run, because some facts cannot be found later: whether a name was a relative path or a Hub id, what
+the folders of the towers contained, how many parameters a merged adapter had.
 """
 
 import datetime
@@ -29,29 +30,34 @@ from .options import ModelArguments
 logger = logging.getLogger("train_hf")
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-HUB_LICENCES = {"Apache-2.0": "apache-2.0", "Gemma terms of use": "gemma"}  # BACKBONES' words -> the Hub's identifiers
+HUB_LICENCES = {"Apache-2.0": "apache-2.0", "Gemma terms of use": "gemma"}  # licence in BACKBONES -> identifier of the Hub
 
 
 def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from: str | None = None) -> dict:
     """The content of training.json.
 
     Args:
-        trainer: with its model as trained; a LoRA adapter is not merged yet.
-        options: of the run, as they were given.
-        command: as on the command line; a Hub token in it is left out.
-        resumed_from: the checkpoint that this part of the run went on from.
+        trainer: [`MPCLIPTrainer`] after training. A LoRA adapter must not be merged yet.
+        options: the options of the run.
+        command: the command line. A Hub token in it is replaced.
+        resumed_from: the checkpoint from which the run was resumed, or None.
 
     Returns:
-        `command`, `commit`, `versions`; the options by class, those of the model as its config has them; `base_models` and
-        `data` (with `train` and `eval`: numbers of images and captions) as `describe_source` tells them; `trained_parameters`,
-        `processes`, `machine`, `date`, `resumed_from`.
+        A dict of JSON values:
+
+        * `command`, `commit`, `versions` of the libraries;
+        * `ModelArguments`, `DataArguments`, `MPCLIPTrainingArguments`: the options; those of the model with the values of its
+          config;
+        * `base_models` and `data`, in the form of `describe_source`; `data` has in addition the numbers of images and captions
+          in `train` and `eval`;
+        * `trained_parameters`, `processes`, `machine`, `date`, `resumed_from`.
     """
     arguments, config, secret = trainer.args, trainer.model.config, trainer.args.hub_token
     model_options = asdict(options.model) | {name: getattr(config, name) for name in OPTION_NAMES}
-    # The config has the numbers that these defaults stand for.
+    # These two as given: the config has replaced a default of None by a number.
     model_options |= {name: getattr(options.model, name) for name in ("logit_scale_init_value", "boundary_layer")}
     if options.model.checkpoint:
-        model_options |= {"text_model": None, "vision_model": None}  # the checkpoint has them; the defaults would be a lie
+        model_options |= {"text_model": None, "vision_model": None}  # not used: the towers come from the checkpoint
     counts = {
         name: {"images": len(data), "captions": sum(map(len, data.rows.with_format(None)["captions"]))}
         for name, data in {"train": trainer.train_dataset, "eval": trainer.eval_dataset}.items()
@@ -75,7 +81,7 @@ def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that trains, None outside a git checkout."""
+    """The git commit of this code; None outside a git checkout."""
     if shutil.which("git") is None:
         return None
     here = Path(__file__).parent
@@ -84,9 +90,14 @@ def _git_commit() -> str | None:
 
 
 def base_models(arguments: ModelArguments) -> list[dict]:
-    """What the weights come from: `tower` ("text", "vision" or "both") and what `describe_source` says of it.
+    """The pretrained models that the weights come from.
 
-    A run from a local checkpoint has the base models of that checkpoint, if they are recorded there.
+    Args:
+        arguments: of the run.
+
+    Returns:
+        For each model `tower` ("text", "vision" or "both") and the result of `describe_source`. A run that continues a local
+        checkpoint has the base models of that checkpoint, if its training.json names them.
     """
     if arguments.checkpoint is None:
         towers = {"text": arguments.text_model, "vision": arguments.vision_model}
@@ -96,14 +107,18 @@ def base_models(arguments: ModelArguments) -> list[dict]:
 
 
 def describe_source(name: str, kind: str) -> dict:
-    """`name` (of a folder its last part), `hub_id`, `where`, `license` (the Hub's identifier), `language`, `attribution`.
+    """Describe a model or a data set: where it is from, and its licence.
 
-    What is unknown is None. Licence and language come from the metadata on top of a folder's README.md or ATTRIBUTION.md, or
-    from the card on the Hub; the attribution is the first paragraph of a folder's ATTRIBUTION.md.
+    Licence and language are read from the metadata on top of a folder's README.md or ATTRIBUTION.md, or from the card on the
+    Hub. The attribution is the first paragraph of a folder's ATTRIBUTION.md.
 
     Args:
-        name: as given to train_hf.py: a packaged backbone, a folder or file, or a Hub id.
+        name: as given to train_hf.py: a packaged backbone, a folder, a file or a Hub id.
         kind: "model" or "dataset".
+
+    Returns:
+        `name` (for a folder its last part), `hub_id`, `where`, `license` (identifier of the Hub), `language`, `attribution`.
+        Unknown values are None.
     """
     if kind == "model" and name in BACKBONES:
         backbone = BACKBONES[name]
@@ -127,6 +142,7 @@ def describe_source(name: str, kind: str) -> dict:
 
 
 def _metadata_of(file: Path) -> dict:
+    """The YAML metadata on top of a Markdown file; {} if there are none."""
     if not file.is_file() or not file.read_text(encoding="utf-8").startswith("---"):
         return {}
     try:
@@ -137,6 +153,7 @@ def _metadata_of(file: Path) -> dict:
 
 
 def _first_paragraph(file: Path) -> str | None:
+    """The first paragraph of a Markdown file that is neither metadata nor a heading; None if there is none."""
     if not file.is_file():
         return None
     text = REGEX_YAML_BLOCK.sub("", file.read_text(encoding="utf-8"))
@@ -145,9 +162,10 @@ def _first_paragraph(file: Path) -> str | None:
 
 
 def _metadata_on_hub(name: str, kind: str) -> dict:
+    """The metadata of a card on the Hub; {} if it cannot be read."""
     try:
         card_data = HfApi().repo_info(name, repo_type=kind, timeout=10).card_data
-    except Exception as error:  # of the network, the Hub or the card: a licence that is not found is unknown, no more
+    except Exception as error:  # of the network, the Hub or the card: the licence is then unknown
         logger.warning("The card of %s cannot be read (%s); its licence counts as unknown.", name, type(error).__name__)
         return {}
     return card_data.to_dict() if card_data is not None else {}

@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: which checkpoint, and whether it belongs to a run with the same options."""
+"""Resuming an interrupted run: finds the checkpoint, and refuses one of a run with other options."""
 
 import itertools
 import json
@@ -13,8 +13,8 @@ from .options import DataArguments, ModelArguments
 
 logger = logging.getLogger("train_hf")
 
-RUN_FILE = "run.json"  # beside the checkpoints: the options they were trained with
-# Of the training arguments, those that shape the weights.
+RUN_FILE = "run.json"  # beside the checkpoints: the options that they were trained with
+# The training arguments that influence the weights.
 SHAPING_ARGUMENTS = (
     *("learning_rate", "text_learning_rate", "vision_learning_rate", "adaptive_learning_rate", "weight_decay"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "num_train_epochs", "max_steps"),
@@ -23,17 +23,22 @@ SHAPING_ARGUMENTS = (
 
 
 class OtherRun(ValueError):
-    """The checkpoints to go on from belong to a run with other options."""
+    """The checkpoint to resume from belongs to a run with other options."""
 
 
 def checkpoint_to_resume(options: RunOptions, *, writes: bool) -> str | None:
-    """The checkpoint that a run goes on from, None where it starts anew.
+    """Find the checkpoint that a run resumes from.
 
-    `resume_from_checkpoint` decides: a folder is taken, "false" starts anew; by default the newest complete checkpoint of the
-    output folder is taken. Options are written to `RUN_FILE` at the start and compared with it later.
+    A new run writes its options to `RUN_FILE`; a resumed run compares its options with that file. `resume_from_checkpoint`
+    selects the checkpoint: a folder, or "false" for a new run. By default it is the newest complete checkpoint in the output
+    folder.
 
     Args:
-        writes: whether this process writes to the output folder; one process of a job does.
+        options: of the run.
+        writes: whether this process writes to the output folder. One process of a job does.
+
+    Returns:
+        The folder of the checkpoint; None for a new run.
 
     Raises:
         OtherRun: the checkpoint belongs to a run with other options; the message names them.
@@ -43,7 +48,7 @@ def checkpoint_to_resume(options: RunOptions, *, writes: bool) -> str | None:
     if asked.lower() in ("none", "true"):
         found = last_complete_checkpoint(folder)
         if found:
-            logger.info("Going on from %s; --resume_from_checkpoint false starts anew.", found)
+            logger.info("Resuming from %s. --resume_from_checkpoint false would start a new run.", found)
     else:
         found = None if asked.lower() == "false" else asked
     if found is not None:
@@ -55,19 +60,23 @@ def checkpoint_to_resume(options: RunOptions, *, writes: bool) -> str | None:
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; Trainer writes `trainer_state.json` last."""
+    """The newest complete checkpoint in a folder, or None. Trainer writes `trainer_state.json` last."""
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
     for checkpoint in checkpoints:
         if (checkpoint / "trainer_state.json").exists():
             return str(checkpoint)
-        logger.warning("%s was not written to its end; the one before it is taken.", checkpoint)
+        logger.warning("%s is incomplete and is skipped.", checkpoint)
     return None
 
 
 def set_aside_checkpoints(folder: Path) -> None:
-    """Move those of an earlier run, and its `RUN_FILE`, into a folder `_earlier-N`.
+    """Move the checkpoints of an earlier run, and its `RUN_FILE`, into a subfolder `_earlier-N`.
 
-    A new run that is interrupted before its first checkpoint would go on from them, and one with other tuning read their files.
+    Otherwise a new run that is interrupted before its first checkpoint would later resume from them. A run with another tuning
+    would also read their files, if its own checkpoints have the same names.
+
+    Args:
+        folder: the output folder.
     """
     checkpoints = list(folder.glob("checkpoint-*"))
     if not checkpoints:
@@ -76,11 +85,11 @@ def set_aside_checkpoints(folder: Path) -> None:
     earlier.mkdir()
     for path in [*checkpoints, *folder.glob(RUN_FILE)]:
         path.rename(earlier / path.name)
-    logger.warning("This run starts anew. The checkpoints of the one before are in %s, for you to keep or delete.", earlier)
+    logger.warning("A new run starts. The checkpoints of the earlier run are now in %s; delete them if not needed.", earlier)
 
 
 def shaping_options(options: RunOptions) -> dict:
-    """The options that a resumed run must share with the one it goes on from, as JSON values."""
+    """The options that a resumed run must share with the interrupted one, as JSON values by name."""
     data = asdict(options.data)
     del data["cache_dir"], data["cache_states"]
     training = {name: getattr(options.training, name) for name in SHAPING_ARGUMENTS}
@@ -88,9 +97,13 @@ def shaping_options(options: RunOptions) -> dict:
 
 
 def changed_options(before: dict, now: dict) -> dict[str, tuple]:
-    """Option -> (value before, value now), of two of `shaping_options`.
+    """Compare the options of two runs.
 
-    An option that did not exist when `before` was recorded had its default.
+    Args:
+        before, now: from `shaping_options`. An option that is missing, because it did not exist yet, has its default.
+
+    Returns:
+        For each option that differs (value before, value now).
     """
     defaults = json.loads(json.dumps(asdict(ModelArguments()) | asdict(DataArguments()), default=str))
     before, now = defaults | before, defaults | now

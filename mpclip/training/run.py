@@ -1,10 +1,10 @@
-"""A training run from its options to the saved model: build it, run or resume it, save what it gave.
+"""A training run from its options to the saved model: `build_trainer` builds it, `train` runs or resumes and saves it.
 
     options = parse_options(["configs/flickr8k_smollm2.yaml", "--dataset", "photos"])
     trainer = build_trainer(options)
     metrics = train(trainer, options=options)
 
-None of the functions changes the options it is given.
+No function here changes its options.
 """
 
 import copy
@@ -41,15 +41,15 @@ OpenSplit = Callable[[DataArguments, str], datasets.Dataset]
 
 
 def build_model(options: ModelArguments, max_text_length: int) -> tuple[MPCLIPModel, MPCLIPProcessor]:
-    """The model to start from, and its processor.
+    """Build the model that training starts from, and its processor.
 
     Args:
-        options: two towers to join, or a checkpoint to continue.
+        options: name two towers to join, or a checkpoint to train further.
         max_text_length: tokens that texts are cut to.
 
     Raises:
-        ValueError: options that do not fit together, or that a checkpoint decides itself.
-        OSError: a tower or checkpoint is not found.
+        ValueError: options contradict each other, or they are set although the checkpoint decides them.
+        OSError: a tower or a checkpoint is not found.
     """
     if options.checkpoint:
         default = ModelArguments()
@@ -57,7 +57,7 @@ def build_model(options: ModelArguments, max_text_length: int) -> tuple[MPCLIPMo
         if given:
             raise ValueError(
                 f"--checkpoint {options.checkpoint} brings its own config; {', '.join(given)} would be ignored. "
-                "Leave them out, or build a new model from --text_model and --vision_model."
+                "Leave these options out, or build a new model from --text_model and --vision_model."
             )
         model = MPCLIPModel.from_pretrained(options.checkpoint, dtype=torch.float32)
         return model, MPCLIPProcessor.from_pretrained(options.checkpoint)
@@ -67,7 +67,7 @@ def build_model(options: ModelArguments, max_text_length: int) -> tuple[MPCLIPMo
     text_config = AutoConfig.from_pretrained(scratch or text).get_text_config()
     if options.adaptive_tokens == "boundary" and options.boundary_layer is None:
         chosen["boundary_layer"] = boundary_layer(text_config.num_hidden_layers, options)
-    config = MPCLIPConfig(text_config, **chosen)  # refuses what does not fit before anything is loaded
+    config = MPCLIPConfig(text_config, **chosen)  # refuses contradicting options before anything is loaded
     processor = MPCLIPProcessor.from_pretrained_towers(text, vision, config.all_templates, max_text_length)
     model = MPCLIPModel.from_pretrained_towers(
         text,
@@ -81,7 +81,18 @@ def build_model(options: ModelArguments, max_text_length: int) -> tuple[MPCLIPMo
 
 
 def open_rows(options: DataArguments, split: str) -> datasets.Dataset:
-    """One split of the data set, its images checked."""
+    """Open a split of the data set and check its images.
+
+    Args:
+        options: name the data set and its columns.
+        split: such as "train" or "train[:1000]".
+
+    Returns:
+        A table with the columns `image` and `captions`.
+
+    Raises:
+        ValueError, OSError: as `load_image_text`.
+    """
     return load_image_text(
         options.dataset,
         split,
@@ -99,11 +110,17 @@ def cached_states(
     options: RunOptions,
     negated: bool = False,
 ) -> tuple[TextStates | None, ImageStates | None]:
-    """The stored states of the frozen towers for `MPCLIPCollator`; None for what is not cached.
+    """Compute and store the states of the frozen towers, or find them in the cache.
 
     Args:
-        rows: with `image` and `captions`.
-        negated: with the negated prompts.
+        model: the model to train.
+        processor: its processor.
+        rows: a table with the columns `image` and `captions`.
+        options: of the run.
+        negated: include the negated prompts.
+
+    Returns:
+        States of texts and of images for [`MPCLIPCollator`]. None where the options do not ask for a cache.
     """
     data, device = options.data, options.training.device
     if not data.cache_states:
@@ -121,21 +138,24 @@ def cached_states(
 def build_trainer(
     options: RunOptions, *, write_card: Callable | None = None, open_split: OpenSplit = open_rows
 ) -> MPCLIPTrainer:
-    """The Trainer of a run: data, model, what of it is trained, cached states.
+    """Build the Trainer of a run: open the data, build the model, freeze weights, cache states.
 
     Args:
         options: of the run.
-        write_card: writes the model card, as `model_card.card.write_card` does; None leaves it to transformers.
-        open_split: opens a split of the data. Whoever trains on the same data many times need not check its images anew.
+        write_card: writes the model card, as `model_card.card.write_card` does. None: transformers writes its own.
+        open_split: opens a split of the data. A caller that trains on the same data many times can give a function that does
+            not check the images again.
 
     Raises:
-        ValueError: options that do not fit together; the message says which and what to set.
+        ValueError: options contradict each other; the message names them and says what to set.
+        OSError: a tower, a checkpoint or the data set is not found.
     """
     model_options, data = options.model, options.data
     arguments = _trainer_arguments(options)
     cached_images = data.cache_states and model_options.vision_tuning == "frozen"
     _refuse_illegal(options, cached_images)
-    hub_pusher = HubPusher(options.training, data.cache_dir) if options.training.push_to_hub else None  # may refuse
+    # Before the slow part: it raises an error if the repository cannot be written to.
+    hub_pusher = HubPusher(options.training, data.cache_dir) if options.training.push_to_hub else None
     set_seed(arguments.seed)
     rows = {"train": open_split(data, data.train_split)}
     if data.eval_split:
@@ -147,7 +167,7 @@ def build_trainer(
     logger.info("%d of %d parameters are trained", *counts)
 
     def collator(split: str) -> MPCLIPCollator:
-        negated = split == "train" and base.config.negation_weight > 0  # evaluation has no use for negated prompts
+        negated = split == "train" and base.config.negation_weight > 0  # evaluation does not use negated prompts
         return MPCLIPCollator(processor, *cached_states(base, processor, rows[split], options=options, negated=negated))
 
     return MPCLIPTrainer(
@@ -166,19 +186,19 @@ def build_trainer(
 
 
 def train(trainer: MPCLIPTrainer, *, options: RunOptions, command: list[str] | None = None) -> dict[str, float]:
-    """Run or resume training, evaluate, and save the model with its processor, metrics, record and card.
+    """Run or resume training, evaluate, and save the model with its processor, metrics, training.json and model card.
 
     Args:
         trainer: from `build_trainer`.
-        options: the same as there.
-        command: recorded in training.json.
+        options: the options that `build_trainer` got.
+        command: the command line, for training.json.
 
     Returns:
-        The final metrics.
+        The final metrics by name: those of the evaluation, or those of training if there is no evaluation split.
 
     Raises:
         OtherRun: the output folder has checkpoints of a run with other options.
-        PushFailed: the model is saved and could not be pushed.
+        PushFailed: the model is saved but could not be pushed.
     """
     folder, writes = Path(trainer.args.output_dir), trainer.is_world_process_zero()
     resumed_from = checkpoint_to_resume(options, writes=writes)
@@ -200,15 +220,16 @@ def train(trainer: MPCLIPTrainer, *, options: RunOptions, command: list[str] | N
 
 
 def save_final(trainer: MPCLIPTrainer, *, with_adapter: bool) -> None:
-    """Save the whole model to `output_dir`, with LoRA the merged one.
+    """Save the whole model to `output_dir`. With LoRA that is the merged model.
 
     Args:
-        with_adapter: also save the adapter, to adapter/. It belongs on the checkpoint that training continued; two towers that
-            were joined with new random parts leave none to put it on.
+        trainer: after training.
+        with_adapter: also save the LoRA adapter, to adapter/. Its base model is the checkpoint that training continued. A model
+            that was joined from two towers has no saved base model.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_world_process_zero():
-        shutil.rmtree(Path(trainer.args.output_dir, "adapter"), ignore_errors=True)  # an earlier run's, of another model
+        shutil.rmtree(Path(trainer.args.output_dir, "adapter"), ignore_errors=True)  # of an earlier run
     if hasattr(model, "merge_and_unload"):
         if with_adapter and trainer.is_world_process_zero():
             model.save_pretrained(Path(trainer.args.output_dir, "adapter"))
@@ -217,9 +238,9 @@ def save_final(trainer: MPCLIPTrainer, *, with_adapter: bool) -> None:
 
 
 def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:
-    """A copy of the training arguments for Trainer: it pushes nothing itself, and evaluates only where there is a split."""
+    """A copy of the training arguments for Trainer: without its own pushes, and without evaluation if there is no split."""
     arguments = copy.copy(options.training)
-    arguments.push_to_hub = False  # HubPusher does
+    arguments.push_to_hub = False  # HubPusher pushes
     arguments.dataloader_pin_memory &= arguments.device.type != "cpu"
     if not options.data.eval_split:
         arguments.eval_strategy, arguments.load_best_model_at_end = "no", False
@@ -227,30 +248,33 @@ def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:
 
 
 def _refuse_illegal(options: RunOptions, cached_images: bool) -> None:
+    """Raise a ValueError for options that cannot work together."""
     if options.data.dataset is None:
         raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
     if options.training.n_gpu > 1:
         raise ValueError(
-            f"One process sees {options.training.n_gpu} GPUs, among which torch would split every batch. "
-            "Start a process for each: accelerate launch train_hf.py ..., or show it one: CUDA_VISIBLE_DEVICES=0."
+            f"One process sees {options.training.n_gpu} GPUs, and torch would split every batch among them. Start one process "
+            "per GPU with `accelerate launch train_hf.py ...`, or use one GPU with CUDA_VISIBLE_DEVICES=0."
         )
     if cached_images and options.data.smallest_crop < 1:
         raise ValueError(
-            f"smallest_crop={options.data.smallest_crop} draws new crops in every epoch, but cache_states keeps the states "
-            "of whole images. Use --vision_tuning full, --cache_states false or --smallest_crop 1."
+            f"smallest_crop={options.data.smallest_crop} draws new crops in every epoch, but cache_states stores the states of "
+            "whole images. Use --vision_tuning full, --cache_states false or --smallest_crop 1."
         )
 
 
 def _groups(rows: datasets.Dataset, column: str | None) -> list | None:
+    """The group of each row, or None without a column."""
     if column is not None and column not in rows.column_names:
         raise ValueError(f"group_column={column!r} is no column of the data set; it has {', '.join(rows.column_names)}.")
     return None if column is None else rows.with_format(None)[column]
 
 
 def _write_card(trainer: MPCLIPTrainer) -> None:
+    """Write the model card. An error is logged with the command that repeats it."""
     try:
         trainer.create_model_card()
-    except Exception as error:  # whatever it is, the model is saved and can be pushed
+    except Exception as error:  # of any kind: the model is saved, and the push must not fail
         command = ["python", "-m", "model_card", trainer.args.output_dir]
         if trainer.hub_pusher is not None:
             command += ["--repo_id", trainer.hub_pusher.repo_id]

@@ -1,4 +1,4 @@
-"""The order of an epoch: rows of a group meet as negatives (`GroupSampler`), or texts of a length do (`LengthSampler`)."""
+"""Orders of an epoch: `GroupSampler` puts rows of a group into one batch, `LengthSampler` texts of about the same length."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -7,21 +7,24 @@ from torch.utils.data import Sampler
 
 
 class GroupSampler(Sampler[int]):
-    """Every row once per epoch, in random order but for chunks of `size` rows of the same group.
+    """Every row once per epoch, in random order, with up to `size` rows of a group next to each other.
 
-    A contrastive batch of unrelated pictures is told apart by its objects alone; a near-twin in the batch makes the model learn
-    what the two differ in. Whole groups would leave few different objects in a batch, which is why the chunks are small.
+    The pictures of a random batch differ in their objects, which is easy to learn. Two similar pictures in a batch make the
+    model learn finer differences. `size` is small, because a batch of whole groups would contain few different objects.
 
     Args:
-        groups: of each row.
-        size: rows of a group that stay together; drawn anew every epoch.
-        seed: of the draw.
-        epoch: called when an epoch begins.
+        groups: the group of each row.
+        size: rows of a group that stay next to each other. Every epoch draws them anew.
+        seed: random seed.
+        epoch: called at the start of an epoch; returns its number.
+
+    Raises:
+        ValueError: `size` is below 1.
     """
 
     def __init__(self, groups: list, size: int, seed: int, epoch: Callable[[], int]):
         if size < 1:
-            raise ValueError(f"group_size={size}; at least one row of a group stays together.")
+            raise ValueError(f"group_size={size} is illegal. Give 1 or more rows of a group that share a batch.")
         self.groups: dict = {}
         for row, group in enumerate(groups):
             self.groups.setdefault(group, []).append(row)
@@ -41,16 +44,16 @@ class GroupSampler(Sampler[int]):
 
 
 class LengthSampler(Sampler[int]):
-    """Every row once per epoch, in batches of about the same length, so that little of them is padding.
+    """Every row once per epoch, in batches of about the same length, so that batches contain little padding.
 
-    Rows are shuffled, sorted by length within every sixteen batches and cut into batches, which are shuffled again. A batch's
-    negatives are then texts of its length; sixteen batches keep the choice wide.
+    Rows are shuffled. Every 16 batches of rows are sorted by length and cut into batches, and all batches are shuffled. The
+    negatives of a text then have about its length. Sorting 16 batches at a time keeps them varied.
 
     Args:
-        lengths: called when an epoch begins: the length of each row.
-        batch_size: rows.
-        seed: of the draw.
-        epoch: called when an epoch begins.
+        lengths: called at the start of an epoch; returns the length of each row, in any unit.
+        batch_size: rows per batch.
+        seed: random seed.
+        epoch: called at the start of an epoch; returns its number.
     """
 
     BATCHES = 16
@@ -68,7 +71,7 @@ class LengthSampler(Sampler[int]):
         span = self.BATCHES * self.batch_size
         order = [row for i in range(0, self.count, span) for row in sorted(order[i : i + span], key=lengths.__getitem__)]
         batches = [order[i : i + self.batch_size] for i in range(0, self.count, self.batch_size)]
-        # A short last batch stays last: anywhere else it would shift what the others hold.
+        # A short last batch stays last: anywhere else it would shift the rows of the batches behind it.
         whole = batches[: self.count // self.batch_size]
         draw.shuffle(whole)
         return (row for batch in [*whole, *batches[len(whole) :]] for row in batch)

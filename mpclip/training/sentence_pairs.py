@@ -1,7 +1,7 @@
-"""Fine-tunes the text side on pairs of sentences whose similarity was scored (STS).
+"""Fine-tunes the text tower on pairs of sentences with a similarity score (STS).
 
-The loss is sentence-transformers' CoSENT. Its SentenceTransformerTrainer and its evaluator are not used: they give the model
-token ids, and here the frozen layers run once and training works on their cached states.
+The loss is CoSENT of sentence-transformers. Its SentenceTransformerTrainer and its evaluator are not used, because they give
+token ids to the model. Here the frozen layers run once, and training works on their cached states.
 """
 
 import torch
@@ -19,7 +19,7 @@ SIDES = ("sentence1", "sentence2")
 
 
 class SentencePairCollator(MPCLIPCollator):
-    """Rows of `load_sts` -> texts of both sides in one batch, (2B, N), first sides first, and `score` (B,)."""
+    """Makes a batch of B rows of `load_sts`: 2B texts, first sentences before second ones, and `score` (B,)."""
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         texts = [row[side] for side in SIDES for row in rows]
@@ -27,13 +27,18 @@ class SentencePairCollator(MPCLIPCollator):
 
 
 class SentencePairTrainer(MPCLIPTrainer):
-    """Trains on a `SentencePairCollator`'s batches; evaluates the Spearman correlation of cosine and score, in percent."""
+    """Trains on batches of a [`SentencePairCollator`]. Evaluation gives the Spearman correlation of cosine and score.
+
+    Args:
+        args, kwargs: as for [`MPCLIPTrainer`], without `compute_metrics`.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, compute_metrics=spearman, **kwargs)
-        self.cosent = CoSENTLoss(None)  # works on embeddings; the model is for callers that have none yet
+        self.cosent = CoSENTLoss(None)  # None: the model is not needed, as the embeddings are given
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """CoSENT, plus the weighted diversity loss if the config has one."""
         score = inputs.pop("score")
         output = model(**inputs)
         loss = self.cosent.compute_loss_from_embeddings(output.text_embeds.chunk(2), score)
@@ -51,12 +56,12 @@ class SentencePairTrainer(MPCLIPTrainer):
         return LengthSampler(lambda: characters, self.args.train_batch_size, **drawn)
 
     def predictions(self, dataset) -> tuple:
-        """The cosine of each pair (P,), and its score (P,)."""
+        """The cosine of each of the P pairs (P,), and its score (P,)."""
         texts = [text for side in SIDES for text in dataset[side][:]]
         first, second = self.encoder().texts(texts, self.args.eval_batch_size, shared=True, progress=False).chunk(2)  # (P, D)
         return (first * second).sum(dim=1).numpy(), dataset["score"][:]
 
 
 def spearman(prediction: EvalPrediction) -> dict[str, float]:
-    """Of predictions (cosines) and label_ids (scores), in percent."""
+    """The Spearman correlation of predictions (cosines) and label_ids (scores), in percent."""
     return {"spearman": 100.0 * float(spearmanr(prediction.predictions, prediction.label_ids).statistic)}

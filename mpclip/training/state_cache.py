@@ -1,10 +1,11 @@
-"""States of frozen towers, computed once and kept on disk (`state_store.py`).
+"""Cached states: the outputs of frozen towers, computed once and stored on disk (`state_store.py`).
 
     texts  -> hidden states that enter the first trained layer of the LLM   `cache_text_states`
     images -> tokens of the vision encoder                                  `cache_image_states`
 
-They stay valid, because everything below is frozen. Training on float32 states equals live training to rounding. bfloat16, the
-default, is computed several times faster and takes half the space; int8 takes a quarter. docs/cost.md has the loss in recall.
+The states stay valid because all weights below them are frozen. Training on float32 states equals training without a cache, up
+to rounding. bfloat16 (the default) takes half the space and is computed several times faster; int8 takes a quarter of the
+space. docs/cost.md has the loss in recall.
 """
 
 import copy
@@ -28,20 +29,24 @@ from .state_store import FORMATS, StateStore, complete_key, open_store, read_key
 
 
 class TextStates:
-    """Cached hidden states of texts, padded into batches.
+    """Cached hidden states of texts.
 
     Args:
-        store: rows of (text tokens + T', H).
-        row_of: text -> its row.
-        stored_nodes: T', the prompt nodes of a row.
-        nodes: which T of them the model has.
+        store: one row per text, (text tokens + T', H).
+        row_of: text -> index of its row.
+        stored_nodes: T', the number of prompt nodes in a row.
+        nodes: indices of the T nodes, out of T', that the model has.
     """
 
     def __init__(self, store: StateStore, row_of: dict[str, int], stored_nodes: int, nodes: list[int]):
         self.store, self.row_of, self.stored_nodes, self.nodes = store, row_of, stored_nodes, nodes
 
     def batch(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """`text_hidden_states` (B, N + T, H) and `attention_mask` (B, N), padded on the left."""
+        """B texts -> `text_hidden_states` (B, N + T, H) and `attention_mask` (B, N), padded on the left.
+
+        Raises:
+            KeyError: a text is not in the cache.
+        """
         rows = self.store[[self.row_of[text] for text in texts]]
         lengths = [len(row) - self.stored_nodes for row in rows]
         N = max(lengths)
@@ -63,17 +68,20 @@ def cache_text_states(
     device: torch.device | str = "cpu",
     tokens_per_batch: int = 8192,
 ) -> TextStates:
-    """Hidden states of every distinct text with the prompts, entering the model's boundary layer.
+    """Compute and store the hidden states of texts and prompts that enter the boundary layer, or find them in the cache.
+
+    A cache with more prompts than the model has is used too, because the state of a node depends only on the text and on the
+    node's ancestors. So a single-prompt baseline, or a model without negation, uses the cache of the larger model.
 
     Args:
-        model: an `MPCLIPModel` with adaptive_tokens="boundary" and frozen layers below the boundary.
-        negated: with the negated prompts.
+        model: an [`MPCLIPModel`] with adaptive_tokens="boundary" and frozen layers below the boundary.
+        tokenizer: of the model.
+        texts: equal texts are stored once.
+        folder: of all caches.
+        negated: include the negated prompts.
         format: "float32", "float16", "bfloat16" or "int8" (`state_store.FORMATS`).
-        device: to compute on.
-        tokens_per_batch: padded tokens computed at once.
-
-    A cache for more prompts than the model has is used too, because a node's state depends on its ancestors alone. So a
-    single-prompt baseline, or a model without negation, uses the states of the larger model.
+        device: device to compute on.
+        tokens_per_batch: tokens of a batch, with padding and prompts.
 
     Raises:
         ValueError: a parameter below the boundary is trained; its states would be wrong after the first step.
@@ -81,8 +89,8 @@ def cache_text_states(
     tower = model.text_model
     if tower.boundary_embedding is None:
         raise ValueError(
-            "adaptive_tokens='input' learns the embeddings below every layer, so no hidden state stays valid. "
-            "Set adaptive_tokens='boundary', or cache_states=false."
+            "adaptive_tokens='input' learns embeddings below the first layer, so no hidden state stays valid. "
+            "Set adaptive_tokens='boundary', cache_text_states=false or cache_states=false."
         )
     below = {
         **{f"layers.{i}.{n}": p for i in range(tower.split_layer) for n, p in tower.layers[i].named_parameters()},
@@ -91,10 +99,10 @@ def cache_text_states(
     trained = [name for name, parameter in below.items() if parameter.requires_grad]
     if trained:
         raise ValueError(
-            f"{len(trained)} parameters below layer {tower.split_layer} are trained ({trained[0]}, ...): their cached states "
-            "would go stale. Freeze them, lower boundary_layer, or set cache_states=false."
+            f"{len(trained)} parameters below layer {tower.split_layer} are trained ({trained[0]}, ...), so cached states "
+            "would become invalid. Freeze them, lower boundary_layer, or set cache_text_states=false."
         )
-    texts = sorted(set(texts), key=lambda text: (len(text), text))  # neighbours have about the same length
+    texts = sorted(set(texts), key=lambda text: (len(text), text))  # so that a batch has texts of about the same length
     ids = tokenizer(texts, truncation=True)["input_ids"]
     key = {
         "kind": "text",
@@ -112,7 +120,7 @@ def cache_text_states(
     def frozen_tower():
         twin = _frozen_twin(tower, device, FORMATS[format].compute)
         if twin.device.type == "cpu":
-            twin.set_attn_implementation("eager")  # on short rows faster than sdpa there, and equal to rounding
+            twin.set_attn_implementation("eager")  # faster than sdpa for short texts, and equal up to rounding
         return twin
 
     @torch.inference_mode()
@@ -136,18 +144,26 @@ def cache_text_states(
 
 
 def _identity(tree: PromptTree, tower) -> dict:
-    """The tree with the hash of each adaptive token's embedding in place of its number: the states depend on the embedding."""
+    """The tree as JSON values, with the hash of its embedding in place of the id of each adaptive token.
+
+    The states depend on the embedding, not on the id.
+    """
     rows = tower.adaptive_embedding.weight.detach().cpu()
     label = {token_id: _sha256_tensors({"": rows[i]})[:16] for i, token_id in enumerate(tower.adaptive_token_ids)}
     return {"token_ids": [label.get(token_id, token_id) for token_id in tree.token_ids], "parents": list(tree.parents)}
 
 
 def _cached_superset(folder: Path, key: dict, identity: dict) -> tuple[dict, list[int], dict[str, range] | None]:
-    """Looks for a cache that holds all nodes of a tree, whole and undamaged.
+    """Look for a complete, undamaged cache that holds all nodes of a tree.
+
+    Args:
+        folder: of all caches.
+        key: what the states depend on, without the tree.
+        identity: the tree, from `_identity`.
 
     Returns:
-        its tree; where the nodes are in it; its `shards_to_compute`, which are none. If there is no such cache: `identity`,
-        all its nodes, and the shards to compute of its own cache, or None if nobody has looked for them.
+        The tree of the cache, the indices of the nodes in it, and its `shards_to_compute`, which is empty. If there is no such
+        cache: `identity`, all its nodes, and the shards to compute of the tree's own cache; None if it has no folder yet.
     """
     own = None
     for key_file in sorted(folder.glob("*/key.json")):
@@ -166,13 +182,17 @@ def _cached_superset(folder: Path, key: dict, identity: dict) -> tuple[dict, lis
 
 
 class ImageStates:
-    """Cached vision tokens, (N, C) for each row of a data set."""
+    """Cached vision tokens.
+
+    Args:
+        store: one row per image, (N, C).
+    """
 
     def __init__(self, store: StateStore):
         self.store = store
 
     def batch(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """`vision_hidden_states` (B, N, C)."""
+        """B row numbers -> `vision_hidden_states` (B, N, C)."""
         return {"vision_hidden_states": torch.stack(self.store[indices])}
 
 
@@ -185,14 +205,14 @@ def cache_image_states(
     device: torch.device | str = "cpu",
     batch_size: int = 32,
 ) -> ImageStates:
-    """Vision tokens of every image of `rows`.
+    """Compute and store the vision tokens of all images of a table, or find them in the cache.
 
     Args:
-        model: an `MPCLIPModel` with a frozen vision encoder.
-        image_processor: that of its processor.
-        rows: with a column `image`.
-        format, device: as in `cache_text_states`.
-        batch_size: images computed at once.
+        model: an [`MPCLIPModel`] with a frozen vision encoder.
+        image_processor: of the model's processor.
+        rows: a table with a column `image`.
+        folder, format, device: as for `cache_text_states`.
+        batch_size: images per batch.
 
     Raises:
         ValueError: the vision encoder is trained.
@@ -226,20 +246,20 @@ def cache_image_states(
 
 
 def _config_without_path(config) -> dict:
-    """A tower's config without the folder that it was loaded from, on which its states do not depend."""
+    """The config of a tower as JSON values, without the folder that it was loaded from."""
     return {name: value for name, value in json.loads(config.to_json_string(use_diff=False)).items() if name != "_name_or_path"}
 
 
 def _frozen_twin(module: torch.nn.Module, device: torch.device | str, dtype: torch.dtype) -> torch.nn.Module:
-    """A copy to compute with. It is made only when a state is missing: it takes seconds, and the memory of the tower."""
+    """A copy of a tower to compute with. Made only if states are missing: it takes seconds and the memory of a tower."""
     return copy.deepcopy(module).to(device, dtype).eval().requires_grad_(False)
 
 
-_hashes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # tower -> (its tensors as they were, their hash)
+_hashes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # tower -> (state of its tensors, their hash)
 
 
 def _hash_of(tower: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> str:
-    """The hash of a tower's frozen tensors. It is taken once for all splits, and again only after a write to one of them."""
+    """SHA-256 of the frozen tensors of a tower. Computed once for all splits, and again after a write to a tensor."""
     written = [(name, tensor.data_ptr(), tensor._version) for name, tensor in sorted(tensors.items())]
     if tower not in _hashes or _hashes[tower][0] != written:
         _hashes[tower] = written, _sha256_tensors(tensors)

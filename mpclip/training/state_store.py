@@ -1,15 +1,15 @@
-"""Rows of states on disk: Arrow shards, memory-mapped, filled by any number of processes.
+"""Stores of cached states on disk: memory-mapped Arrow shards, which any number of processes fill together.
 
-A store is a folder. Its name is a hash of everything that its rows depend on:
+A store is a folder. Its name is a hash of its key, which contains everything that the states depend on:
 
-    <hash>/key.json           what the rows depend on
+    <hash>/key.json           the key
            000000000.arrow    a shard of 1,024 rows
            000000000.sha256   hash of that shard, written after it
-           000000000.lock     held by the process that computes it
+           000000000.lock     locked by the process that computes the shard
 
-So a change of anything gives another folder, and old states are never used by mistake. Processes take the shards that nobody
-holds: the ranks of a job, or several jobs, share the work. If a process is killed, another computes its shard. When a store is
-opened every shard is hashed once, and a damaged one is computed again.
+A changed weight, text or setting gives another folder, so outdated states are never used. Every process computes the shards
+that no other process has locked. So the ranks of a job, or several jobs, share the work, and the shard of a killed process is
+computed by another one. When a store is opened, every shard is hashed once, and a damaged one is computed again.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from mpclip.files import aside, read_json, sha256_file, sha256_files, write_text
 
 logger = logging.getLogger(__name__)
 SHARD_ROWS = 1024
-REVISION = 2  # of the code that computes and writes states; raise it when that changes what it gives
+REVISION = 2  # part of every key; raise it when the code computes or writes other states than before
 _FEATURES = datasets.Features({"states": datasets.Value("large_binary")})
 
 
@@ -40,11 +40,11 @@ _FEATURES = datasets.Features({"states": datasets.Value("large_binary")})
 
 @dataclass(frozen=True)
 class StateFormat:
-    """How states are computed and written.
+    """The dtypes in which states are computed and stored.
 
     Attributes:
         compute: dtype in which the frozen towers run.
-        stored: dtype on disk. int8 has a float32 scale for each token: its largest magnitude / 127.
+        stored: dtype on disk. int8 has in addition a float32 scale per token, its largest magnitude / 127.
     """
 
     compute: torch.dtype
@@ -54,7 +54,7 @@ class StateFormat:
         """(T, C) states -> bytes.
 
         Raises:
-            ValueError: a value is too large for float16. LLMs have some tokens of very large states.
+            ValueError: a value is too large for float16. Some tokens of LLMs have very large states.
         """
         states = states.contiguous()
         if self.stored == torch.int8:
@@ -63,13 +63,13 @@ class StateFormat:
             return _bytes(scale) + _bytes((states / scale).round().to(torch.int8))
         if self.stored == torch.float16 and states.abs().max() > torch.finfo(torch.float16).max:
             raise ValueError(
-                f"A state of magnitude {states.abs().max():.0f} does not fit float16, which ends at 65504. "
+                f"A state of magnitude {states.abs().max():.0f} does not fit float16, whose largest value is 65504. "
                 "Use --cache_format bfloat16 or float32."
             )
         return _bytes(states.to(self.stored))
 
     def decode(self, data: bytes, width: int) -> torch.Tensor:
-        """bytes -> (T, C) in `stored`; float32 from int8."""
+        """bytes -> (T, C) states of `width` = C channels, in the dtype `stored`; float32 for int8."""
         if self.stored != torch.int8:
             return torch.frombuffer(bytearray(data), dtype=self.stored).view(-1, width)
         T = len(data) // (width + 4)
@@ -82,7 +82,7 @@ def _bytes(x: torch.Tensor) -> bytes:
     return x.view(torch.uint8).numpy().tobytes()
 
 
-# float16 keeps three bits more than bfloat16, so states for it are computed in float32.
+# float16 is three bits more precise than bfloat16, so its states are computed in float32.
 FORMATS = {
     "float32": StateFormat(compute=torch.float32, stored=torch.float32),
     "float16": StateFormat(compute=torch.float32, stored=torch.float16),
@@ -95,10 +95,10 @@ FORMATS = {
 
 
 class StateStore:
-    """Rows of states, each (tokens, width) with its own number of tokens.
+    """A complete store. Each row is (tokens, width); the number of tokens differs between rows.
 
     Args:
-        folder: a finished store.
+        folder: of the store.
         width: channels of a token.
     """
 
@@ -112,7 +112,7 @@ class StateStore:
         return len(self.rows)
 
     def __getitem__(self, indices: list[int]) -> list[torch.Tensor]:
-        """The states of some rows: a list of (tokens, width), in the dtype of `StateFormat.decode`."""
+        """The states of the rows with these indices, (tokens, width) each, in the dtype of `StateFormat.decode`."""
         cells = self.rows[indices]["states"]
         return [self.format.decode(cell.as_buffer(), self.width) for cell in cells]
 
@@ -123,10 +123,18 @@ class StateStore:
 
 
 def complete_key(key: dict, count: int, format: str) -> dict:
-    """A key with what every store depends on: the versions of the code, the number of rows, the format.
+    """Add to a key what every store depends on: the versions of the code, the number of rows and the format.
+
+    Args:
+        key: what the states of this store depend on, as JSON values.
+        count: number of rows.
+        format: one of `FORMATS`.
+
+    Returns:
+        A new key.
 
     Raises:
-        ValueError: an unknown format.
+        ValueError: the format is unknown.
     """
     if format not in FORMATS:
         raise ValueError(f"cache_format={format!r} is unknown; use one of {', '.join(map(repr, FORMATS))}.")
@@ -135,25 +143,25 @@ def complete_key(key: dict, count: int, format: str) -> dict:
 
 
 def read_key(folder: Path) -> dict:
-    """What the rows of a store depend on."""
+    """The key of a store; {} if the folder has none."""
     return read_json(folder / "key.json")
 
 
 def shards_of(key: dict) -> dict[str, range]:
-    """File name of each shard and its rows."""
+    """File name of each shard -> its rows."""
     starts = range(0, key["count"], SHARD_ROWS)
     return {f"{start:09d}.arrow": range(start, min(start + SHARD_ROWS, key["count"])) for start in starts}
 
 
 def shards_to_compute(folder: Path, key: dict) -> dict[str, range]:
-    """File names and rows of the shards that are missing or not as they were written. Reads every shard."""
+    """The shards that are missing or damaged: file name -> rows. Reads every shard."""
     shards = shards_of(key)
     whole = _whole([folder / name for name in shards])
     return {name: rows for name, rows in shards.items() if folder / name not in whole}
 
 
 def _whole(shards: list[Path]) -> set[Path]:
-    """Those shards that are there as they were written. Several are read at a time."""
+    """Those of the shards that exist and have the hash with which they were written. Several are read in parallel."""
     there = [shard for shard in shards if shard.exists() and shard.with_suffix(".sha256").exists()]
     found = sha256_files(there, "Checking cached states", quiet=not PartialState().is_local_main_process)
     return {shard for shard, digest in found.items() if shard.with_suffix(".sha256").read_text() == digest}
@@ -170,14 +178,15 @@ def open_store(
     title: str,
     waiting: dict[str, range] | None = None,
 ) -> StateStore:
-    """The store for `key` under `folder`. Shards that are missing or damaged are computed.
+    """Open the store of a key. Shards that are missing or damaged are computed.
 
     Args:
-        key: from `complete_key`, as JSON values.
+        folder: of all stores.
+        key: from `complete_key`.
         width: channels of a token.
-        compute: a range of rows -> (tokens, width) states of each.
+        compute: a range of rows -> the (tokens, width) states of each row.
         title: of the progress bar.
-        waiting: from `shards_to_compute`, where the caller has called it already; by default it is called here.
+        waiting: result of `shards_to_compute`, if the caller has it already; it reads all shards.
     """
     text = json.dumps(key, sort_keys=True)
     target = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:20]
@@ -192,7 +201,7 @@ def open_store(
             unit="row",
             disable=not PartialState().is_local_main_process,
         ) as progress:
-            for patient in (False, True):  # first the shards that nobody holds, then those that others held
+            for patient in (False, True):  # first the unlocked shards, then wait for the locked ones
                 for name in list(waiting):
                     if _fill(target / name, waiting[name], FORMATS[key["format"]], compute, patient):
                         progress.update(len(waiting.pop(name)))
@@ -200,7 +209,7 @@ def open_store(
 
 
 def _fill(shard: Path, rows: range, format: StateFormat, compute: Callable, patient: bool) -> bool:
-    """Computes a shard unless it is whole by now. False if another process holds it and `patient` is not set."""
+    """Compute a shard, unless another process has done so. False if it is locked and `patient` is not set."""
     hash_file = shard.with_suffix(".sha256")
     try:
         with FileLock(shard.with_suffix(".lock"), blocking=patient):
@@ -209,7 +218,7 @@ def _fill(shard: Path, rows: range, format: StateFormat, compute: Callable, pati
             if hash_file.exists():
                 logger.warning("%s is damaged or missing; its states are computed again.", shard)
             for unfinished in shard.parent.glob(f".{shard.name}.*.part"):
-                unfinished.unlink()  # of a process that was killed
+                unfinished.unlink()  # left by a killed process
             with aside(shard) as written:
                 with datasets.arrow_writer.ArrowWriter(path=str(written), features=_FEATURES) as writer:
                     for states in compute(rows):

@@ -1,4 +1,4 @@
-"""MPCLIPTrainer: transformers' Trainer with the contrastive loss, its parts in the log, and retrieval as evaluation."""
+"""MPCLIPTrainer: transformers' Trainer with the contrastive loss, a log of its parts, and retrieval as evaluation."""
 
 import math
 from collections.abc import Callable
@@ -24,14 +24,14 @@ LOSS_PARTS = ("contrastive_loss", "diversity_loss", "negation_loss")
 
 
 class MPCLIPTrainer(Trainer):
-    """Trains an `MPCLIPModel` or its `PeftModel` on pictures with captions; evaluates recall over a whole evaluation set.
+    """Trains an `MPCLIPModel`, or its `PeftModel`, on pictures with captions. Evaluates recall over a whole evaluation set.
 
     Example:
 
         model = MPCLIPModel.from_pretrained_towers(text, vision)
         processor = MPCLIPProcessor.from_pretrained_towers(text, vision, model.config.all_templates)
         trainer = MPCLIPTrainer(
-            model=prepare_tuning(model, ModelArguments()),  # trains the LLM's last layer and what is new
+            model=prepare_tuning(model, ModelArguments()),  # trains the last layer and the new modules
             args=MPCLIPTrainingArguments("runs/mine"),
             train_dataset=rows.select(range(900)),  # a datasets.Dataset with the columns image and captions
             eval_dataset=rows.select(range(900, 1000)),
@@ -41,19 +41,19 @@ class MPCLIPTrainer(Trainer):
 
     Args:
         train_dataset, eval_dataset: a `datasets.Dataset` with `image` and `captions` (a list of str per row), as from
-            `load_image_text`, or an `ImageTextDataset`. Training draws a caption per picture and epoch. In evaluation every
-            caption searches all pictures, and every picture all captions.
+            `load_image_text`, or an `ImageTextDataset`. Training draws one caption per picture and epoch. In evaluation every
+            caption is a query for all pictures, and every picture a query for all captions.
         processing_class: the [`MPCLIPProcessor`].
-        compute_metrics: gets (image_embeds (I, D), text_embeds (T, D), caption_image (T,)) as predictions; recall by default.
-        data_collator: an [`MPCLIPCollator`]; by default one without cached states.
-        eval_collator: the one of the evaluation set, where its states are cached; the same as `data_collator` by default.
-        train_groups: a group for each training row; `group_size` rows of a group share a batch (`GroupSampler`).
-        hub_pusher: what pushes to the Hub in Trainer's stead.
-        write_card: called as `write_card(folder, repo_id=, model=, processor=)` where Trainer would write its own model card.
-        others: as for `Trainer`.
+        compute_metrics: gets (image_embeds (I, D), text_embeds (T, D), caption_image (T,)) as predictions. Default: recall.
+        data_collator: an [`MPCLIPCollator`]. Default: one without cached states.
+        eval_collator: the collator of the evaluation set, if its states are cached. Default: `data_collator`.
+        train_groups: the group of each training row; `group_size` rows of a group share a batch (`GroupSampler`).
+        hub_pusher: pushes to the Hub instead of Trainer.
+        write_card: called as `write_card(folder, repo_id=, model=, processor=)` instead of Trainer's own model card.
+        model, args, kwargs: as for `Trainer`.
     """
 
-    # The loss is a mean over the batch of this step; Trainer divides it for gradient accumulation.
+    # The loss is a mean over the batch of one step, so Trainer must divide it for gradient accumulation.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -95,7 +95,7 @@ class MPCLIPTrainer(Trainer):
     # Training ---------------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Groups by learning rate (tower, adaptive tokens, the rest) and by weight decay."""
+        """Create the optimizer, with parameter groups by learning rate (`learning_rate_group`) and by weight decay."""
         if self.optimizer is None:
             model = model if model is not None else self.model
             decayed = set(self.get_decay_parameter_names(model))
@@ -120,6 +120,7 @@ class MPCLIPTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """The total loss of the config. Its parts are kept for the log."""
         base = self.accelerator.unwrap_model(model)
         outputs = model(**inputs, negated=bool(base.config.negation_weight))
         losses = total_loss(outputs, base.config, base.logit_scale, draw_first_prompts(base.config, model.training))
@@ -129,7 +130,7 @@ class MPCLIPTrainer(Trainer):
         return (losses["loss"], outputs) if return_outputs else losses["loss"]
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds the mean of every part of the loss since the last log, and the logit scale."""
+        """Log, in addition, the mean of every part of the loss since the last log, and the logit scale."""
         if "loss" in logs:
             logs |= {part: round(torch.stack(values).mean().item(), 4) for part, values in self._parts.items()}
             self._parts.clear()
@@ -142,7 +143,10 @@ class MPCLIPTrainer(Trainer):
         by_length = self.args.train_sampling_strategy == "group_by_length"
         if self.train_groups is not None:
             if by_length:
-                raise ValueError("A batch is put together by group_column or by length; give one of the two.")
+                raise ValueError(
+                    "Batches are made by group_column or by length, not by both. Leave out group_column or "
+                    "train_sampling_strategy='group_by_length'."
+                )
             return GroupSampler(self.train_groups, self.group_size, **drawn)
         if by_length:
             return LengthSampler(self.train_dataset.caption_lengths, self.args.train_batch_size, **drawn)
@@ -151,20 +155,21 @@ class MPCLIPTrainer(Trainer):
     # Evaluation -------------------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """A plain loader of the evaluation set; `evaluation_loop` takes the set from it and makes its own batches."""
+        """A loader that only carries the evaluation set: `evaluation_loop` makes the batches itself."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
         if dataset is None:
-            raise ValueError("There is nothing to evaluate on: give the Trainer an eval_dataset.")
+            raise ValueError("Evaluation needs a data set, and there is none. Give the Trainer an eval_dataset.")
         return DataLoader(dataset, batch_size=self.args.eval_batch_size, collate_fn=list)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
+        """As `get_eval_dataloader`."""
         return self.get_eval_dataloader(test_dataset)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
     ) -> EvalLoopOutput:
-        """Embed the whole set by `mpclip.encoding`, as `python -m eval` does; `compute_metrics` gets the embeddings.
+        """Embed the whole evaluation set with `mpclip.encoding`, as `python -m eval` does, and compute the metrics.
 
         The processes of a job share the work, and each gets all embeddings.
         """
@@ -179,14 +184,14 @@ class MPCLIPTrainer(Trainer):
         return EvalLoopOutput(predictions, labels, metrics, num_samples=len(dataloader.dataset))
 
     def predictions(self, dataset) -> tuple:
-        """What `compute_metrics` gets of an evaluation set: predictions, and labels or None."""
+        """The arguments of `compute_metrics` for an evaluation set: predictions, and labels or None."""
         images = None if self.eval_collator.image_states is None else range(len(dataset))
         options = {"shared": True, "progress": not self.args.disable_tqdm}
         embeds = encode_dataset(self.encoder(), dataset.rows, self.args.eval_batch_size, images, **options)
         return tuple(embeds[name].numpy() for name in ("image_embeds", "text_embeds", "caption_image")), None
 
     def encoder(self) -> ModelEncoder:
-        """The model as it is now, with the inputs of the evaluation set and the precision of the training."""
+        """An encoder of the current model, with the inputs of the evaluation collator and the precision of the training."""
         return ModelEncoder(
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
@@ -206,10 +211,10 @@ class MPCLIPTrainer(Trainer):
         self._load_as_saved(self.state.best_model_checkpoint)
 
     def _load_as_saved(self, checkpoint: str) -> None:
-        """Load the weights of a checkpoint as `from_pretrained` does.
+        """Load the weights of a checkpoint with `from_pretrained`.
 
-        Trainer reads weights by their names in the file, and transformers saves ViT, CLIP and others by names that only
-        `from_pretrained` knows: those of a trained vision tower would be left out with a warning.
+        transformers saves ViT, CLIP and other towers under names that only `from_pretrained` translates. Trainer looks for the
+        names in the model, so it would leave out the weights of a trained vision tower, with a warning.
         """
         if self._loads_as_saved:
             model = self.accelerator.unwrap_model(self.model)
@@ -221,12 +226,12 @@ class MPCLIPTrainer(Trainer):
         return whole and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        # Of weights that `_load_as_saved` loads next, or refuses by name.
+        # The warnings would be wrong where `_load_as_saved` comes next: it loads all weights, or refuses them by name.
         if not self._loads_as_saved:
             super()._issue_warnings_after_load(load_result)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """The card of this project in place of Trainer's, which knows neither prompts nor towers."""
+        """Write the model card of this project. Trainer's own describes neither prompts nor towers."""
         if self.write_card is None:
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
@@ -236,14 +241,14 @@ class MPCLIPTrainer(Trainer):
 
 
 def _examples(dataset, captions: str, args):
-    """A table of pictures and captions as an `ImageTextDataset`; anything else as it is."""
+    """A table of pictures and captions as an `ImageTextDataset`. Anything else is returned unchanged."""
     if not isinstance(dataset, datasets.Dataset) or "captions" not in dataset.column_names:
         return dataset
     return ImageTextDataset(dataset, captions, 0 if args is None else args.seed)
 
 
 class _BoundLogitScale(TrainerCallback):
-    """Keeps the scale just below where the loss clamps it: there and beyond it has no gradient and would never come back."""
+    """Keeps the logit scale just below its clamp. At the clamp its gradient is 0, and the scale could never decrease again."""
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         for module in model.modules():

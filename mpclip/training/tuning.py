@@ -1,6 +1,6 @@
-"""What of the two towers is trained: nothing, the LLM's last layers, LoRA adapters, or all.
+"""Selects which weights of the two towers are trained: none, the LLM's last layers, LoRA adapters, or all.
 
-Projections, pooling, logit scale and adaptive tokens are trained in every case.
+Projections, pooling, logit scale and adaptive tokens are always trained.
 """
 
 from torch import nn
@@ -9,22 +9,48 @@ from .options import ModelArguments
 
 
 def boundary_layer(num_layers: int, arguments: ModelArguments) -> int:
-    """Index of the first layer that training changes."""
+    """Index of the first layer that training changes.
+
+    Args:
+        num_layers: layers of the LLM.
+        arguments: `text_tuning`, `trained_layers` and `lora_layers` are used.
+
+    Returns:
+        0 to `num_layers`; `num_layers` if no layer is trained.
+
+    Raises:
+        ValueError: more layers, or fewer than one, are to be trained than the LLM has.
+    """
     if arguments.text_tuning == "frozen":
         return num_layers
     if arguments.text_tuning == "last":
         if not 1 <= arguments.trained_layers <= num_layers:
-            raise ValueError(f"trained_layers={arguments.trained_layers} is outside 1..{num_layers}, the LLM's layers.")
+            raise ValueError(
+                f"trained_layers={arguments.trained_layers} is outside 1..{num_layers}: the LLM has {num_layers} layers."
+            )
         return num_layers - arguments.trained_layers
     if arguments.text_tuning == "lora" and arguments.lora_layers is not None:
         if not 1 <= arguments.lora_layers <= num_layers:
-            raise ValueError(f"lora_layers={arguments.lora_layers} is outside 1..{num_layers}, the LLM's layers.")
+            raise ValueError(
+                f"lora_layers={arguments.lora_layers} is outside 1..{num_layers}: the LLM has {num_layers} layers."
+            )
         return num_layers - arguments.lora_layers
     return 0
 
 
 def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
-    """Freeze what stays and return the model to train: `model` itself, or with LoRA its `PeftModel`."""
+    """Freeze the weights that are not trained, and add the LoRA adapters.
+
+    Args:
+        model: [`MPCLIPModel`]; changed in place.
+        arguments: the options of the tuning.
+
+    Returns:
+        The model to train: `model` itself, or its `PeftModel` for text_tuning="lora".
+
+    Raises:
+        ValueError: as `boundary_layer`.
+    """
     text = model.text_model
     learned_at_input = text.boundary_embedding is None
     text.requires_grad_(arguments.text_tuning == "full")
@@ -51,7 +77,7 @@ def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
         LoraConfig(
             r=arguments.lora_rank,
             lora_alpha=arguments.lora_alpha,
-            # A pattern of the whole path: "q_proj" alone would also hit a CLIP vision tower.
+            # A pattern for whole paths: "q_proj" alone would also match the layers of a CLIP vision tower.
             target_modules=rf"text_model\.layers\.({layers})\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
             modules_to_save=[name for name in trained if getattr(model, name, None) is not None or "embedding" in name],
         ),
@@ -59,7 +85,7 @@ def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
 
 
 def learning_rate_group(name: str) -> str:
-    """The argument that sets a parameter's learning rate."""
+    """Name of the training argument that sets the learning rate of the parameter `name`."""
     if "adaptive_embedding" in name or "boundary_embedding" in name:
         return "adaptive_learning_rate"
     if "text_model." in name:
