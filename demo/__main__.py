@@ -13,8 +13,8 @@ The command writes everything to runs/demo:
     queries.png     a few queries and the scenes they find
     results.json    all numbers
 
-An interrupted run continues where it stopped. A finished run shows its results again. `make clean` deletes
-runs/, to start anew.
+An interrupted run continues where it stopped. A finished run shows its results again. To start anew, delete runs/ by
+`make clean`.
 """
 
 import argparse
