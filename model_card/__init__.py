@@ -1,1 +1,1 @@
-"""`python -m model_card`: the card of a checkpoint, filled from its config, its origin and what was measured."""
+"""`python -m model_card`: the model card of a checkpoint, from its config, its training record and its results."""

@@ -1,4 +1,4 @@
-"""Pictures of what each prompt looks at: heat maps of the weights with which the attention pooling reads an image.
+"""Heat maps of the attention pooling over images: what each prompt looks at.
 
 pictures, maps = pooling_maps(model, processor, images)
 attention_grid(pictures, maps, titles, "attention.png")
@@ -12,14 +12,15 @@ import PIL.Image
 
 from mpclip.contact_sheet import FAINT, ContactSheet, wrap
 
-CELL = 1.45  # inches of a picture's longer side
-GAP = 0.12  # inches between pictures
-TITLE_LINE = 0.155  # inches of a line of a column's title
-LABEL = 0.22  # inches below a picture
+# Lengths in inches.
+CELL = 1.45  # longer side of a picture
+GAP = 0.12  # between pictures
+TITLE_LINE = 0.155  # height of a line of a column's title
+LABEL = 0.22  # height of the line below a picture
 
 
 def pooling_maps(model, processor, images: Sequence[PIL.Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """Runs the image tower on a few images and keeps the weights of its attention pooling.
+    """Run the image tower on a few images and return the weights of its attention pooling.
 
     Args:
         model: [`MPCLIPModel`] with image_pooling "attention" or "attention_per_prompt". Its training mode is restored.
@@ -27,9 +28,9 @@ def pooling_maps(model, processor, images: Sequence[PIL.Image.Image]) -> tuple[n
         images: B images, RGB.
 
     Returns:
-        The images as the model sees them, (B, H, W, 3) float32 in 0..1, and the weights of each of the Q pooling queries at
-        every place, averaged over the heads, (B, Q, h, w) float32. Where there is a class token it takes a share of the
-        weight, so a map sums to 1 or less.
+        pictures (B, H, W, 3) float32 in 0..1: the images as the model sees them, resized and cropped.
+        maps (B, Q, h, w) float32: the weights of the Q pooling queries on the grid of image tokens, averaged over the heads. A
+            map sums to 1, or to less if there are special tokens such as a class token, which take the rest.
 
     Raises:
         ValueError: the model has no attention pooling.
@@ -45,8 +46,8 @@ def pooling_maps(model, processor, images: Sequence[PIL.Image.Image]) -> tuple[n
     model.train(was_training)
     if weights is None:
         raise ValueError(
-            f"image_pooling={model.config.image_pooling!r} has no attention weights to draw; "
-            "'attention' and 'attention_per_prompt' have."
+            f"image_pooling={model.config.image_pooling!r} has no attention weights to draw: give a model with "
+            "'attention' or 'attention_per_prompt'."
         )
     h, w = token_grid(weights.shape[-1], *pixels.shape[-2:], getattr(model.config.vision_config, "patch_size", None))
     maps = weights.float().mean(dim=2)[..., -h * w :].unflatten(-1, (h, w))  # (B, Q, h, w); special tokens come first
@@ -54,18 +55,18 @@ def pooling_maps(model, processor, images: Sequence[PIL.Image.Image]) -> tuple[n
 
 
 def token_grid(tokens: int, height: int, width: int, patch: int | None) -> tuple[int, int]:
-    """The grid of the image tokens, without the special ones.
+    """Rows and columns of the grid that the image tokens form, special tokens left out.
 
     Args:
         tokens: number of tokens, special ones included.
         height, width: of the image, in pixels.
-        patch: side of a patch in pixels, or None for a CNN, whose feature map has the proportions of the image.
+        patch: side of a patch in pixels; None for a CNN, whose feature map has the proportions of the image.
 
     Returns:
         (rows, columns).
 
     Raises:
-        ValueError: a CNN's tokens form no such grid.
+        ValueError: a CNN's tokens form no grid with the proportions of the image.
     """
     if patch is not None:
         return height // patch, width // patch
@@ -76,20 +77,19 @@ def token_grid(tokens: int, height: int, width: int, patch: int | None) -> tuple
 
 
 def attention_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str], path: str | Path) -> None:
-    """Draws a row per picture into a PNG file: the picture itself, then each of its heat maps over the picture in grey.
+    """Draw a row for each picture into a PNG file: the picture, then each of its heat maps over the picture in grey.
 
-    Places with more than the map's mean weight are coloured. The colour is full at the map's highest weight, or at 1.5 times
-    the mean where that is more, so that a flat map stays pale. Below each map stands its highest weight as a multiple of the
-    mean.
+    Places that weigh more than the map's mean are coloured. The colour is full at the map's highest weight, or at 1.5 times the
+    mean if that is more, so that a flat map stays pale. Below a map stands its highest weight, as a multiple of the mean.
 
     Args:
         pictures: (B, H, W, 3) float in 0..1.
         maps: (B, Q, h, w) weights, not negative.
         titles: Q column titles.
-        path: the file to write; its folder is made.
+        path: the file to write; its folder is created.
 
     Raises:
-        ValueError: the numbers of pictures, maps and titles do not fit together.
+        ValueError: the numbers of pictures, maps and titles do not match.
     """
     B, Q = maps.shape[:2]
     H, W = pictures.shape[1:3]
@@ -120,19 +120,20 @@ def attention_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str]
 
 
 def heat_over(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """A heat map over a picture.
+    """Lay a heat map over a picture.
 
     Args:
         picture: (H, W, 3) float in 0..1.
-        weights: (h, w), not negative.
+        weights: (h, w), not negative. They are enlarged to the picture's size by bicubic interpolation.
 
     Returns:
-        (H, W, 3): the picture in pale grey, coloured where the weights, enlarged smoothly, exceed their mean.
+        (H, W, 3) float in 0..1: the picture in pale grey, coloured where the weights exceed their mean.
     """
     from matplotlib import colormaps
 
     H, W = picture.shape[:2]
     mean = weights.mean()
+    # 0 at the mean, 1 at full colour
     excess = (weights - mean) / max(weights.max() - mean, 0.5 * mean)
     heat = PIL.Image.fromarray(excess.astype(np.float32)).resize((W, H), PIL.Image.Resampling.BICUBIC)
     heat = np.clip(np.asarray(heat), 0, 1)  # (H, W)
@@ -143,7 +144,7 @@ def heat_over(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _as_seen(pixels, image_processor) -> np.ndarray:
-    """(B, 3, H, W) tensor of normalised pixels -> (B, H, W, 3) in 0..1."""
+    """Undo the normalisation of pixels: (B, 3, H, W) tensor -> (B, H, W, 3) float32 in 0..1."""
     if getattr(image_processor, "do_normalize", False):
         mean, std = (pixels.new_tensor(getattr(image_processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
         pixels = pixels * std + mean

@@ -1,4 +1,4 @@
-"""write_card: README.md and the picture beside it, from what a run left in its folder."""
+"""write_card: the model card of a checkpoint, and the picture beside it."""
 
 import json
 import logging
@@ -29,6 +29,7 @@ from .facts import (
     options_given,
     parameters_in,
     plain,
+    pooling_queries_in_words,
     prompt_rows,
     trained_in_words,
 )
@@ -36,8 +37,8 @@ from .facts import (
 logger = logging.getLogger("train_hf")
 
 TEMPLATE = Path(__file__).parent / "template.md"
-PICTURE = "assets/attention.png"  # beside the card
-PICTURES = 3
+PICTURE = "assets/attention.png"  # path from the card
+PICTURES = 3  # rows of the picture
 OLDEST_TRANSFORMERS = "5.17"
 TAGS = ["mp-clip", "image-text-retrieval", "video-text-retrieval", "multi-prompt", "custom_code"]
 PAPER = {
@@ -66,29 +67,30 @@ def write_card(
     """Write the card of a checkpoint.
 
     Args:
-        folder: with config.json; training.json, train_results.json, eval_results.json and the weights as far as there are.
-        evaluations: JSON files of `python -m eval retrieval`.
+        folder: of the checkpoint. It must have config.json; training.json, train_results.json, eval_results.json and the
+            weights are read if they are there.
+        evaluations: JSON files of `python -m eval retrieval` and `differences`.
         out: the card's file; README.md in `folder` by default.
-        repo_id: what the snippets load; by default the recorded `hub_model_id`, or the folder's name.
-        model, processor: of this checkpoint, to draw what the prompts look at. Without them the picture that lies beside the
-            card is shown, and drawn from the saved model where there is none.
-        rows: with `image`, to draw on; by default those of the recorded evaluation split.
+        repo_id: name that the snippets load; by default the recorded `hub_model_id`, or the folder's name.
+        model, processor: of this checkpoint, to draw the picture with. Without them, an existing picture is kept, and a missing
+            one is drawn with the saved model.
+        rows: table with a column `image`, of which some are drawn; by default the recorded evaluation split.
 
     Returns:
         The card's file.
 
     Raises:
-        FileNotFoundError: no config.json in `folder`.
-        ValueError: it is no MP-CLIP checkpoint with both sides, or an evaluation does not belong to it.
+        FileNotFoundError: `folder` has no config.json.
+        ValueError: `folder` is no MP-CLIP checkpoint with both towers, or a file of `evaluations` is not a result of it.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
     if not config:
         raise FileNotFoundError(f"{folder} holds no config.json: give the folder of a checkpoint, such as an --output_dir.")
     if config.get("model_type") != "mpclip":
-        raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}; cards are written for 'mpclip'.")
+        raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}; expected 'mpclip'.")
     if config.get("text_only"):
-        raise ValueError(f"{folder} is a text-only export: name the checkpoint it was exported from with --source.")
+        raise ValueError(f"{folder} is a text-only export: name the checkpoint that it was made from, with --source.")
     training = read_json(folder / "training.json")
     repo_id = repo_id or training.get("MPCLIPTrainingArguments", {}).get("hub_model_id") or folder.absolute().name
     results = all_measured(folder, config, training, list(evaluations), {folder.absolute().name, repo_id})
@@ -123,15 +125,21 @@ def write_card(
         eval_results=in_index or None,
     )
     if not in_index:
-        metadata.pop("model_name")  # it belongs to the model-index
+        metadata.pop("model_name")  # part of the model-index
     ModelCard.from_template(metadata, template_path=str(TEMPLATE), **facts).save(out)
-    # PEFT leaves a form to fill in beside an adapter; the adapter is told of here.
+    # PEFT writes a card to fill in beside an adapter. This card describes the adapter.
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
     return out
 
 
 def card_facts(folder: Path, config: dict, training: dict) -> dict:
-    """What the template shows of the checkpoint and its training."""
+    """Values of the template that describe the checkpoint and its training.
+
+    Args:
+        folder: of the checkpoint.
+        config: content of config.json.
+        training: content of training.json; {} if it is not there.
+    """
     arguments = {}
     if "ModelArguments" in training:
         arguments = {"model": training["ModelArguments"], "data": training["DataArguments"]}
@@ -151,6 +159,7 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
         "segment": config["projection_dim"] // config["num_prompts"],
         "weights": [1.5] + [1] * (config["num_prompts"] - 1),
         "image_pooling": image_pooling_in_words(config),
+        "pooling_queries": pooling_queries_in_words(config),
         "queries_per_prompt": config["image_pooling"] == "attention_per_prompt",
         "loss": loss_in_words(config),
         "parameters": large(parameters_in(folder)),
@@ -160,7 +169,7 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
         "language": ", ".join(languages),
         "has_pipeline": "AutoModelForZeroShotImageClassification" in config.get("auto_map", {}),
         "has_sentence_transformers": (folder / "modules.json").exists(),
-        "pictures_alt": "Pictures with the attention of each prompt laid over them.",
+        "pictures_alt": "Pictures, and over each the attention of each prompt.",
         "pictures_from": _pictures_from(training),
     }
     if arguments:
@@ -180,9 +189,10 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
 
 
 def _prompt_table(prompts: list[dict]) -> str:
+    """The prompts, as from `prompt_rows`, as a Markdown table."""
     head, rows = ["", "prompt, after the text"], [[i, code(prompt["template"], True)] for i, prompt in enumerate(prompts, 1)]
     if any(prompt["init"] for prompt in prompts):
-        head.append("[APT] started from")
+        head.append("[APT] initialised from")
         rows = [[*row, code(prompt["init"] or "a random vector", True)] for row, prompt in zip(rows, prompts, strict=True)]
     if any(prompt["negated"] for prompt in prompts):
         head.append("negated twin, in training")
@@ -191,6 +201,7 @@ def _prompt_table(prompts: list[dict]) -> str:
 
 
 def _data_in_words(training: dict) -> dict:
+    """`line`, the training data in Markdown; their `licence`; and their `attribution`."""
     arguments, source = training["DataArguments"], training.get("data", {})
     name = source.get("name") or Path(arguments["dataset"]).name
     where = {"Hub": f"[{name}](https://huggingface.co/datasets/{name})", "local": f"{code(name)} (a local data set)"}
@@ -198,15 +209,16 @@ def _data_in_words(training: dict) -> dict:
     if "train" in source:
         line += f": {source['train']['images']:,} images with {source['train']['captions']:,} captions"
     if arguments["group_column"]:
-        line += f"; rows of equal {code(arguments['group_column'])} met in batches, {arguments['group_size']} at a time"
+        line += f"; batches hold groups of {arguments['group_size']} rows with equal {code(arguments['group_column'])}"
     return {"line": line, "licence": source.get("license"), "attribution": source.get("attribution")}
 
 
 def _cost_in_words(metrics: dict, training: dict) -> str | None:
+    """Duration, speed and machine of the training; None if they are not recorded."""
     if not metrics:
         return None
     parts = [duration(metrics["train_runtime"])]
-    if training.get("resumed_from"):  # Trainer's rate would count the samples of the whole run
+    if training.get("resumed_from"):  # Trainer's rate counts the samples of the whole run
         parts[0] += f" for the last part of a run that was resumed from {code(training['resumed_from'])}"
     else:
         parts.append(f"{metrics['train_samples_per_second']:.1f} samples/s")
@@ -218,7 +230,7 @@ def _cost_in_words(metrics: dict, training: dict) -> str | None:
 
 
 def _pictures_from(training: dict) -> str | None:
-    """The data set and the split that the picture shows, as Markdown."""
+    """The data set and the split of the pictures, in Markdown."""
     if "DataArguments" not in training:
         return None
     arguments = training["DataArguments"]
@@ -227,7 +239,14 @@ def _pictures_from(training: dict) -> str | None:
 
 
 def _draw(picture: Path, folder: Path, config: dict, training: dict, model, processor, rows) -> None:
-    """What the prompts look at, if there is an attention pooling and something to look at; a card without it is a card too."""
+    """Draw what each prompt looks at, if the model has attention pooling and its data are recorded.
+
+    A failure is logged and leaves no picture; the card is written without it.
+
+    Args:
+        picture: the PNG to write.
+        folder, config, training, model, processor, rows: see `write_card` and `card_facts`.
+    """
     picture.unlink(missing_ok=True)
     if not config["image_pooling"].startswith("attention") or "DataArguments" not in training:
         return
@@ -244,10 +263,12 @@ def _draw(picture: Path, folder: Path, config: dict, training: dict, model, proc
         chosen = np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int)
         images = [rows[int(i)]["image"] for i in chosen]
         queries = model.config.num_pooling_queries
-        titles = [f"query {number} of {queries}" for number in range(1, queries + 1)] if queries > 1 else ["all prompts"]
+        titles = (
+            [f"pooling query {number} of {queries}" for number in range(1, queries + 1)] if queries > 1 else ["all prompts"]
+        )
         if config["image_pooling"] == "attention_per_prompt" and queries == config["num_prompts"]:
             prompts = prompt_rows(config, training["ModelArguments"]["adaptive_init"])
             titles = [p["template"] + (f" ({p['init']})" if p["init"] else "") for p in prompts] or ["the picture"]
         attention_grid(*pooling_maps(model, processor, images), titles, picture)
-    except Exception as error:  # the data set may be gone, the picture too large: no reason to have no card
-        logger.warning("What the prompts look at could not be drawn: %s", error)
+    except Exception as error:  # such as a data set that is gone; the card is written all the same
+        logger.warning("The picture of what each prompt looks at could not be drawn: %s", error)

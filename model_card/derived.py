@@ -1,4 +1,4 @@
-"""write_derived_card: the short card of a checkpoint that was made from another one without training."""
+"""write_derived_card: the short card of a text-only export or an int8 checkpoint."""
 
 import json
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from .evaluation import all_measured, measured_by_card, result_table
 from .facts import code, language_codes, plain
 
 TEMPLATE = Path(__file__).parent / "derived.md"
+# Metadata that are copied from the card of the source.
 INHERITED = ("license", "license_name", "license_link", "datasets", "tags")
 
 
@@ -24,21 +25,23 @@ def write_derived_card(
     out: str | Path | None = None,
     repo_id: str | None = None,
 ) -> Path:
-    """Write the card of what `mpclip.export.text` or `mpclip.export.int8` has made.
+    """Write the card of a checkpoint that `mpclip.export.text` or `mpclip.export.int8` made from another one.
 
     Args:
-        folder: the checkpoint that was made.
-        source: folder or Hub id of the one it was made from. Licence, language, data and recalls are those of its card.
+        folder: the new checkpoint.
+        source: folder or Hub id of the checkpoint that it was made from. Licence, language, data set and recalls are read from
+            the card of the source.
         evaluations: JSON files of `python -m eval retrieval` that measure `folder` itself.
         out: the card's file; README.md in `folder` by default.
-        repo_id: what the snippet loads; by default the folder's name.
+        repo_id: name that the snippet loads; by default the folder's name.
 
     Returns:
         The card's file.
 
     Raises:
-        FileNotFoundError: no config.json in `folder`, or no card in `source`.
-        ValueError: `folder` is neither text-only nor of int8 weights, or an evaluation does not belong to it.
+        FileNotFoundError: `folder` has no config.json, or `source` has no card.
+        ValueError: `folder` is neither a text-only export nor an int8 checkpoint, or a file of `evaluations` is not a result
+            of it.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
@@ -50,7 +53,7 @@ def write_derived_card(
     card, hub_id = _card_of(source)
     name = repo_id or folder.absolute().name
     results = all_measured(folder, config, {}, list(evaluations), {folder.absolute().name, name})
-    theirs = measured_by_card(card.data.eval_results)
+    of_source = measured_by_card(card.data.eval_results)
     title = name.split("/")[-1]
     in_index = [result for row in results for result in row.for_index()]
     metadata = ModelCardData(
@@ -75,7 +78,7 @@ def write_derived_card(
         "oldest_transformers": OLDEST_TRANSFORMERS,
         "results": results,
         "result_table": result_table(results),
-        "source_table": result_table(theirs) if theirs else None,
+        "source_table": result_table(of_source) if of_source else None,
         "gemma": card.data.get("license") == "gemma",
         "paper": PAPER,
     }
@@ -85,11 +88,15 @@ def write_derived_card(
 
 
 def _card_of(source: str | Path) -> tuple[ModelCard, str | None]:
-    """The card of a checkpoint, and its Hub id as far as it is known."""
+    """The card of a checkpoint, and its Hub id if it is known.
+
+    Raises:
+        FileNotFoundError: the folder `source` has no README.md.
+    """
     if not Path(source).is_dir():
         return ModelCard.load(str(source)), str(source)
     file = Path(source, "README.md")
     if not file.is_file():
-        raise FileNotFoundError(f"{source} has no card: write it first, with python -m model_card {source}")
+        raise FileNotFoundError(f"{source} has no card: write it first with python -m model_card {source}")
     hub_id = read_json(Path(source, "training.json")).get("MPCLIPTrainingArguments", {}).get("hub_model_id")
     return ModelCard.load(file), hub_id if hub_id and "/" in hub_id else None

@@ -1,4 +1,4 @@
-"""Measured retrieval, from the JSON of training and of `python -m eval retrieval`, for the card's table and its metadata."""
+"""Retrieval results for the card's table and metadata, from the JSON of training and of `python -m eval`."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -6,23 +6,31 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
+from eval import metrics
 from eval.tables import markdown_table
 from eval.tasks.retrieval import recalls_of
 from mpclip.files import read_json
 
 from .facts import code
 
-WAYS = {"text_to_image": "t2i", "image_to_text": "i2t"}  # as `python -m eval` and as Trainer call them
-RECALLS = ("R@1", "R@5", "R@10")
+WAYS = metrics.SHORT  # direction -> prefix of its metrics: {"text_to_image": "t2i", ...}
+RECALLS = tuple(f"R@{k}" for k in metrics.RECALLS)
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Recalls of one split in percent.
+    """Recalls on one split, in percent.
 
-    recalls: way -> "R@1", ... -> value; intervals: the same with (low, high), empty where the JSON has none.
-    quantized: "int8" where the weights were made so while loading: recalls of something else than the checkpoint.
-    notes: what else the JSON tells, in words.
+    Attributes:
+        data: name of the data set.
+        split: name of the split.
+        recalls: direction -> {"R@1": value, ...}.
+        mean_recall: mean of the six recalls.
+        intervals: the 95% intervals, direction -> {"R@1": [low, high], ...}; {} if the JSON has none.
+        images, captions: how many the split has.
+        quantized: "int8" if the weights were quantised while loading. Then the recalls are not those of the checkpoint's own
+            weights.
+        notes: further facts of the JSON, in words.
     """
 
     data: str
@@ -36,12 +44,16 @@ class Retrieval:
     notes: tuple[str, ...] = ()
 
     def name(self, table: bool = False) -> list[str]:
-        """Data, split, and the weights if they are not the checkpoint's; Markdown."""
+        """Data and split in Markdown, with the type of the weights if they are not the checkpoint's own.
+
+        Args:
+            table: for the cells of a table.
+        """
         weights = f", {self.quantized} weights" if self.quantized else ""
         return [code(self.data, table), code(self.split, table) + weights]
 
     def cells(self) -> list[str]:
-        """The six recalls, with half of their interval where it is known, and the mean."""
+        """The six recalls with half of their intervals, if known, and the mean recall."""
         cells = []
         for way in WAYS:
             for recall in RECALLS:
@@ -50,7 +62,7 @@ class Retrieval:
         return [*cells, f"{self.mean_recall:.1f}"]
 
     def for_index(self) -> list[EvalResult]:
-        """The rows of the Hub's model-index; none of weights that are not the checkpoint's."""
+        """The entries of the Hub's model-index; none if the weights are not the checkpoint's own."""
         if self.quantized:
             return []
         return [
@@ -70,20 +82,26 @@ class Retrieval:
 
 
 def measured_in_training(folder: Path, training: dict) -> list[Retrieval]:
-    """The evaluation at the end of training, none where there was none."""
-    metrics = read_json(folder / "eval_results.json")
-    if not metrics or not training.get("DataArguments", {}).get("eval_split"):
+    """The evaluation at the end of training; [] if there was none.
+
+    Args:
+        folder: of the checkpoint, with eval_results.json.
+        training: content of training.json.
+    """
+    measured = read_json(folder / "eval_results.json")
+    if not measured or not training.get("DataArguments", {}).get("eval_split"):
         return []
     data, arguments = training.get("data", {}), training["MPCLIPTrainingArguments"]
     notes = ["at the end of training"]
     if arguments["load_best_model_at_end"]:
-        notes.append(f"the checkpoint was chosen on this split, by {arguments['metric_for_best_model']}: not held-out numbers")
+        chosen_by = arguments["metric_for_best_model"]
+        notes.append(f"the checkpoint was chosen on this split, by {chosen_by}, so these are not held-out numbers")
     return [
         Retrieval(
             data=data.get("name") or Path(training["DataArguments"]["dataset"]).name,
             split=training["DataArguments"]["eval_split"],
-            recalls={way: {recall: metrics[f"eval_{short}_{recall}"] for recall in RECALLS} for way, short in WAYS.items()},
-            mean_recall=metrics["eval_mean_recall"],
+            recalls={way: {recall: measured[f"eval_{short}_{recall}"] for recall in RECALLS} for way, short in WAYS.items()},
+            mean_recall=measured["eval_mean_recall"],
             notes=tuple(notes),
             **data.get("eval", {}),
         )
@@ -91,15 +109,16 @@ def measured_in_training(folder: Path, training: dict) -> list[Retrieval]:
 
 
 def measured_by_eval(file: str | Path, config: dict, training: dict, names: set[str]) -> Retrieval:
-    """A result of `python -m eval retrieval --json`.
+    """Read a result of `python -m eval retrieval --json`.
 
     Args:
-        config: of the model; where its own weights are quantised, loading quantises nothing more.
-        training: of the model, by which its own data set is recognised.
-        names: what the model may be called in it: the name of its folder, its Hub id.
+        file: the JSON file.
+        config: content of the model's config.json, which says whether its own weights are quantised.
+        training: content of the model's training.json, to recognise its own data set.
+        names: names by which the file may call the model: its folder's name, its Hub id.
 
     Raises:
-        ValueError: the file is something else, or measures another model.
+        ValueError: the file is not such a result, or is of another model.
     """
     result = _result_of_this_model(file, names)
     try:
@@ -124,12 +143,18 @@ def measured_by_eval(file: str | Path, config: dict, training: dict, names: set[
 
 
 def all_measured(folder: Path, config: dict, training: dict, files: list, names: set[str]) -> list[Retrieval]:
-    """What was measured, a row per split and weights; a file outdoes the evaluation of training, which has no intervals.
+    """All results of a checkpoint: a row for each split and type of weights.
 
-    A result of `python -m eval differences` becomes a note of the retrieval row of the same data and split.
+    A file replaces the evaluation at the end of training on the same split, because that has no intervals. A result of
+    `python -m eval differences` becomes a note in the retrieval row of the same data and split.
+
+    Args:
+        folder, config, training, names: see `measured_in_training` and `measured_by_eval`.
+        files: JSON files of `python -m eval`.
 
     Raises:
-        ValueError: two files measure the same weights on the same split, or differences come without their retrieval.
+        ValueError: a file is not a result of this model, two files measure the same weights on the same split, or a result of
+            differences has no retrieval result on its split.
     """
     rows = {(row.data, row.split, row.quantized): row for row in measured_in_training(folder, training)}
     source: dict[tuple, object] = {}
@@ -152,41 +177,49 @@ def all_measured(folder: Path, config: dict, training: dict, files: list, names:
     return list(rows.values())
 
 
-def _differences_in_words(metrics: dict[str, float]) -> str:
-    kinds = {name.removeprefix("wrong_"): value for name, value in metrics.items() if name.startswith("wrong_")}
+def _differences_in_words(measured: dict[str, float]) -> str:
+    """The metrics of `python -m eval differences`, as a note."""
+    kinds = {name.removeprefix("wrong_"): value for name, value in measured.items() if name.startswith("wrong_")}
     listed = ", ".join(f"{kind.replace('_', ' ')} {value:.1f}" for kind, value in kinds.items())
     return f"percent of captions with a wrong picture first, by what differs: {listed or 'none'}"
 
 
 def _read(file: str | Path) -> dict:
+    """The content of a JSON file that holds an object.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else.
+    """
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as JSON ({error}); `python -m eval retrieval --json` writes one.") from error
     if not isinstance(result, dict):
-        raise ValueError(f"{file} is no result of `python -m eval`: it holds a {type(result).__name__}.")
+        raise ValueError(f"{file} is no result of `python -m eval`: it holds a {type(result).__name__}, not an object.")
     return result
 
 
 def _result_of_this_model(file: str | Path, names: set[str]) -> dict:
+    """The content of a result that measures the model called `names`; see `measured_by_eval`."""
     result = _read(file)
     missing = sorted({"images", "captions", "model", "data", "split"} - result.keys())
     if missing:
         raise ValueError(f"{file} is no result of `python -m eval retrieval --json`: it has no {', '.join(missing)}.")
     if result["model"] not in names and Path(result["model"]).absolute().name not in names:
         raise ValueError(
-            f"{file} measures {result['model']}, and this is the card of {' or '.join(sorted(names))}: evaluate this model, "
-            "or give --repo_id if that is its name on the Hub."
+            f"{file} measures {result['model']}, and this is the card of {' or '.join(sorted(names))}. Evaluate this model, "
+            f"or give --repo_id {result['model']} if that is its name on the Hub."
         )
     return result
 
 
 def _quantized(result: dict, config: dict) -> str | None:
+    """The type that loading gave the weights; None if they are the checkpoint's own."""
     return None if config.get("quantization_config") else result.get("quantize")
 
 
 def measured_by_card(index: list[EvalResult] | None) -> list[Retrieval]:
-    """What the model-index of a card tells, as `Retrieval.for_index` wrote it; other results are left out."""
+    """The retrieval results in a card's model-index, as written by `Retrieval.for_index`. Other results are left out."""
     recalls: dict[tuple[str, str], dict] = {}
     for result in index or []:
         way = result.task_type.removesuffix("-retrieval").replace("-", "_")
@@ -202,13 +235,17 @@ def measured_by_card(index: list[EvalResult] | None) -> list[Retrieval]:
 
 
 def result_table(rows: list[Retrieval]) -> str:
-    """As Markdown."""
+    """The results as a Markdown table."""
     head = ["data", "split", "T2I R@1", "R@5", "R@10", "I2T R@1", "R@5", "R@10", "mean"]
     return markdown_table(head, [[*row.name(table=True), *row.cells()] for row in rows])
 
 
 def _data_name(data: str, training: dict) -> str:
-    """Of the training's data set the name it has there; of a folder or file its last part; a Hub id as it is."""
+    """The name of a data set in the card.
+
+    The training's own data set has the name that training.json gives it. A folder or file is called by the last part of its
+    path. A Hub id stays as it is.
+    """
     if data == training.get("DataArguments", {}).get("dataset") and "data" in training:
         return training["data"]["name"]
     path = Path(data)

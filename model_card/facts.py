@@ -1,4 +1,4 @@
-"""What the card says, taken from config.json, training.json and train_results.json; words for what is not recorded there."""
+"""Facts of the card in words, from config.json and training.json, and helpers that write Markdown."""
 
 import json
 import re
@@ -11,34 +11,44 @@ from safetensors import safe_open
 from mpclip.training.arguments import MPCLIPTrainingArguments
 from mpclip.training.options import DataArguments, ModelArguments
 
-# Licences that ask for no more than their notice to be kept; of the Hub's identifiers.
+# Licences, by the Hub's identifiers, that ask for nothing but to keep their notice.
 PERMISSIVE = {"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "unlicense", "zlib"}
 TOWERS = {"text": "text tower", "vision": "vision tower", "both": "MP-CLIP checkpoint"}
-# Told elsewhere in the card, or of no influence on the model.
+# Options that the card shows elsewhere, or that do not change the model.
 NOT_LISTED = {"text_model", "vision_model", "checkpoint", "templates", "negated_templates", "adaptive_init", "dataset"}
 NOT_LISTED |= {"output_dir", "cache_dir", "disable_tqdm", "logging_dir", "report_to", "run_name", "resume_from_checkpoint"}
 NOT_LISTED |= {"push_to_hub", "dataloader_pin_memory", "accelerator_config", "do_eval"}
 
 
 def language_codes(recorded: object) -> list[str]:
-    """Those of a data set's metadata; Norwegian's, a bare `no`, has become False on its way through YAML."""
+    """The language codes in a data set's metadata.
+
+    Args:
+        recorded: a code, a list of codes, or nothing of the kind. YAML reads the code of Norwegian, `no`, as False.
+    """
     listed = recorded if isinstance(recorded, list) else [recorded]
     return ["no" if code is False else code for code in listed if code is False or isinstance(code, str)]
 
 
 def licence_of_weights(base_models: list[dict]) -> tuple[dict, str]:
-    """The metadata's licence entries and the sentence that explains them.
+    """The licence of the weights, which come under the terms of every tower.
 
-    The weights carry the terms of every tower: of permissive ones and one that asks for more, the latter's; where several
-    do, or one is unknown, no single name is right, and it is "other".
+    If one licence asks for more than the others, which are permissive, it is the licence of the weights. If several do, or if
+    one is unknown, no single name is right, and the licence is "other".
+
+    Args:
+        base_models: the entry of training.json.
+
+    Returns:
+        The licence entries of the card's metadata, and the sentence that explains them.
     """
     licences = {model["license"] for model in base_models}
     if not base_models or None in licences:
         unknown = [f"{TOWERS[model['tower']]} {code(model['name'])}" for model in base_models if model["license"] is None]
         what = f"that of the {' and of the '.join(unknown)} is not recorded" if unknown else "those are not recorded"
         return {"license": "other", "license_name": "unknown"}, (
-            f"The licence of the weights follows that of the pretrained models they come from, and {what}: "
-            "it counts as unknown until you have looked it up."
+            f"The licence of the weights follows that of the pretrained models they come from, and {what}. "
+            "Look it up before you use the weights."
         )
     demanding = licences - PERMISSIVE
     if len(demanding) > 1 or "other" in demanding:
@@ -50,7 +60,15 @@ def licence_of_weights(base_models: list[dict]) -> tuple[dict, str]:
 
 
 def prompt_rows(config: dict, adaptive_init: list[str] | None) -> list[dict]:
-    """For each prompt its `template`, its `negated` twin or None, and the words its adaptive tokens started from or None."""
+    """The prompts of a model.
+
+    Args:
+        config: content of config.json.
+        adaptive_init: words that the adaptive tokens were initialised from, or None.
+
+    Returns:
+        For each prompt: `template`; `negated`, its negated twin or None; `init`, the words of its adaptive tokens or None.
+    """
     negated = config["negated_templates"] if config["negation_weight"] else []
     rows = []
     for i, template in enumerate(config["templates"]):
@@ -60,6 +78,7 @@ def prompt_rows(config: dict, adaptive_init: list[str] | None) -> list[dict]:
 
 
 def loss_in_words(config: dict) -> str:
+    """The terms of the training loss with their weights."""
     parts = [{"softmax": "softmax contrastive (CLIP)", "sigmoid": "sigmoid contrastive (SigLIP)"}[config["loss"]]]
     if config["diversity_weight"]:
         parts.append(f"{config['diversity_weight']:g} x diversity of the prompts")
@@ -69,16 +88,29 @@ def loss_in_words(config: dict) -> str:
 
 
 def image_pooling_in_words(config: dict) -> str:
-    by_default = config["num_prompts"] if config["image_pooling"] == "attention_per_prompt" else 1
-    queries, heads = config["pooling_queries"] or by_default, config["pooling_heads"]
-    of_prompts = ", one per prompt" if queries == config["num_prompts"] > 1 else ""
-    counted = "one learned query" if queries == 1 else f"{queries} learned queries{of_prompts}"
+    """How the image tower makes an embedding of the vision tokens."""
     words = {"mean": "mean of the vision tokens", "cls": "the class token"}
-    return words.get(config["image_pooling"], f"attention with {counted}, {heads} heads")
+    return words.get(
+        config["image_pooling"], f"attention with {pooling_queries_in_words(config)}, {config['pooling_heads']} heads"
+    )
+
+
+def pooling_queries_in_words(config: dict) -> str:
+    """How many pooling queries the attention pooling has, and for which prompts they are."""
+    K = config["num_prompts"]
+    queries = config["pooling_queries"] or (K if config["image_pooling"] == "attention_per_prompt" else 1)
+    if queries == 1:
+        return "1 pooling query" + (" (one for all prompts)" if K > 1 else "")
+    return f"{queries} pooling queries" + (" (one per prompt)" if queries == K else "")
 
 
 def trained_in_words(config: dict, arguments: dict) -> list[str]:
-    """Which parts of the towers a run trained, a sentence each."""
+    """The parts of the model that a run trained, a sentence each for text tower, vision tower and the rest.
+
+    Args:
+        config: content of config.json.
+        arguments: `ModelArguments` of training.json.
+    """
     layers = config["text_config"]["num_hidden_layers"]
     last = arguments["trained_layers"]
     text = {
@@ -88,21 +120,23 @@ def trained_in_words(config: dict, arguments: dict) -> list[str]:
         f"{layers} layers, merged into the weights",
         "full": f"all of its {layers} layers",
     }[arguments["text_tuning"]]
-    vision = {"frozen": "nothing, it stayed frozen", "full": "all of it"}[arguments["vision_tuning"]]
-    sentences = [f"Of the text tower: {text}.", f"Of the vision tower: {vision}."]
-    new = "the projections and the logit scale"
+    vision = {"frozen": "nothing, it was frozen", "full": "all of it"}[arguments["vision_tuning"]]
+    rest = "the projections and the logit scale"
     if config["image_pooling"].startswith("attention"):
-        new = "the attention pooling, " + new
+        rest = "the attention pooling, " + rest
     if config["text_pooling"] == "prompts":
         where = "at the input" if config["adaptive_tokens"] == "input" else f"added at layer {config['boundary_layer']}"
-        new += f", and the adaptive tokens ({where})"
-    return [*sentences, f"New and trained in full: {new}."]
+        rest += f", and the adaptive tokens ({where})"
+    return [f"Trained in the text tower: {text}.", f"Trained in the vision tower: {vision}.", f"Also trained: {rest}."]
 
 
 def options_given(training: dict) -> list[tuple[str, str]]:
-    """(name, value) of the options of train_hf.py that differ from their defaults.
+    """Name and value of the options of train_hf.py that differ from their defaults.
 
-    The defaults are those of the class, not of an instance: making one sets up devices anew.
+    The defaults are read from the classes. An instance of the training arguments would set up devices again.
+
+    Args:
+        training: content of training.json.
     """
     changed = []
     for cls in (ModelArguments, DataArguments, MPCLIPTrainingArguments):
@@ -121,7 +155,7 @@ def options_given(training: dict) -> list[tuple[str, str]]:
 
 
 def parameters_in(folder: Path) -> int | None:
-    """All parameters of the saved weights, from the heads of their files; None where there are none."""
+    """The number of parameters in a folder's safetensors files, from their headers; None if there are no such files."""
     files = sorted(folder.glob("model*.safetensors"))
     total = 0
     for file in files:
@@ -131,7 +165,12 @@ def parameters_in(folder: Path) -> int | None:
 
 
 def code(text: object, table: bool = False) -> str:
-    """Any text as a Markdown code span; in a table its bars are escaped."""
+    """Any text as a Markdown code span.
+
+    Args:
+        text: shown on one line.
+        table: escape "|", for a cell of a table.
+    """
     text = " ".join(str(text).split())
     fence = "`"
     while fence in text:
@@ -142,7 +181,7 @@ def code(text: object, table: bool = False) -> str:
 
 
 def plain(text: object) -> str:
-    """Any text as Markdown prose that shows it as it is."""
+    """Any text as Markdown, with special characters escaped, so that it is shown as it is."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(str(text).split()))
 
 
@@ -155,8 +194,10 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def large(number: float | None) -> str:
+    """A count, in millions ("1.5M") from a million on; "unknown" for None."""
     return "unknown" if number is None else f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number:,}"
 
 
 def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them: s, min or h."""
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
