@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh_process
 import pytest
 import torch
 from conftest import COLORS, arguments
@@ -248,11 +245,12 @@ def test_what_float16_cannot_hold_is_refused():
 
 
 FILLER = """
-import json, sys, time, torch
+import sys, time, torch
 from pathlib import Path
+repository, folder, me, hang_at = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+sys.path.insert(0, repository)
 from mpclip.training import state_store
 state_store.SHARD_ROWS = 2
-folder, me, hang_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
 def compute(rows):
     with open(folder / f"{me}.log", "a") as log:
@@ -270,10 +268,10 @@ state_store.open_store(folder, state_store.complete_key({"kind": "test"}, 12, "f
 """
 
 
-def start_fillers(folder: Path, hang_at: dict[str, int]) -> list[subprocess.Popen]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train_hf.__file__).parent)}
-    command = lambda name, row: [sys.executable, "-c", FILLER, str(folder), name, str(row)]  # noqa: E731
-    fillers = [subprocess.Popen(command(name, row), env=environment) for name, row in hang_at.items()]
+def start_fillers(folder: Path, hang_at: dict[str, int]) -> list[fresh_process.Script]:
+    repository = str(Path(train_hf.__file__).parent)
+    given = [(repository, str(folder), name, str(row)) for name, row in hang_at.items()]
+    fillers = [fresh_process.start(FILLER, folder, arguments=arguments) for arguments in given]
     wait_for(lambda: len(list(folder.glob("*.ready"))) == len(fillers))
     (folder / "go").touch()
     return fillers
@@ -302,7 +300,8 @@ def rows_in(log: Path) -> list[int]:
 
 def test_processes_share_the_work(tmp_path, monkeypatch):
     for filler in start_fillers(tmp_path, {"one": -1, "two": -1}):
-        assert filler.wait(60) == 0
+        run = filler.wait()
+        assert run.returncode == 0, run.stderr
     one, two = rows_in(tmp_path / "one.log"), rows_in(tmp_path / "two.log")
     assert one and two and sorted(one + two) == list(range(12))
     assert read_filled(tmp_path, monkeypatch) == 12
@@ -311,7 +310,7 @@ def test_processes_share_the_work(tmp_path, monkeypatch):
 def test_the_shard_of_a_killed_process_is_computed_by_another(tmp_path, monkeypatch):
     (filler,) = start_fillers(tmp_path, {"one": 7})
     wait_for((tmp_path / "hangs").exists)
-    filler.send_signal(signal.SIGKILL)
+    filler.kill()
     filler.wait()
     computed = []
 
