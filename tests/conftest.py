@@ -1,6 +1,7 @@
 """Tiny random towers, tokenizers and pictures: every unit test is offline and takes seconds."""
 
 import json
+import multiprocessing
 
 import huggingface_hub
 import pytest
@@ -185,6 +186,18 @@ def arguments(folder, out, *extra: str) -> list[str]:
         "disable_tqdm": "true",
     }
     return [part for name, value in options.items() for part in (f"--{name}", str(value))] + list(extra)
+
+
+@pytest.fixture
+def prepared_processes(monkeypatch):
+    """Processes that are spawned through `multiprocessing` find the large libraries already imported.
+
+    As with "spawn", what they are given is pickled and they know nothing else of this process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sentence_transformers", "mpclip.training.run"])
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: context)
+    monkeypatch.setattr("torch.multiprocessing.get_context", lambda method: context)
 
 
 @pytest.fixture

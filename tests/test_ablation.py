@@ -65,7 +65,7 @@ def test_cells_are_trained_once_and_compared(command, tmp_path, monkeypatch, cap
         ablation.main([*command, "--seeds", "2", "--weight_decay", "0.3"])
 
 
-def test_cells_at_the_same_time_give_what_one_after_the_other_does(command, tmp_path):
+def test_cells_at_the_same_time_give_what_one_after_the_other_does(command, tmp_path, prepared_processes):
     alone = ablation.main([*command, "--seeds", "1"])
     together = ablation.main([*command, "--seeds", "1", "--jobs", "2", "--json", str(tmp_path / "together.json")])
     assert [row["system"] for row in together["rows"]] == [row["system"] for row in alone["rows"]]

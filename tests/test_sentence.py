@@ -211,7 +211,7 @@ def test_precision_and_dtype(checkpoint):
         load(checkpoint, backend="onnx")
 
 
-def test_several_processes(model):
+def test_several_processes(model, prepared_processes):
     options = dict(num_prompts=2, exclude="cat", aspect_weights=[1, 2, 3])
     shared_out = model.encode(TEXTS, device=["cpu", "cpu"], chunk_size=2, **options)
     np.testing.assert_allclose(shared_out, model.encode(TEXTS, **options), atol=1e-5)
