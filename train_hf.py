@@ -8,25 +8,25 @@
         --adaptive_tokens input --text_tuning lora --vision_tuning full --output_dir runs/mine
     accelerate launch train_hf.py configs/flickr8k_smollm2.yaml
 
-A recipe is a YAML mapping of the options below. Several recipes are laid over one another: a setting, then a system of
-configs/systems. Options on the command line override them. Unknown options are refused.
+A recipe is a YAML file that maps options to values. A later recipe overrides an earlier one: give a setting first, then a
+system of configs/systems. Options on the command line override all recipes. Unknown options are refused.
 
-What happens: the data set is opened and its images are checked. The two towers are joined, or `--checkpoint` is loaded. What
-`--text_tuning` and `--vision_tuning` name is trained, the rest is frozen. With `--cache_states true` the frozen towers run once
-and training works on their stored states. Every epoch draws a new caption for each image and ends with recall at 1, 5 and 10,
-both ways, over the whole evaluation split.
+A run opens the data set and checks its images. It joins the two towers, or loads `--checkpoint`. It trains the weights that
+`--text_tuning` and `--vision_tuning` select, and the new modules; all other weights are frozen. With `--cache_states true` the
+frozen towers run once, and training works on their stored states. Every epoch draws a new caption for each image. It ends with
+an evaluation: recall at 1, 5 and 10 over the whole evaluation split, from texts to images and from images to texts.
 
-`--output_dir` receives checkpoint-*/ while training runs, and at the end the best model with its code, processor, metrics
-(`eval_results.json`), origin (`training.json`) and model card (`README.md`). With LoRA that is the merged model; a run that
-continued a `--checkpoint` also leaves adapter/, which belongs on that checkpoint.
+`--output_dir` receives checkpoint-*/ during training. At the end it receives the best model with its code and processor, the
+metrics (`eval_results.json`), the record of the run (`training.json`) and the model card (`README.md`). With LoRA the model is
+the merged one. If such a run continued a `--checkpoint`, the adapter for that checkpoint is saved to adapter/.
 
-An interrupted run goes on from its last checkpoint when it is started again. `--resume_from_checkpoint false` starts anew and
-moves the old checkpoints to `--output_dir`/_earlier-1/.
+To resume an interrupted run, start it again: it continues from its last checkpoint. `--resume_from_checkpoint false` starts a
+new run instead and moves the old checkpoints to `--output_dir`/_earlier-1/.
 
-`--push_to_hub true --hub_model_id you/model` pushes the final model; `--hub_strategy` every_save, checkpoint or all_checkpoints
-also pushes while training. A repository that cannot be written to is refused at the start. A push that fails later ends no
-training: in between it is logged; at the end the model is saved, the command that repeats the push is shown, and the exit
-status is 1.
+`--push_to_hub true --hub_model_id you/model` pushes the final model. `--hub_strategy` every_save, checkpoint or all_checkpoints
+also pushes during training. A repository that cannot be written to is refused at the start. A push that fails later does not
+end the training. During training the failure is logged. At the end the model is saved, the command that repeats the push is
+shown, and the exit status is 1.
 """
 
 import sys
@@ -35,17 +35,17 @@ from mpclip.training.command_line import help_text, parse_options
 
 
 def main(argv: list[str] | None = None, prog: str = "train_hf.py") -> dict[str, float]:
-    """Train as the command line says.
+    """Train with the options of a command line.
 
     Args:
-        argv: as on the command line, without the program's name.
+        argv: as on the command line, without the name of the program.
         prog: that name, for errors.
 
     Returns:
-        The final metrics.
+        The final metrics by name; {} for `--help`.
 
     Raises:
-        SystemExit: an option, a file or a repository is not what it should be; the message says which and what to do.
+        SystemExit: an option, a file or a repository cannot be used; the message names it and says what to do.
     """
     argv = sys.argv[1:] if argv is None else argv
     if asked := {"-h", "--help", "--help_all"} & set(argv):

@@ -1,4 +1,4 @@
-"""Batches for an encoder: texts of about one length together, progress, work shared by processes, and resume after a kill."""
+"""Runs an encoder over batches: sorts texts by length, shows progress, shares work among processes, resumes after a kill."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ from mpclip.files import aside
 
 logger = logging.getLogger(__name__)
 
-PART_BATCHES = 16  # batches that a kill may cost
+PART_BATCHES = 16  # batches per saved part; a kill loses at most these
 
 
 def by_length(texts: Sequence[str]) -> list[str]:
-    """Each distinct text once, longest first: batches then hold little padding, and memory runs out at once or never."""
+    """Each distinct text once, longest first. Batches then contain little padding, and the first one needs the most memory."""
     return sorted(set(texts), key=lambda text: (-len(text), text))
 
 
@@ -39,13 +39,14 @@ def in_batches(
     """Embed items batch by batch.
 
     Args:
-        embed: (up to `batch_size` items) -> (B, D) tensor.
+        embed: a batch of up to `batch_size` items -> (B, D) tensor.
         items: anything that can be sliced, such as a list or a column of a data set.
+        batch_size: items per batch.
         title: of the progress bar.
-        progress: show the bar where the output is a terminal.
-        shared: the processes of a job (`accelerate launch`) take turns at the batches; every process gets all embeddings. All
-            processes must call it.
-        resume: where finished parts are kept and found again.
+        progress: show the progress bar, if the output is a terminal.
+        shared: share the batches among the processes of a job (`accelerate launch`). All processes must call the function, and
+            each gets all embeddings.
+        resume: stores finished parts and loads those of an interrupted call. None: nothing is stored.
 
     Returns:
         (items, D) float32 on the CPU, in the order of the items.
@@ -71,11 +72,11 @@ def in_batches(
 
 
 class Parts:
-    """Embeddings of finished batches on disk, so that a long encoding goes on where it was killed.
+    """Embeddings of finished batches on disk, from which a killed encoding resumes.
 
     Args:
-        folder: where the parts of all encodings lie.
-        key: what the embeddings depend on: the model's fingerprint, the items, the batch size. Another key has other parts.
+        folder: folder for the parts of all encodings.
+        key: everything that the embeddings depend on: fingerprint of the model, items, batch size. Each key has its own parts.
     """
 
     def __init__(self, folder: str | Path, key: dict):
@@ -83,7 +84,7 @@ class Parts:
         self.folder = Path(folder, digest[:20])
 
     def load(self) -> dict[int, Tensor]:
-        """Start of a batch -> (B, D) float32. A damaged part is named in a warning and computed again."""
+        """The stored embeddings: index of a batch's first item -> (B, D) float32. A damaged part is deleted with a warning."""
         found: dict[int, Tensor] = {}
         for file in sorted(self.folder.glob("*.safetensors")):
             try:
@@ -94,6 +95,6 @@ class Parts:
         return found
 
     def save(self, batches: dict[int, Tensor]) -> None:
-        """Write some batches as one part, whole or not at all."""
+        """Store some batches as one part: index of a batch's first item -> (B, D) float32."""
         with aside(self.folder / f"{min(batches):012d}.safetensors") as written:
             save_file({str(start): embeds.contiguous() for start, embeds in batches.items()}, written)

@@ -1,4 +1,4 @@
-"""Opens a checkpoint as an encoder: ours, a dual encoder of transformers, or a sentence-transformers model."""
+"""Loads a checkpoint as an encoder: an MP-CLIP model, a dual encoder of transformers, or a sentence-transformers model."""
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -9,24 +9,24 @@ from mpclip.hardware import best_device
 
 from .encoder import Encoder, ModelEncoder, PeerEncoder, SentenceEncoder
 
-# What a peer's processor is told beside padding and truncation, by model type.
+# Model type -> arguments of the processor of another dual encoder, in addition to padding and truncation.
 TEXT_OPTIONS = {"siglip": {"padding": "max_length"}, "siglip2": {"padding": "max_length", "max_length": 64}}
 
 
 def load_encoder(name: str, dtype: str = "float32", device: str | None = None, **model_kwargs) -> Encoder:
-    """The encoder of a checkpoint, in evaluation mode.
+    """Load a checkpoint as an encoder, in evaluation mode.
 
-    The Python files of a checkpoint are run (trust_remote_code=True): load only checkpoints you trust.
+    The Python files of the checkpoint are run (trust_remote_code=True): load only checkpoints that you trust.
 
     Args:
         name: folder or Hub id.
-        dtype: of the weights, "float32", "bfloat16" or "float16".
-        device: by default the GPU if there is one.
+        dtype: of the weights: "float32", "bfloat16" or "float16".
+        device: torch device. Default: the GPU if there is one.
         model_kwargs: for `from_pretrained`, such as `quantization_config`.
 
     Raises:
         ValueError: the model is neither a dual encoder nor a sentence-transformers model.
-        OSError: nothing is found under that name.
+        OSError: there is no such folder or Hub id.
     """
     device = device or best_device()
     kwargs = {"dtype": getattr(torch, dtype), **model_kwargs}
@@ -47,7 +47,7 @@ def load_encoder(name: str, dtype: str = "float32", device: str | None = None, *
 
 
 def _model_type(name: str) -> str | None:
-    """What config.json says, None where there is none: sentence-transformers models may keep it in a sub-folder."""
+    """The model type in config.json; None without such a file. sentence-transformers may save it in a subfolder."""
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=True).model_type
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""All pictures and captions of a data set as embeddings."""
+"""Embeds all pictures and captions of a data set."""
 
 import hashlib
 import json
@@ -26,11 +26,12 @@ def encode_dataset(
     """Embed every picture and every caption of a table.
 
     Args:
-        rows: with `image` and `captions`, as from `load_image_text`.
-        batch_size: pictures or captions at a time.
-        images: what the encoder takes in place of the column `image`, such as row numbers of cached states.
-        cache: folder in which finished parts are kept, for a run that was killed and for the next one. It needs an encoder that
-            was loaded from a checkpoint.
+        encoder: the model.
+        rows: a table with the columns `image` and `captions`, as from `load_image_text`.
+        batch_size: pictures or captions per batch.
+        images: inputs of the encoder in place of the column `image`, such as row numbers of cached states.
+        cache: folder in which finished parts are stored. A killed run resumes from them, and a later run reuses them. The
+            encoder must have been loaded from a checkpoint.
         options: of `in_batches`.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Encoders: texts, pictures and clips -> vectors that can be compared by inner product.
+"""Encoders: texts, pictures and clips -> vectors that are compared by inner product.
 
-Every encoder gives (B, D) float32 embeddings on the CPU, L2-normalised. The model computes in its own dtype on its own device;
-the norm is taken in float32, in which bfloat16 would be off by 0.003.
+Every encoder returns (B, D) float32 embeddings on the CPU, L2-normalised. The model computes in its own dtype on its own
+device. The normalisation is done in float32: in bfloat16 the norm would be off by 0.003.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ Picture = PIL.Image.Image
 
 
 class Encoder(ABC):
-    """A model with the inputs that belong to it.
+    """A model together with the preparation of its inputs.
 
     Attributes:
-        name: the folder or Hub id it was loaded from, or what the caller calls it.
-        segments: K, into how many equal segments an embedding falls; 1 for models without prompts.
-        device: where it computes.
+        name: the folder or Hub id from which the model was loaded, or another name.
+        segments: K, the number of equal segments of an embedding; 1 for models without prompts.
+        device: torch device of the model.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Encoder(ABC):
         return in_batches(self.embed_clips, clips, batch_size, **{"title": "Embedding clips", **options})
 
     def fingerprint(self) -> str:
-        """SHA-256 of what embeddings depend on: weights, config, how pictures are prepared."""
+        """SHA-256 of everything that embeddings depend on: weights, config and image processor."""
         return model_fingerprint(self.name, self.model)
 
     @abstractmethod
@@ -62,21 +62,22 @@ class Encoder(ABC):
 
     @torch.inference_mode()
     def embed_clips(self, clips: Sequence[Sequence[Picture]]) -> Tensor:
-        """One batch of clips -> (B, D): the mean of the frames' embeddings, for models that know no video."""
+        """One batch of clips -> (B, D): the normalised mean of the frames' embeddings. For models without video input."""
         frames = self.embed_images([frame for clip in clips for frame in clip])  # (sum of lengths, D)
         parts = frames.split([len(clip) for clip in clips])
         return normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
 
 
 class ModelEncoder(Encoder):
-    """An [`MPCLIPModel`] with its processor, loaded or in training.
+    """An [`MPCLIPModel`] with its processor. The model can also be in training.
 
     Args:
         model: the model, or its `PeftModel`, on its device and in evaluation mode.
-        processor: its [`MPCLIPProcessor`]; of a text-only model the tokenizer.
-        text_inputs: texts -> arguments of the model's forward, where they do not come from the processor: cached states.
-        image_inputs: likewise for items of `images`.
-        context: opened around every forward pass, such as a Trainer's mixed precision.
+        processor: its [`MPCLIPProcessor`]; for a text-only model its tokenizer.
+        name: folder or Hub id of the model, for `fingerprint`.
+        text_inputs: texts -> arguments of the model's forward, such as cached states. Default: the processor.
+        image_inputs: items of `images` -> arguments of the model's forward. Default: the processor.
+        context: gives a context manager for every forward pass, such as the mixed precision of a Trainer.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class ModelEncoder(Encoder):
             return self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
 
     def _tokenized(self, texts: list[str]) -> dict[str, Tensor]:
-        # A text-only model comes with its tokenizer, which also takes texts first.
+        # The processor of a text-only model is a tokenizer.
         tokenize = getattr(self.processor, "tokenizer", self.processor)
         batch = tokenize(texts, padding=True, truncation=True, return_tensors="pt")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}  # (B, N) each
@@ -120,12 +121,13 @@ class ModelEncoder(Encoder):
 
 
 class PeerEncoder(Encoder):
-    """A dual encoder of transformers: `CLIPModel`, `SiglipModel`, `Siglip2Model` and whatever else has their two methods.
+    """Another dual encoder of transformers, such as `CLIPModel`, `SiglipModel` or `Siglip2Model`.
 
     Args:
-        model: offers `get_text_features` and `get_image_features`; on its device and in evaluation mode.
+        model: has the methods `get_text_features` and `get_image_features`. On its device and in evaluation mode.
         processor: its processor.
-        text_options: for the processor; SigLIP wants every text padded to the length it was trained with.
+        name: folder or Hub id of the model, for `fingerprint`.
+        text_options: for the processor. SigLIP needs every text padded to the length that it was trained with.
     """
 
     def __init__(self, model, processor, name: str = "model", text_options: dict | None = None):
@@ -150,10 +152,11 @@ class PeerEncoder(Encoder):
 
 
 class SentenceEncoder(Encoder):
-    """Any sentence-transformers model; pictures as far as it takes them.
+    """Any sentence-transformers model. Only some of them can embed pictures.
 
     Args:
         model: a `SentenceTransformer`.
+        name: folder or Hub id of the model, for `fingerprint`.
     """
 
     def __init__(self, model, name: str = "model"):

@@ -1,7 +1,7 @@
-"""Whether two checkpoints are the same model: a hash of the weights, and the dates of their files.
+"""Decides whether two checkpoints are the same model, by a hash of the weights or by the dates of the files.
 
-The hash is certain, and reads every weight. The dates take a millisecond, and tell only that nothing has changed since the
-hash was taken. An index of pictures keeps both (mpclip/search/integrity.py).
+The hash is certain, but reads every weight. The dates take a millisecond, but only show that no file has changed since the hash
+was computed. An index of pictures stores both (mpclip/search/integrity.py).
 """
 
 import hashlib
@@ -19,21 +19,21 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from mpclip.files import read_json, stamp
 
-STARTED = time.time_ns()  # before this program can have loaded a checkpoint
+STARTED = time.time_ns()  # earlier than this program can have loaded a checkpoint
 
 
 def model_fingerprint(name: str, model: PreTrainedModel) -> str:
-    """SHA-256 of everything that embeddings depend on: weights, config, and how pictures are prepared. Ours.
+    """SHA-256 of everything that embeddings depend on: weights, config and image processor (ours).
 
     Args:
-        name: folder or Hub id of the checkpoint; its config files are read.
-        model: the model that was loaded from it. Its dtype counts: bfloat16 weights have another fingerprint.
+        name: folder or Hub id of the checkpoint, whose config files are read.
+        model: the model that was loaded from it. The same weights in another dtype have another fingerprint.
 
     Returns:
-        64 hexadecimal digits. Copies of a checkpoint in other folders have the same.
+        64 hexadecimal digits. A copy of the checkpoint in another folder has the same fingerprint.
     """
     digest = hashlib.sha256()
-    # The files themselves: a newer transformers would add defaults of its own to the objects.
+    # The config files are hashed, not the config objects: a newer transformers adds new defaults to the objects.
     settings = [
         _lasting(_read(read, name))
         for read in (PretrainedConfig.get_config_dict, ImageProcessingMixin.get_image_processor_dict)
@@ -46,17 +46,17 @@ def model_fingerprint(name: str, model: PreTrainedModel) -> str:
 
 
 def file_stamps(name: str) -> dict[str, list]:
-    """Size and date of every file of a checkpoint: the same as last time means the same fingerprint.
+    """Size and date of every file of a checkpoint. If they are equal at two times, so is the fingerprint.
 
     Args:
-        name: folder or Hub id. Of a Hub id the files in the local cache count; nothing is downloaded.
+        name: folder or Hub id. For a Hub id the files in the local cache are used; nothing is downloaded.
 
     Returns:
-        full path -> `mpclip.files.stamp`, and the version of transformers, which may name weights differently. The files of
-        an adapter's base are among them. Subfolders are not.
+        Full path -> `mpclip.files.stamp`, for the files of the checkpoint without its subfolders, and for those of an adapter's
+        base model. In addition the version of transformers, because another version may name weights differently.
 
-        {} where the files cannot tell: they are not on this machine, or one was written after this program started. The model
-        in memory may then be older than its files. Take the fingerprint instead, and remember nothing.
+        {} if the files prove nothing: they are not on this machine, or one was written after this program started, so the model
+        in memory may be older than its files. The caller must then compute the fingerprint, and store no dates.
     """
     folder = _local_folder(name)
     if folder is None:
@@ -73,7 +73,7 @@ def file_stamps(name: str) -> dict[str, list]:
 
 
 def _local_folder(name: str) -> Path | None:
-    """Where the files of a checkpoint lie on this machine: the folder itself, or the snapshot in the Hub's cache."""
+    """The folder of a checkpoint on this machine: `name` itself or the snapshot in the cache of the Hub. None: not here."""
     if os.path.isdir(name):
         return Path(name).resolve()
     for file in (CONFIG_NAME, ADAPTER_CONFIG_NAME):
@@ -84,7 +84,7 @@ def _local_folder(name: str) -> Path | None:
 
 
 def _read(reader: Callable[[str], tuple[dict, dict]], name: str) -> dict:
-    """{} where a checkpoint has no such file: a text-only one prepares no pictures."""
+    """The content of a config file; {} if the checkpoint has none, such as a text-only one without an image processor."""
     try:
         return reader(name)[0]
     except OSError:
@@ -92,7 +92,7 @@ def _read(reader: Callable[[str], tuple[dict, dict]], name: str) -> dict:
 
 
 def _lasting(settings):
-    """Settings without what differs between copies of a checkpoint. The dtype is left out, as the weights tell theirs."""
+    """Settings without the entries that differ between copies of a checkpoint, and without the dtype: the weights have it."""
     if not isinstance(settings, dict):
         return settings
     passing = ("_name_or_path", "transformers_version", "_commit_hash", "auto_map", "dtype")

@@ -1,5 +1,5 @@
-"""Checkpoints made small and fast to serve: ONNX graphs, int8 weights, the text side alone.
+"""Exports of a checkpoint that are small and fast to serve: ONNX graphs, int8 weights, the text tower alone.
 
-These tools need onnx, onnxruntime and torchao (`pip install 'mpclip[deploy]'`) and are used once, where a checkpoint is
-prepared. So they are not in modeling_mpclip/, whose files travel with every checkpoint and need torch and transformers alone.
+They need onnx, onnxruntime and torchao (`pip install 'mpclip[deploy]'`). They are not in modeling_mpclip/, because its files
+are copied into every checkpoint and need only torch and transformers.
 """

@@ -1,4 +1,4 @@
-"""Makes a checkpoint small and fast to serve.
+"""Exports a checkpoint in a form that is small and fast to serve.
 
 Examples:
 
@@ -13,16 +13,24 @@ from pathlib import Path
 
 from mpclip.cli import manual
 
-# Name -> its line in the help.
+# Name of the export -> its line in the help.
 EXPORTS = {
-    "onnx": "one tower as an ONNX graph, which onnxruntime runs without torch",
+    "onnx": "one tower as an ONNX graph; onnxruntime runs it without torch",
     "int8": "a checkpoint whose LLM has int8 weights",
-    "text": "a checkpoint without the image side",
+    "text": "a checkpoint with the text tower alone",
 }
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.export") -> None:
-    """The command. Ends with code 2 and a message for what the user can mend."""
+    """Run the command.
+
+    Args:
+        arguments: as on the command line, without the name of the program.
+        prog: that name, for help and errors.
+
+    Raises:
+        SystemExit: with code 2 and a message for an error that the user can correct.
+    """
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(metavar="onnx|int8|text", required=True, dest="kind")
     commands = {
@@ -35,11 +43,11 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.expor
         for name, line in EXPORTS.items()
     }
     for command in commands.values():
-        command.add_argument("checkpoint", help="folder or Hub id; its Python files are run")
-    commands["onnx"].add_argument("out", metavar="OUT.onnx", type=Path, help="the graph")
-    commands["onnx"].add_argument("--tower", choices=("text", "image"), default="text", help="which one (default: %(default)s)")
+        command.add_argument("checkpoint", help="folder or Hub id of the checkpoint; its Python files are run")
+    commands["onnx"].add_argument("out", metavar="OUT.onnx", type=Path, help="the ONNX file to write")
+    commands["onnx"].add_argument("--tower", choices=("text", "image"), default="text", help="tower (default: %(default)s)")
     for name in ("int8", "text"):
-        commands[name].add_argument("out", metavar="OUT_FOLDER", type=Path, help="the new checkpoint; new or empty")
+        commands[name].add_argument("out", metavar="OUT_FOLDER", type=Path, help="folder for the new checkpoint; new or empty")
     options = parser.parse_args(arguments)
     try:
         print(importlib.import_module(f"mpclip.export.{options.kind}").run(options))

@@ -1,10 +1,10 @@
-"""Writes a checkpoint whose LLM has int8 weights: a quarter of their size in float32, the inputs of a layer as they were.
+"""Writes a checkpoint whose LLM has int8 weights, a quarter of the size of float32.
 
     mpclip export int8 runs/demo/multi_prompt runs/demo/multi_prompt_int8
 
-The new checkpoint loads like every other, where torchao is installed. The linear layers of the LLM get a weight of int8 and a
-scale per output channel; embeddings, norms, projections, pooling and the vision encoder stay as they are. The same while
-loading, without a second checkpoint:
+The new checkpoint loads like any other, if torchao is installed. The linear layers of the LLM have int8 weights and one scale
+per output channel; their inputs are not quantised. Embeddings, norms, projections, pooling and vision encoder do not change.
+The weights can also be quantised while a checkpoint is loaded, without a second checkpoint:
 
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
@@ -12,8 +12,8 @@ loading, without a second checkpoint:
     int8 = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["vision_model", "image_pooling"])
     model = AutoModel.from_pretrained("runs/demo/multi_prompt", trust_remote_code=True, quantization_config=int8)
 
-What it costs in recall: `python -m eval retrieval --quantize int8`. It is the last step: training, merging an adapter
-and a text-only export (`mpclip export text`) come before it. Its card is written by
+`python -m eval retrieval --quantize int8` measures the loss in recall. Quantise last, after training, after merging an adapter
+and after a text-only export (`mpclip export text`). To write the model card:
 `python -m model_card runs/demo/multi_prompt_int8 --source runs/demo/multi_prompt`.
 """
 
@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, To
 
 from .text import keep_prompts
 
-# Every linear layer but the LLM's stands in one of these.
+# The modules with all linear layers that do not belong to the LLM.
 LEFT_ALONE = ["vision_model", "image_pooling"]
 
 
@@ -42,23 +42,23 @@ def int8_config() -> TorchAoConfig:
 
 
 def quantize(checkpoint: str, out: str | Path) -> None:
-    """Write the int8 checkpoint of a checkpoint, with its code, processor and sentence-transformers prompts.
+    """Write an int8 checkpoint, with code, processor and sentence-transformers prompts.
 
     Args:
-        checkpoint: folder or Hub id; its Python files are run.
-        out: the new folder.
+        checkpoint: folder or Hub id of the original checkpoint. Its Python files are run.
+        out: folder for the new checkpoint; new or empty.
 
     Raises:
-        FileExistsError: `out` holds something already.
+        FileExistsError: `out` is not empty.
         ImportError: torchao is not installed.
-        ValueError: the checkpoint is quantised already.
+        ValueError: the checkpoint is already quantised.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty. Give a folder that does not exist yet.")
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
     if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(f"{checkpoint} holds quantised weights already; copy it, or give the checkpoint it was made from.")
+        raise ValueError(f"{checkpoint} holds quantised weights already. Copy it, or give the checkpoint it was made from.")
     model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, quantization_config=int8_config())
     keep_prompts(checkpoint, out)
     model.save_pretrained(out)
@@ -67,7 +67,7 @@ def quantize(checkpoint: str, out: str | Path) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    """`mpclip export int8`; returns what to print."""
+    """Run `mpclip export int8`; returns the message to print."""
     quantize(options.checkpoint, options.out)
     size = sum(file.stat().st_size for file in options.out.glob("*.safetensors")) / 1e6
     return f"written: {options.out}, weights of {size:,.0f} MB"

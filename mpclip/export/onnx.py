@@ -1,4 +1,4 @@
-"""Writes one tower of a checkpoint as an ONNX graph that onnxruntime runs without torch.
+"""Writes one tower of a checkpoint as an ONNX graph. onnxruntime runs the graph without torch.
 
     mpclip export onnx runs/demo/multi_prompt text.onnx
     mpclip export onnx runs/demo/multi_prompt image.onnx --tower image
@@ -6,23 +6,22 @@
 text     input_ids, attention_mask (B, N) int64  ->  text_embeds (B, D) float32, L2-normalised
 image    pixel_values (B, C, H, W) float32       ->  image_embeds (B, D) float32, L2-normalised
 
-B and N are free; texts are padded on either side and may be empty; H and W are what the checkpoint's processor makes. Prompts,
-tree, masks and positions are inside the graph, so all that a text needs is a tokenizer:
+B and N may have any value. Texts may be padded on either side, and a text may be empty. H and W are those of the checkpoint's
+processor. The graph contains prompts, masks and positions, so texts need only a tokenizer:
 
-    texts = Tokenizer.from_file("runs/demo/multi_prompt/tokenizer.json")  # from tokenizers; special tokens as they come
+    texts = Tokenizer.from_file("runs/demo/multi_prompt/tokenizer.json")  # from the package tokenizers
     texts.enable_padding()
     batch = texts.encode_batch(["a small cat left of a big dog", "a red car"])
     inputs = {"input_ids": [text.ids for text in batch], "attention_mask": [text.attention_mask for text in batch]}
     session = onnxruntime.InferenceSession("text.onnx")
     (embeds,) = session.run(None, {name: numpy.array(rows, dtype=numpy.int64) for name, rows in inputs.items()})
 
-A graph of more than a gigabyte keeps its weights in a second file beside it, text.onnx.data. The metadata of the model
-(`session.get_modelmeta().custom_metadata_map`) names the checkpoint, its number of prompts, dimensions and templates. Before
-anything is put in place onnxruntime runs the graph and the result is compared with torch's; where they differ, what stood there
-stays as it was.
+The weights of a graph of more than 1 GiB are in a second file beside it, text.onnx.data. The metadata of the graph
+(`session.get_modelmeta().custom_metadata_map`) contains the name of the checkpoint, its number of prompts, its dimensions and
+its templates. The new graph is compared with torch before it is put in place. If they differ, an existing file is not replaced.
 
-Weights of int8, by onnxruntime's own tool (what it gives is in docs/cost.md; its `quantize_dynamic`, which rounds the inputs of
-a layer too, is faster and far less exact):
+onnxruntime can also quantise the weights of the graph to int8, as below; docs/cost.md has the result. Its `quantize_dynamic` is
+faster, but also rounds the inputs of the layers and is far less exact.
 
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     graph = MatMulNBitsQuantizer("text.onnx", bits=8, block_size=64, is_symmetric=True, accuracy_level=4)
@@ -41,12 +40,17 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
-TOLERANCE = 1e-4  # between embeddings of norm 1
-ONE_FILE_BYTES = 2**30  # protobuf ends at 2 GiB
+TOLERANCE = 1e-4  # largest difference between components of embeddings of norm 1
+ONE_FILE_BYTES = 2**30  # larger graphs have a second file; protobuf allows at most 2 GiB
 
 
 class TextTower(nn.Module):
-    """(B, N) ids and mask -> (B, D)."""
+    """The text tower with the inputs and the output of its graph: (B, N) ids and mask -> (B, D).
+
+    Args:
+        model: [`MPCLIPModel`].
+        checkpoint: where it was loaded from.
+    """
 
     axes = {"input_ids": {0: "batch", 1: "length"}, "attention_mask": {0: "batch", 1: "length"}}
     output = "text_embeds"
@@ -59,7 +63,7 @@ class TextTower(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).text_embeds
 
     def examples(self) -> list[tuple[torch.Tensor, ...]]:
-        """Batches of three sizes, padded on the right and on the left, one text empty."""
+        """Inputs to compare the graph with torch: three batch sizes, padded on either side, one empty text."""
         rng = torch.Generator().manual_seed(0)
         batches = []
         for lengths in ([9, 6], [1], [17, 5, 0]):
@@ -70,7 +74,15 @@ class TextTower(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """(B, C, H, W) pixels -> (B, D)."""
+    """The image tower with the inputs and the output of its graph: (B, C, H, W) pixels -> (B, D).
+
+    Args:
+        model: [`MPCLIPModel`].
+        checkpoint: where it was loaded from; its processor gives C, H and W.
+
+    Raises:
+        ValueError: the checkpoint is text-only.
+    """
 
     axes = {"pixel_values": {0: "batch"}}
     output = "image_embeds"
@@ -78,7 +90,9 @@ class ImageTower(nn.Module):
     def __init__(self, model: PreTrainedModel, checkpoint: str):
         super().__init__()
         if model.config.text_only:
-            raise ValueError(f"{checkpoint} is a text-only checkpoint; export the image tower of the one it was made from.")
+            raise ValueError(
+                f"{checkpoint} is a text-only checkpoint. Export the image tower of the checkpoint that it was made from."
+            )
         self.model = model
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
         self.size = processor(images=Image.new("RGB", (64, 64)))["pixel_values"].shape[1:]  # (C, H, W)
@@ -87,6 +101,7 @@ class ImageTower(nn.Module):
         return self.model(pixel_values=pixel_values).image_embeds
 
     def examples(self) -> list[tuple[torch.Tensor, ...]]:
+        """Inputs to compare the graph with torch: random pixels in three batch sizes."""
         rng = torch.Generator().manual_seed(0)
         return [(torch.randn(B, *self.size, generator=rng),) for B in (2, 1, 3)]
 
@@ -98,22 +113,23 @@ def export(checkpoint: str, out: str | Path, tower: str = "text") -> float:
     """Write one tower of a checkpoint to an ONNX file.
 
     Args:
-        checkpoint: folder or Hub id; its Python files are run.
-        out: the file; replaced if it is there.
-        tower: one of `TOWERS`.
+        checkpoint: folder or Hub id. Its Python files are run.
+        out: the file to write; an existing file is replaced.
+        tower: "text" or "image".
 
     Returns:
-        The largest difference between an embedding's component by onnxruntime and by torch.
+        The largest difference between a component of an embedding by onnxruntime and by torch.
 
     Raises:
         ValueError: the checkpoint is quantised, or has no such tower.
-        RuntimeError: onnxruntime's embeddings are not torch's; `out` is as it was, and the message says where the graph lies.
+        RuntimeError: onnxruntime and torch give different embeddings. `out` is not replaced, and the message says where the
+            faulty graph is.
     """
     model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True, dtype=torch.float32).eval()
     if getattr(model.config, "quantization_config", None) is not None:
         raise ValueError(
-            f"{checkpoint} holds quantised weights. Export the checkpoint it was made from, and quantise the graph: "
-            "mpclip export onnx --help says how."
+            f"{checkpoint} holds quantised weights. Export the checkpoint it was made from, and quantise the graph as "
+            "`mpclip export onnx --help` describes."
         )
     module, out = TOWERS[tower](model, checkpoint).eval(), Path(out)
     with torch.no_grad():
@@ -135,17 +151,25 @@ def export(checkpoint: str, out: str | Path, tower: str = "text") -> float:
     worst = difference(aside / out.name, module)
     if not worst <= TOLERANCE:  # NaN too
         raise RuntimeError(
-            f"onnxruntime and torch differ by {worst:.1e} in an embedding of norm 1, where {TOLERANCE:.0e} is the limit. The "
-            f"graph was left in {aside} and {out} was not written. Try other versions of torch, onnxscript or onnxruntime."
+            f"onnxruntime and torch differ by {worst:.1e} in an embedding of norm 1; {TOLERANCE:.0e} is the limit. The graph "
+            f"was left in {aside}, and {out} was not written. Try other versions of torch, onnxscript or onnxruntime."
         )
-    for file in sorted(aside.iterdir(), reverse=True):  # the weights before the graph that names them
+    for file in sorted(aside.iterdir(), reverse=True):  # the file of the weights before the graph that refers to it
         file.replace(out.with_name(file.name))
     aside.rmdir()
     return worst
 
 
 def metadata(model: PreTrainedModel, checkpoint: str) -> dict[str, str]:
-    """What the graph says of itself; of a folder its last name alone, since paths are nobody's business."""
+    """The metadata of a graph.
+
+    Args:
+        model: the exported model.
+        checkpoint: folder or Hub id. Of a folder only the last part is recorded, as its path is private.
+
+    Returns:
+        `checkpoint`, `num_prompts`, `projection_dim` and `templates` (a JSON list).
+    """
     config = model.config
     return {
         "checkpoint": Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint,
@@ -157,8 +181,16 @@ def metadata(model: PreTrainedModel, checkpoint: str) -> dict[str, str]:
 
 @torch.no_grad()
 def difference(file: Path, module: nn.Module) -> float:
-    """The largest difference between the graph in a file and the module, over the module's examples."""
-    import onnxruntime  # here, so that --help and the towers do not need it
+    """The largest difference between the outputs of a graph and of its module.
+
+    Args:
+        file: the ONNX file.
+        module: the `TextTower` or `ImageTower`; its `examples` are the inputs.
+
+    Returns:
+        The difference of one component of an embedding; NaN if one is NaN.
+    """
+    import onnxruntime  # imported here, so that --help does not need it
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     worst = []
@@ -169,10 +201,10 @@ def difference(file: Path, module: nn.Module) -> float:
 
 
 def run(options: argparse.Namespace) -> str:
-    """`mpclip export onnx`; returns what to print."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter tells much of itself, and nothing for the user
+    """Run `mpclip export onnx`; returns the message to print."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its many messages do not concern the user
     warnings.filterwarnings("ignore", module=r"torch\.onnx|copyreg")
     worst = export(options.checkpoint, options.out, options.tower)
     files = [file for file in (options.out, options.out.with_name(options.out.name + ".data")) if file.exists()]
     size = sum(file.stat().st_size for file in files) / 1e6
-    return f"written: {options.out}, {size:,.0f} MB; largest difference to torch {worst:.1e}"
+    return f"written: {options.out}, {size:,.0f} MB; largest difference from torch {worst:.1e}"

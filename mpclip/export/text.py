@@ -1,9 +1,9 @@
-"""Export the text side of a checkpoint, for tasks without pictures (semantic similarity, text retrieval).
+"""Writes a checkpoint with the text tower alone, for tasks without pictures (semantic similarity, text retrieval).
 
     mpclip export text runs/mine runs/mine_text
 
-The result is a checkpoint of its own, without vision weights and image processor: `AutoModel` gives `get_text_features`, and
-`SentenceTransformer` encodes, trains and saves it. Its embeddings are those of the checkpoint.
+The new checkpoint has neither vision weights nor an image processor, and gives the same text embeddings as the original one.
+Load it with `AutoModel` and call `get_text_features`, or encode, train and save it with `SentenceTransformer`.
 """
 
 import argparse
@@ -23,20 +23,20 @@ def export_text(checkpoint: str, out: str | Path) -> None:
 
     Args:
         checkpoint: folder or Hub id of an `MPCLIPModel`.
-        out: a folder that is new or empty.
+        out: folder for the new checkpoint; new or empty.
 
     Raises:
-        ValueError: `out` holds something, or the checkpoint is text-only already or quantised.
+        ValueError: `out` is not empty, or the checkpoint is already text-only or is quantised.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; name a new folder.")
+        raise ValueError(f"{out} is not empty. Give a folder that does not exist yet.")
     whole = MPCLIPModel.from_pretrained(checkpoint)
     if whole.config.text_only:
-        raise ValueError(f"{checkpoint} is a text-only checkpoint already; copy it.")
+        raise ValueError(f"{checkpoint} is a text-only checkpoint already. Copy it.")
     if getattr(whole.config, "quantization_config", None) is not None:
         raise ValueError(
-            f"{checkpoint} holds quantised weights, which cannot be taken apart. Export the checkpoint it was made from, and "
+            f"{checkpoint} holds quantised weights, which cannot be split. Export the checkpoint it was made from, and "
             "quantise the result: mpclip export int8."
         )
     config = MPCLIPConfig.from_dict({**whole.config.to_dict(), "text_only": True, "vision_config": None})
@@ -44,20 +44,25 @@ def export_text(checkpoint: str, out: str | Path) -> None:
     model.text_projection, model.logit_scale = whole.text_projection, whole.logit_scale
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    tokenizer.init_kwargs.pop("auto_map", None)  # it names the processor, which needs an image processor
+    tokenizer.init_kwargs.pop("auto_map", None)  # it names MPCLIPProcessor, which needs an image processor
     keep_prompts(checkpoint, out)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
 def keep_prompts(checkpoint: str, out: Path) -> None:
-    """Copy the sentence-transformers prompts and settings into a new folder, where `save_pretrained` then keeps them."""
+    """Copy the prompts and settings of sentence-transformers to a new folder. `save_pretrained` then keeps them.
+
+    Args:
+        checkpoint: folder or Hub id.
+        out: the new folder; it is created.
+    """
     out.mkdir(parents=True, exist_ok=True)
     if prompts := cached_file(checkpoint, PROMPTS_FILE, _raise_exceptions_for_missing_entries=False):
         shutil.copyfile(prompts, out / PROMPTS_FILE)
 
 
 def run(options: argparse.Namespace) -> str:
-    """`mpclip export text`; returns what to print."""
+    """Run `mpclip export text`; returns the message to print."""
     export_text(options.checkpoint, options.out)
     return f"written: {options.out}"
