@@ -41,6 +41,7 @@ bench: setup  ## measure the costs and write docs/cost.md; half an hour on two c
 	$(BIN)/python -m benchmarks.speed --json docs/cost/speed.json --png docs/cost/speed.png
 	$(BIN)/pip install --quiet --editable '.[deploy]'
 	$(BIN)/python -m benchmarks.serving --json docs/cost/serving.json
+	$(BIN)/python -m benchmarks.guards --json docs/cost/guards.json
 	$(BIN)/python -m benchmarks.cost_page
 
 clean:  ## delete runs/; .venv and ~/.cache/mpclip stay

@@ -54,14 +54,14 @@ def start_training(argv: list[str]) -> None:
     Args:
         argv: options of train_hf.py.
     """
-    from modeling_mpclip import modeling_mpclip
+    from modeling_mpclip import pretrained_towers
     from mpclip.training import state_cache, state_store
     from mpclip.training.command_line import parse_options
     from mpclip.training.run import build_trainer
 
     seconds: dict[str, float] = {}
     with (
-        stopwatch(seconds, "weights", modeling_mpclip, "not_finite"),
+        stopwatch(seconds, "weights", pretrained_towers, "not_finite"),
         stopwatch(seconds, "shards", state_store, "sha256_files"),
         stopwatch(seconds, "keys", state_cache, "_sha256_tensors"),
         stopwatch(seconds, "keys", state_cache, "identity_of_images"),

@@ -29,9 +29,13 @@ SECTIONS = {
         OPTION_NAMES,
         "They are also the attributes of `MPCLIPConfig`, and arguments of `MPCLIPModel.from_pretrained_towers`.",
     ),
-    "Its towers, and what of them is trained": (ModelArguments, None, ""),
+    "The towers, and which parts are trained": (ModelArguments, None, ""),
     "The data": (DataArguments, None, ""),
-    "Training": (TrainingDefaults, None, "Where the default is another than in transformers, and what is added to it."),
+    "Training": (
+        TrainingDefaults,
+        None,
+        "Options whose default differs from transformers', and options that transformers lacks.",
+    ),
 }
 
 
