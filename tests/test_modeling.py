@@ -303,7 +303,7 @@ def test_gradient_checkpointing_through_the_whole_model(tokenizer, batch):
 @torch.no_grad()
 @pytest.mark.parametrize("text, vision", [("llama", "vit"), ("gemma3", "siglip")])
 def test_compiles_into_one_graph(text, vision):
-    model = make_model(text, vision)
+    model = make_model(text, vision, layers=2)
     ids = torch.randint(3, 300, (3, 9), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": (torch.arange(9) < torch.tensor([[9], [6], [0]])).long()}
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
