@@ -45,6 +45,7 @@ class LogitScale(nn.Module):
         self.bias = nn.Parameter(torch.empty((), dtype=torch.float32)) if has_bias else None
 
     def forward(self, similarity: torch.Tensor) -> torch.Tensor:
+        """Similarities of any shape -> float32 logits of the same shape."""
         logits = similarity.float() * self.log_scale.float().exp().clamp(max=self.MAX_SCALE)
         return logits if self.bias is None else logits + self.bias.float()
 
@@ -228,9 +229,11 @@ class MPCLIPModel(PreTrainedModel):
         return getattr(vision_config, "hidden_size", None) or vision_config.hidden_dim
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embedding matrix of the LLM."""
         return self.text_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding matrix of the LLM."""
         self.text_model.set_input_embeddings(value)
 
     def prompt_tree(self, negated: bool = False, num_prompts: int | None = None) -> PromptTree:
@@ -294,8 +297,8 @@ class MPCLIPModel(PreTrainedModel):
             input_ids, attention_mask: (B, N) from the tokenizer, without prompts: they are appended here. Texts may be padded
                 on either side, and a text may be empty. Without a mask every token counts.
             text_hidden_states: (B, N + T, H) from `lower_text`, in place of `input_ids` and with the same `attention_mask`.
-            aspect_weights: K factors w_k of the segments (paper, section 1.7). `pooler_output` is then normalised, and weighted
-                after that: it equals `text_embeds` of `forward` with the same weights.
+            aspect_weights: K factors w_k of the segments (paper, section 1.7). `pooler_output` and `prompt_embeds` are then
+                normalised, and weighted after that. `pooler_output` equals `text_embeds` of `forward` with the same weights.
             negated: also run the negated prompts, in the same pass.
             num_prompts: m; run only the first m prompts, at lower cost. Their segments equal those of a run of all prompts.
             output_attentions, output_hidden_states: also return those of the LLM. Attentions need
@@ -426,9 +429,12 @@ class MPCLIPModel(PreTrainedModel):
         mask = None
         if frame_mask is not None:
             if frame_mask.shape != (B, T) or not frame_mask.bool().any(dim=1).all():
-                raise ValueError(f"frame_mask {tuple(frame_mask.shape)} must be {(B, T)} with a frame in every video.")
+                raise ValueError(
+                    f"frame_mask has the shape {tuple(frame_mask.shape)}; expected {(B, T)} with a frame in every video. "
+                    "Leave out videos without frames."
+                )
             mask = frame_mask.bool().repeat_interleave(N, dim=1)  # (B, T*N)
-        encoded.last_hidden_state = encoded.last_hidden_state.reshape(B, T * N, -1)
+        encoded.last_hidden_state = encoded.last_hidden_state.reshape(B, T * N, -1)  # (B, T*N, C)
         return self._pool_image(encoded, mask, frames=T)
 
     @can_return_tuple
@@ -495,7 +501,7 @@ class MPCLIPModel(PreTrainedModel):
             output.image_embeds = assembled(vision.prompt_embeds)  # (B, D)
         if has_text and has_vision:
             output.logits_per_image = self.logit_scale(output.image_embeds @ output.text_embeds.T)  # (B_i, B_t)
-            output.logits_per_text = output.logits_per_image.T
+            output.logits_per_text = output.logits_per_image.T  # (B_t, B_i)
         losses = {}
         if return_loss:
             losses = total_loss(output, self.config, self.logit_scale, draw_first_prompts(self.config, self.training))
@@ -510,7 +516,7 @@ class MPCLIPModel(PreTrainedModel):
         if self.config.text_pooling == "last_token":
             columns = torch.arange(N, device=attention_mask.device)
             return (attention_mask.long() * columns).argmax(dim=1, keepdim=True)  # (B, 1)
-        return (N + tree_tensors(tree, attention_mask.device).readouts).expand(B, -1)
+        return (N + tree_tensors(tree, attention_mask.device).readouts).expand(B, -1)  # (B, R)
 
     def _pool_image(self, encoded: BaseModelOutput, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
         """Pool and project (B, N, C) tokens of `frames` frames; `mask` (B, N) is False for tokens of padding frames."""
@@ -524,18 +530,19 @@ class MPCLIPModel(PreTrainedModel):
             frame_mask = mask.unflatten(1, (frames, -1))[:, :, 0] if mask is not None else torch.ones_like(first[..., 0])
             vectors = _masked_mean(first, frame_mask)[:, None]  # (B, 1, C)
         else:
-            vectors = _masked_mean(tokens, mask if mask is not None else torch.ones_like(tokens[..., 0]))[:, None]
+            vectors = _masked_mean(tokens, mask if mask is not None else torch.ones_like(tokens[..., 0]))[:, None]  # (B, 1, C)
         embeds = self.image_projection(vectors).flatten(1)  # (B, D)
         return MPCLIPImageOutput(
             last_hidden_state=tokens,
             pooler_output=embeds,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
-            prompt_embeds=embeds.unflatten(1, (self.config.num_prompts, -1)),
+            prompt_embeds=embeds.unflatten(1, (self.config.num_prompts, -1)),  # (B, K, D/K)
             pooling_attentions=attentions,
         )
 
     def _refuse_images_if_text_only(self) -> None:
+        """Raise a ValueError if the model has no image side."""
         if self.config.text_only:
             raise ValueError("This text-only checkpoint has no image side. Use the checkpoint that it was exported from.")
 
@@ -547,6 +554,7 @@ def _asked(output_attentions: bool | None, output_hidden_states: bool | list[int
 
 
 def _mask_or_ones(attention_mask: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
+    """The attention mask (B, N); without one, ones for all tokens."""
     return torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
 

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 class MPCLIPTextOutput(BaseModelOutputWithPooling):
     """Features of texts.
 
-    prompt_embeds: (B, K, D / K), the segment of each prompt, not normalised.
+    prompt_embeds: (B, K, D / K), the segment of each prompt; not normalised, unless `aspect_weights` were given.
     negated_prompt_embeds: (B, K, D / K), the same for the negated prompts; None unless requested.
     pooler_output: (B, D), the K segments of `prompt_embeds` joined.
     last_hidden_state: (B, R, H), the LLM's output at the readouts.

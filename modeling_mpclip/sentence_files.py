@@ -21,7 +21,13 @@ REQUIREMENTS = {package: f">={oldest}" for package, oldest in {**OLDEST_VERSIONS
 
 
 def save_sentence_files(folder: str | Path) -> None:
-    """Write `modules.json` and `config_sentence_transformers.json` to a folder. Prompts and settings of the latter are kept."""
+    """Write `modules.json` and `config_sentence_transformers.json` to a folder.
+
+    Prompts and settings in an existing `config_sentence_transformers.json` are kept.
+
+    Args:
+        folder: of the checkpoint.
+    """
     Path(folder, "modules.json").write_text(json.dumps(MODULES, indent=2))
     file = Path(folder, "config_sentence_transformers.json")
     present = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -117,5 +117,5 @@ def _refuse_other_run(file: Path, now: dict) -> None:
         told = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items())
         raise OtherRun(
             f"{file.parent} holds checkpoints of a run with other options ({told}). "
-            "Give another --output_dir, the old options, or --resume_from_checkpoint false to start anew."
+            "Give another --output_dir, the old options, or --resume_from_checkpoint false to start a new run."
         )
