@@ -1,8 +1,11 @@
 """The counts against the formula on paper, the slow paths of the speed benchmark against the fast one."""
 
 import json
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
+import fresh_process
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer
@@ -13,10 +16,19 @@ from modeling_mpclip import compile_prompt_tree, default_templates
 from modeling_mpclip.prompt_tree import add_adaptive_tokens
 from mpclip.data.backbones import BACKBONES, prepare_backbone
 
+GEMMA_2B = flops.TEXT_CONFIGS["Gemma-2B"]
+
 
 @pytest.fixture(scope="module")
 def gemma():
-    return flops.meta_model(flops.TEXT_CONFIGS["Gemma-2B"]())
+    return flops.meta_model(GEMMA_2B())
+
+
+def gemma_of_two_layers():
+    """Gemma-2B's config with 2 of its 18 layers, where it does not matter how much is counted."""
+    config = GEMMA_2B()
+    config.num_hidden_layers = 2
+    return config
 
 
 def layer(columns: int, queries: int, attended: int) -> float:
@@ -41,7 +53,8 @@ def test_counts_are_those_on_paper(gemma, negated, prompts):
         assert gmacs == pytest.approx(expected / 1e9, rel=1e-3)  # rotary angles are small products too
 
 
-def test_modes_count_their_tokens(gemma):
+def test_modes_count_their_tokens():
+    gemma = flops.meta_model(gemma_of_two_layers())
     assert flops.count_text(gemma, "masked", True, 22)[1] == 22 + 42 + 54
     assert flops.count_text(gemma, "separate", True, 22)[1] == 6 * (22 + 7) + 6 * (22 + 9)
 
@@ -54,7 +67,7 @@ def test_the_papers_setting_costs_less_than_vanilla_clip(gemma):
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(flops, "TEXT_CONFIGS", {"Gemma-2B": flops.TEXT_CONFIGS["Gemma-2B"]})
+    monkeypatch.setattr(flops, "TEXT_CONFIGS", {"Gemma-2B": gemma_of_two_layers})
     result = flops.main(["--json", str(tmp_path / "flops.json")])
     assert json.loads((tmp_path / "flops.json").read_text()) == result
     assert {row["mode"] for row in result["rows"]} == {"vanilla", *flops.MODES}
@@ -181,8 +194,17 @@ def test_milliseconds_are_shown_of_the_reference_alone():
     assert "| 3.07 | 1,513.30 | 3 |" in line and "4,694" not in line
 
 
+def forked(command: list[str], cwd: Path, **options) -> subprocess.CompletedProcess:
+    """`subprocess.run` of `python -m module ...` in a process that has torch already."""
+    code = "import runpy, sys; sys.path.insert(0, '.'); runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    run = fresh_process.start(code, cwd, arguments=tuple(command[2:])).wait()
+    assert run.returncode == 0, run.stderr
+    return run
+
+
 def test_the_guards_benchmark_times_every_check(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(guards, "TOWERS", (str(folder / "text"), str(folder / "vision")))
+    monkeypatch.setattr(guards, "subprocess", SimpleNamespace(run=forked, PIPE=None))
     options = ["--pictures", "600", "--examples", "12", "--seconds", "0", "--repeats", "1"]
     result = guards.main([*options, "--json", str(tmp_path / "guards.json")])
     assert json.loads((tmp_path / "guards.json").read_text()) == result
