@@ -113,3 +113,11 @@ def test_nothing_imports_the_script():
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 assert "train_hf" not in names, file
     assert len((ROOT / "train_hf.py").read_text().splitlines()) <= 120
+
+
+def test_test_files_import_no_other_test_file():
+    for file in (ROOT / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("test_")], f"{file.name} imports {names}"

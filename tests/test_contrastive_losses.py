@@ -5,15 +5,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_model, make_processor, make_tokenizer
+from PIL import Image
 
 from modeling_mpclip.contrastive_losses import (
     diversity_loss,
+    draw_first_prompts,
     hinge_negation_loss,
     sigmoid_contrastive_loss,
     sigmoid_negation_loss,
     softmax_contrastive_loss,
     softmax_negation_loss,
+    total_loss,
 )
+from mpclip.training import MPCLIPTrainer, MPCLIPTrainingArguments
 
 
 def test_softmax_closed_forms():
@@ -86,3 +91,58 @@ def test_losses_are_float32_from_bfloat16():
     logits = torch.eye(3, dtype=torch.bfloat16)
     assert softmax_contrastive_loss(logits).dtype == torch.float32
     assert diversity_loss(torch.ones(1, 2, 3, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+# The loss of a config ---------------------------------------------------------------------------------------------
+
+CONFIGS = {
+    "softmax": {},
+    "sigmoid": {"loss": "sigmoid", "negation_weight": 0.5},
+    "all": {"diversity_weight": 0.3, "diversity_margin": 0.1, "negation_weight": 0.7},
+    "hinge": {"negation_weight": 0.7, "negation_form": "hinge", "negation_margin": 0.2},
+    "elastic": {"elastic_prompts": True},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_forward_and_trainer_give_the_total_loss(name, folder, tmp_path):
+    """One function, three callers: values, parts and gradients."""
+    options = CONFIGS[name]
+    tokenizer = make_tokenizer()
+    model, processor = make_model(tokenizer=tokenizer, **options).train(), make_processor(tokenizer)
+    pictures = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
+    batch = dict(processor(text=["The cat sits.", "A small boat", "red"], images=pictures))
+
+    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    torch.manual_seed(4)  # of the number of prompts that elastic_prompts draws
+    forward = model(**batch, return_loss=True)
+    expected = gradients(forward.loss)
+    torch.manual_seed(4)
+    embeds = model(**batch, negated=bool(model.config.negation_weight))
+    losses = total_loss(embeds, model.config, model.logit_scale, draw_first_prompts(model.config, True))
+    training = MPCLIPTrainingArguments(str(tmp_path), use_cpu=True, eval_strategy="no", load_best_model_at_end=False)
+    trainer = MPCLIPTrainer(model, training, processing_class=processor)
+    torch.manual_seed(4)
+    of_trainer = trainer.compute_loss(model, batch)
+    for loss in (losses["loss"], of_trainer):
+        torch.testing.assert_close(loss, forward.loss, atol=0, rtol=0)
+        for ours, theirs in zip(gradients(loss), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    assert losses.keys() - {"loss"} == trainer._parts.keys()
+    weights = {
+        "contrastive_loss": 1,
+        "diversity_loss": model.config.diversity_weight,
+        "negation_loss": model.config.negation_weight,
+    }
+    torch.testing.assert_close(sum(weights[part] * losses[part] for part in losses.keys() - {"loss"}), losses["loss"])
+
+
+def test_elastic_prompts_are_drawn_in_training_alone():
+    config = make_model(elastic_prompts=True).config
+    assert draw_first_prompts(config, training=False) is None
+    assert {draw_first_prompts(config, training=True) for _ in range(50)} == {1, 2}
+    assert draw_first_prompts(make_model().config, training=True) is None
