@@ -11,7 +11,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
-from mpclip.export.text import export_text, main
+from mpclip.export.__main__ import main
+from mpclip.export.text import export_text
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_similarity_is_the_sum_over_weighted_segments(tokenizer, batch):
     segments = lambda x: x.unflatten(-1, (3, 4))  # noqa: E731
     by_hand = torch.einsum("k,ikd,tkd->it", torch.tensor(weights), segments(plain.image_embeds), segments(plain.text_embeds))
     torch.testing.assert_close(weighted.logits_per_image, by_hand / 0.07, atol=1e-4, rtol=1e-4)
-    # get_text_features weighs before normalisation, which changes a query's scores by a common factor only
+    # get_text_features also normalises first and weights after
     features = model.get_text_features(batch["input_ids"], batch["attention_mask"], aspect_weights=weights).pooler_output
     ratio = (F.normalize(weighted.text_embeds, dim=-1) * F.normalize(features, dim=-1)).sum(-1)
     torch.testing.assert_close(ratio, torch.ones(3))
