@@ -1,10 +1,9 @@
 """Prompted towers are ordinary classes: written ones for the main families, made ones for others; both pickle and read well."""
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh_process
 import pytest
 import torch
 from conftest import TEXT_CONFIGS
@@ -45,8 +44,8 @@ def test_other_families_get_a_class_that_another_process_finds(tmp_path):
     assert cls is text_families.PromptedOlmoModel is text_families.make_prompted_class(cls.__bases__[1])
     assert cls not in text_families.FAMILIES.values()
     (tmp_path / "tower.pkl").write_bytes(pickle.dumps(tower))
-    script = f"import pickle; tower = pickle.load(open({str(tmp_path / 'tower.pkl')!r}, 'rb')); print(type(tower).__name__)"
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    script = "import pickle, sys; sys.path.insert(0, '.'); print(type(pickle.load(open(sys.argv[1], 'rb'))).__name__)"
+    run = fresh_process.start(script, ROOT, arguments=(str(tmp_path / "tower.pkl"),)).wait()
     assert run.stdout == "PromptedOlmoModel\n", run.stderr[-2000:]
 
 
