@@ -121,13 +121,3 @@ def test_test_files_import_no_other_test_file():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.startswith("test_")], f"{file.name} imports {names}"
-
-
-def test_no_test_file_imports_another():
-    """What several of them need stands in conftest.py, or in a module of tests/ that holds no tests."""
-    tests = {file.stem for file in (ROOT / "tests").glob("test_*.py")}
-    for file in (ROOT / "tests").glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not tests & {part for name in names for part in name.split(".")}, file.name
