@@ -1,0 +1,148 @@
+"""The image side of the model: pixels, frames or cached vision tokens -> the segments that answer the prompts."""
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import can_return_tuple
+
+from .image_tower import AttentionPooling, SegmentProjection, build_vision_model, has_class_token, vision_tokens
+from .outputs_mpclip import MPCLIPImageOutput
+from .tower_inputs import asked, masked_mean
+
+
+class ImageSide:
+    """Part of [`MPCLIPModel`]; uses its `config`, `vision_model`, `image_pooling` and `image_projection`."""
+
+    def _add_image_side(self, vision_model: PreTrainedModel | None) -> None:
+        """Set vision encoder, pooling and projection."""
+        config = self.config
+        self.vision_model = vision_model if vision_model is not None else build_vision_model(config.vision_config)
+        if config.image_pooling == "cls" and not has_class_token(self.vision_model):
+            raise ValueError(
+                f"image_pooling='cls' needs a class token, and {type(self.vision_model).__name__} has none. "
+                "Use 'attention', 'attention_per_prompt' or 'mean'."
+            )
+        queries, D, C = config.num_pooling_queries, config.projection_dim, self.image_token_dim
+        attends = config.image_pooling.startswith("attention")
+        width = config.pooling_width if attends else C
+        self.image_pooling = AttentionPooling(queries, C, width, config.pooling_heads) if attends else None
+        self.image_projection = SegmentProjection(queries, width, D)
+
+    @property
+    def image_token_dim(self) -> int:
+        """C, the number of channels of a vision token; `hidden_dim` in the config of EfficientNet."""
+        vision_config = self.config.vision_config
+        return getattr(vision_config, "hidden_size", None) or vision_config.hidden_dim
+
+    def vision_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) pixels -> (B, N, C) vision tokens. The other methods take them as `vision_hidden_states`."""
+        return self._encode_images(pixel_values).last_hidden_state
+
+    def _encode_images(
+        self,
+        pixel_values: torch.Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
+    ) -> BaseModelOutput:
+        """Run the vision encoder on (B, C, H, W) pixels; `last_hidden_state` is the (B, N, C) tokens."""
+        self._refuse_images_if_text_only()
+        output = self.vision_model(
+            pixel_values=pixel_values.to(self.vision_model.dtype), **asked(output_attentions, output_hidden_states)
+        )
+        return BaseModelOutput(
+            last_hidden_state=vision_tokens(output.last_hidden_state),
+            hidden_states=output.hidden_states,
+            attentions=getattr(output, "attentions", None),  # the output of a CNN has no such field
+        )
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
+    ) -> MPCLIPImageOutput:
+        """Embed images.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            vision_hidden_states: (B, N, C) from `vision_tokens`, in place of the pixels.
+            output_attentions, output_hidden_states: also return those of the vision encoder, if it runs.
+
+        Returns:
+            [`MPCLIPImageOutput`], or its tuple with return_dict=False.
+
+        Raises:
+            ValueError: none or both of pixels and tokens are given, or the model is text-only.
+        """
+        if (pixel_values is None) == (vision_hidden_states is None):
+            raise ValueError("Give exactly one of pixel_values and vision_hidden_states.")
+        if vision_hidden_states is not None:
+            return self._pool_image(BaseModelOutput(vision_hidden_states))
+        return self._pool_image(self._encode_images(pixel_values, output_attentions, output_hidden_states))
+
+    @can_return_tuple
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
+    ) -> MPCLIPImageOutput:
+        """Embed videos by pooling the vision tokens of all frames (paper, section 1.4).
+
+        Args:
+            pixel_values_videos: (B, T, C, H, W).
+            frame_mask: (B, T), 0 for padding frames. Without it every frame counts.
+            output_attentions, output_hidden_states: also return those of the vision encoder, for the B * T frames.
+
+        Returns:
+            [`MPCLIPImageOutput`], or its tuple with return_dict=False.
+
+        Raises:
+            ValueError: an argument has another shape, a video has no frame, or the model is text-only.
+        """
+        if pixel_values_videos.dim() != 5:
+            raise ValueError(f"pixel_values_videos has the shape {tuple(pixel_values_videos.shape)}; expected (B, T, C, H, W).")
+        B, T = pixel_values_videos.shape[:2]
+        encoded = self._encode_images(pixel_values_videos.flatten(0, 1), output_attentions, output_hidden_states)
+        N = encoded.last_hidden_state.shape[1]  # last_hidden_state is (B*T, N, C)
+        mask = None
+        if frame_mask is not None:
+            if frame_mask.shape != (B, T) or not frame_mask.bool().any(dim=1).all():
+                raise ValueError(
+                    f"frame_mask has the shape {tuple(frame_mask.shape)}; expected {(B, T)} with a frame in every video. "
+                    "Leave out videos without frames."
+                )
+            mask = frame_mask.bool().repeat_interleave(N, dim=1)  # (B, T*N)
+        encoded.last_hidden_state = encoded.last_hidden_state.reshape(B, T * N, -1)  # (B, T*N, C)
+        return self._pool_image(encoded, mask, frames=T)
+
+    def _pool_image(self, encoded: BaseModelOutput, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
+        """Pool and project (B, N, C) tokens of `frames` frames; `mask` (B, N) is False for tokens of padding frames."""
+        self._refuse_images_if_text_only()
+        tokens = encoded.last_hidden_state.to(self.image_projection.weight)  # they may have another dtype
+        attentions = None
+        if self.image_pooling is not None:
+            vectors, attentions = self.image_pooling(tokens, mask)  # (B, Q, W), (B, Q, heads, N)
+        elif self.config.image_pooling == "cls":
+            first = tokens.unflatten(1, (frames, -1))[:, :, 0]  # (B, frames, C)
+            frame_mask = mask.unflatten(1, (frames, -1))[:, :, 0] if mask is not None else torch.ones_like(first[..., 0])
+            vectors = masked_mean(first, frame_mask)[:, None]  # (B, 1, C)
+        else:
+            vectors = masked_mean(tokens, mask if mask is not None else torch.ones_like(tokens[..., 0]))[:, None]  # (B, 1, C)
+        embeds = self.image_projection(vectors).flatten(1)  # (B, D)
+        return MPCLIPImageOutput(
+            last_hidden_state=tokens,
+            pooler_output=embeds,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            prompt_embeds=embeds.unflatten(1, (self.config.num_prompts, -1)),  # (B, K, D/K)
+            pooling_attentions=attentions,
+        )
+
+    def _refuse_images_if_text_only(self) -> None:
+        """Raise a ValueError if the model has no image side."""
+        if self.config.text_only:
+            raise ValueError("This text-only checkpoint has no image side. Use the checkpoint that it was exported from.")
