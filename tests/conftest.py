@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
+from mpclip.data.backbones import prepare_backbone
 
 CORPUS = [
     "The cat sits on the red mat of this image, and the dog does NOT mean: harm.",
@@ -140,6 +142,16 @@ def save_towers(folder, text: str = "llama", vision: str = "vit") -> None:
     make_tokenizer().save_pretrained(folder / "text")
     AutoModel.from_config(VISION_CONFIGS[vision]()).save_pretrained(folder / "vision")
     make_processor(make_tokenizer()).image_processor.save_pretrained(folder / "vision")
+
+
+def pretrained(name: str) -> Path:
+    """The folder of a packaged backbone, in the ordinary cache; skips where its package is not installed."""
+    try:
+        return prepare_backbone(name)
+    except ImportError as error:
+        if "needs the package" not in str(error):
+            raise  # a fault of ours
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def test_cells_are_trained_once_and_compared(command, tmp_path, monkeypatch, cap
     assert said == json.loads((tmp_path / "out.json").read_text()) == result | {"about": "Squares."} and len(trained) == 2
     with pytest.raises(SystemExit):
         ablation.main([*command, "--jobs", "0"])
+    assert "--jobs 0 and --seeds 3: both must be at least 1" in capsys.readouterr().err
 
     with pytest.raises(SystemExit, match=r"other options: weight_decay"):
         ablation.main([*command, "--seeds", "2", "--weight_decay", "0.3"])

@@ -14,6 +14,7 @@ from subprocess import run
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import pretrained
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
@@ -220,9 +221,10 @@ def test_command_without_names_goes_on_past_a_missing_package(tiny, capsys):
     tiny.uninstall()
     main([])
     assert "not prepared" in capsys.readouterr().out
-    for name in ("tiny", "unknown"):
+    for name, message in (("tiny", "needs the package"), ("unknown", "Unknown backbone 'unknown'")):
         with pytest.raises(SystemExit):
             main([name])
+        assert message in capsys.readouterr().err
 
 
 def test_help_does_not_load_torch(capsys):
@@ -235,14 +237,6 @@ def test_help_does_not_load_torch(capsys):
 
 
 # ---- EfficientNet-Lite0: the converted tower is the published network
-
-
-def needs(name):
-    """The prepared folder of a real backbone, in the ordinary cache; skips where its package is not installed."""
-    try:
-        return prepare_backbone(name)
-    except ImportError as error:
-        pytest.skip(str(error))
 
 
 def source_path(name):
@@ -289,7 +283,7 @@ def lite0_reference(weights, pixels):
 @pytest.fixture(scope="module")
 def lite0():
     """(folder, converted model, original weights)."""
-    folder = needs("efficientnet-lite0")
+    folder = pretrained("efficientnet-lite0")
     weights = torch.load(source_path("efficientnet-lite0"), weights_only=True)
     return folder, AutoModel.from_pretrained(folder).eval(), weights
 
@@ -385,7 +379,7 @@ def shuffled(sentences):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    folder = needs("smollm2-135m")
+    folder = pretrained("smollm2-135m")
     return folder, AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
@@ -428,7 +422,7 @@ def test_prepared_backbone_is_returned_at_once(smollm2):
 
 @pytest.mark.slow
 def test_gemma3_predicts_english_and_begins_with_bos():
-    folder = needs("gemma3-270m")
+    folder = pretrained("gemma3-270m")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.model_type == "gemma3_text"
     batch = tokenizer(["A dog", "A dog on the beach"], padding=True)

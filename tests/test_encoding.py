@@ -139,7 +139,7 @@ def test_a_killed_encoding_goes_on(tmp_path):
     assert whole[:, 0].tolist() == items and len(calls) == 40 + 50 - 32  # two parts of sixteen batches were kept
     again = in_batches(lambda _: pytest.fail("all is there"), items, 2, "test", resume=Parts(tmp_path, key))
     assert again.equal(whole)
-    with pytest.raises(pytest.fail.Exception):  # another key has nothing
+    with pytest.raises(pytest.fail.Exception, match="computed"):  # another key has nothing
         in_batches(lambda _: pytest.fail("computed"), items, 2, "test", resume=Parts(tmp_path, {"model": "n"}))
 
 
@@ -158,7 +158,7 @@ def test_the_cache_of_a_data_set_knows_model_and_data(checkpoint, rows, tmp_path
     encoder.model.forward = lambda **_: pytest.fail("computed again")
     second = encode_dataset(encoder, rows, cache=tmp_path)
     assert all(first[name].equal(second[name]) for name in first)
-    with pytest.raises(pytest.fail.Exception):
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
         encode_dataset(encoder, rows.select(range(3)), cache=tmp_path)
 
 

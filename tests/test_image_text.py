@@ -417,7 +417,7 @@ def test_without_images_no_file_is_read(rows, tmp_path):
         file.unlink()
     item = ImageTextDataset(rows, with_images=False)[0]
     assert set(item) == {"index", "captions"}
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"\.png"):
         ImageTextDataset(rows)[0]
 
 

@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_processor, make_tokenizer
+from conftest import make_model, make_processor, make_tokenizer, pretrained
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
-from mpclip.data.backbones import prepare_backbone
 from mpclip.export import onnx as export_onnx
 from mpclip.export.__main__ import main as export_main
 from mpclip.export.text import export_text
@@ -157,10 +156,7 @@ def test_smollm2_in_onnxruntime(tmp_path, monkeypatch):
     """Real weights beside the graph, and in int8. The first four layers are exported in seconds, all thirty in minutes."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    try:
-        whole, vision = (str(prepare_backbone(name)) for name in ("smollm2-135m", "efficientnet-lite0"))
-    except ImportError as error:
-        pytest.skip(str(error))
+    whole, vision = (str(pretrained(name)) for name in ("smollm2-135m", "efficientnet-lite0"))
     AutoModel.from_pretrained(whole, num_hidden_layers=4).save_pretrained(tmp_path / "four")
     AutoTokenizer.from_pretrained(whole).save_pretrained(tmp_path / "four")
     towers = [str(tmp_path / "four"), vision]

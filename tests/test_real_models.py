@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from conftest import VISION_CONFIGS
+from conftest import VISION_CONFIGS, pretrained
 from separate_passes import assert_same_gradients, gradients, plain_llm, separate_passes
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
 from modeling_mpclip.pretrained_towers import adaptive_rows, tower_arguments
 from modeling_mpclip.text_families import text_tower_class
-from mpclip.data.backbones import BACKBONES, prepare_backbone
+from mpclip.data.backbones import BACKBONES
 
 pytestmark = pytest.mark.slow
 TEXTS = ["A dog runs across a green field with a stick in its mouth.", "Two boats", ""]
@@ -19,10 +19,7 @@ TEXTS = ["A dog runs across a green field with a stick in its mouth.", "Two boat
 
 @pytest.fixture(scope="module", params=[name for name, backbone in BACKBONES.items() if backbone.kind == "text"])
 def real(request):
-    try:
-        folder = prepare_backbone(request.param)
-    except ImportError as error:
-        pytest.skip(str(error))
+    folder = pretrained(request.param)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text_config = AutoModel.from_pretrained(folder).config
     sizes = dict(num_prompts=3, projection_dim=96)

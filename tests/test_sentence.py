@@ -88,7 +88,7 @@ def test_paths_are_images_and_a_path_to_nothing_is_no_text(model, tmp_path):
         for inputs in ([missing], [tmp_path / "green.png", missing]):
             with pytest.raises(FileNotFoundError, match=rf"no image file '.*{Path(missing).name}'. If this is a text"):
                 model.preprocess(inputs)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"no image file 'nowhere\.jpg'"):
         model.encode(["a dog", "nowhere.jpg"])
     # and a text stays one: a caption, a URL's neighbour, what is named so
     assert "input_ids" in model.preprocess(["the picture photo.jpg", "jpg", "e.g. a png"])
