@@ -167,17 +167,18 @@ def test_every_snippet_of_the_readme_runs(tmp_path, monkeypatch):
     save_towers(tmp_path / "towers")
     towers = {"smollm2-135m": tmp_path / "towers/text", "efficientnet-lite0": tmp_path / "towers/vision"}
     monkeypatch.setattr("mpclip.data.backbones.resolve_backbone", lambda name: str(towers[name]))
-    snippets_of_readme = snippets("README.md")
-    assert len(snippets_of_readme) == 3
     found = []
-    for snippet in snippets_of_readme:
+    for snippet in snippets("README.md"):
         names: dict = {}
         exec(compile(snippet, "README.md", "exec"), names)
         found.append(names)
-    use, sentences, training = found
-    assert use["probabilities"].shape == (1, 2)
+    use, sentences, training = (
+        next(names for names in found if name in names) for name in ("probabilities", "scores", "trainer")
+    )
+    assert use["probabilities"].shape == (1, 2) and use["probabilities"].sum() == pytest.approx(1)
     assert sentences["scores"].shape == (1, 1) and sentences["short"].shape == (1, 4)
-    assert training["trainer"].state.log_history[-2]["eval_mean_recall"] >= 0
+    recalls = [entry["eval_mean_recall"] for entry in training["trainer"].state.log_history if "eval_mean_recall" in entry]
+    assert recalls and all(0 <= recall <= 100 for recall in recalls)
     assert (tmp_path / "runs/colors/final/model.safetensors").exists()
     batch = use["processor"](videos=[[use["picture"], use["picture"]]])
     assert use["model"].get_video_features(**batch).pooler_output.shape == (1, 12)
