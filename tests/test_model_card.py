@@ -359,7 +359,7 @@ def test_an_int8_checkpoint_has_a_card(folder, run, tmp_path, monkeypatch):
     assert "base_model" not in data  # the source is on no Hub
     _, results = model_index_to_eval_results(data["model-index"])
     assert results[0].metric_value == round(result["metrics"]["t2i_R@1"], 2)
-    assert text.index(f"| {result['mean_recall']:.1f} |") < text.index("Recall in percent **of `finished`**")
+    assert text.index(f"| {result['metrics']['mean_recall']:.1f} |") < text.index("Recall in percent **of `finished`**")
     (snippet,) = re.findall(r"^```python\n(.*?)^```", card.content, flags=re.DOTALL | re.MULTILINE)
     Image.new("RGB", (50, 40), "red").save(tmp_path / "picture.jpg")
     monkeypatch.chdir(tmp_path)
