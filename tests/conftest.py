@@ -1,5 +1,6 @@
 """Tiny random towers, tokenizers and pictures: every unit test is offline and takes seconds."""
 
+import gc
 import json
 import multiprocessing
 from pathlib import Path
@@ -84,6 +85,12 @@ VISION_CONFIGS = {
         depthwise_padding=[],
     ),
 }
+
+
+def pytest_collection_finish():
+    """What the imports have made lives as long as the tests; the garbage collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
