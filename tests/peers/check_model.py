@@ -25,7 +25,8 @@ class ModelTester:
         text |= {"num_hidden_layers": 2, "initializer_range": 0.02}  # sharp attention would exceed their tolerances
         if text.get("layer_types"):
             text["layer_types"] = ["sliding_attention", "full_attention"]
-        config = self.config_class(text, vision, num_prompts=3, projection_dim=12, pooling_width=16, pooling_heads=2)
+        sizes = dict(num_prompts=3, projection_dim=12, pooling_width=16, pooling_heads=2)
+        config = self.config_class(text, vision, adaptive_tokens="input", **sizes)
         config.compile_prompts(make_tokenizer())
         return config
 
