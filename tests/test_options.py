@@ -69,16 +69,22 @@ def test_defaults_are_the_same_in_python_and_on_the_command_line():
     assert choices(DataArguments, "cache_format") == tuple(FORMATS)
 
 
-def test_a_run_changes_none_of_its_options(folder, tmp_path):
-    options = parse_options(arguments(folder, tmp_path, "--eval_split", "none", "--max_steps", "1"))
+def test_a_run_changes_none_of_its_options(hub, folder, tmp_path):
+    push = ("--push_to_hub", "true", "--hub_model_id", "me/model", "--hub_strategy", "end")
+    options = parse_options(arguments(folder, tmp_path, "--eval_split", "none", "--max_steps", "1", *push))
     assert options.training.device.type == "cpu"  # sets the device up, which is remembered
-    before = [copy.copy(vars(part)) for part in (options.model, options.data, options.training)]
-    assert options.training.load_best_model_at_end  # the run itself goes without: there is nothing to evaluate on
+    options.training.dataloader_pin_memory = True  # TrainingArguments itself takes it back where use_cpu is given
+    process = options.training.distributed_state
+    before = [copy.deepcopy(vars(part), {id(process): process}) for part in (options.model, options.data, options.training)]
     trainer = build_trainer(options)
-    assert not trainer.args.load_best_model_at_end
+    # The run itself evaluates on nothing, pushes by HubPusher, and needs no pinned memory on a CPU.
+    for name in ("load_best_model_at_end", "push_to_hub", "dataloader_pin_memory"):
+        assert getattr(options.training, name) and not getattr(trainer.args, name)
     train(trainer, options=options)
+    assert hub.repos["me/model"].messages[-1] == "End of training"
     for part, was in zip((options.model, options.data, options.training), before, strict=True):
-        assert {name: value for name, value in vars(part).items() if value != was.get(name)} == {}
+        now = vars(part)
+        assert now.keys() == was.keys() and {name: now[name] for name in now if now[name] != was[name]} == {}
 
 
 def test_the_trainer_takes_a_plain_table(folder, tmp_path):
