@@ -20,9 +20,10 @@ from pathlib import Path
 # -I keeps this repository, the working folder and PYTHONPATH off the path.
 SERVER = """
 import json, os, select, sys
-import numpy, PIL.Image, scipy.optimize, sympy, torch, torch._dynamo, torch.distributed.tensor
+import jinja2, numpy, pandas, PIL.Image, pyarrow, scipy.optimize, sklearn.metrics, sympy, tokenizers, yaml
+import torch, torch._dynamo, torch.distributed.checkpoint, torch.distributed.tensor
 
-known = {"transformers", "huggingface_hub", "modeling_mpclip", "mpclip"} & set(sys.modules)
+known = {"transformers", "huggingface_hub", "datasets", "modeling_mpclip", "mpclip"} & set(sys.modules)
 assert not known, known
 requests, running = open(0, "rb", buffering=0, closefd=False), {}
 while True:
