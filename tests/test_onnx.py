@@ -21,12 +21,12 @@ pytest.importorskip("onnxscript", reason="torch exports by it: pip install onnx 
 # Every family once, and with them what else the graph may hold. Gemma's scaled embeddings meet prompts in its successors.
 MODELS = {
     "llama": dict(),
-    "gemma": dict(text_pooling="last_token", num_prompts=1),
+    "gemma": dict(text_pooling="last_token", num_prompts=1, layers=1),
     "gemma2": dict(),
     "gemma3": dict(adaptive_tokens="boundary", boundary_layer=1),
     "qwen2": dict(),
-    "qwen3": dict(text_pooling="mean", num_prompts=1),
-    "mistral": dict(loss="sigmoid", negated_templates=[]),
+    "qwen3": dict(text_pooling="mean", num_prompts=1, layers=1),
+    "mistral": dict(loss="sigmoid", negated_templates=[], layers=1),
 }
 
 
@@ -140,7 +140,7 @@ def test_a_quantised_checkpoint_is_refused(tmp_path):
 
 
 def test_a_text_only_checkpoint_has_a_text_tower_alone(tmp_path, capsys):
-    save(tmp_path / "whole", layers=1)
+    save(tmp_path / "whole", text_pooling="mean", num_prompts=1, layers=1)
     export_text(str(tmp_path / "whole"), tmp_path / "text")
     assert export_onnx.export(str(tmp_path / "text"), tmp_path / "text.onnx") < 1e-4
     for folder, message in (("text", "is a text-only checkpoint"), ("nowhere", "nowhere")):
