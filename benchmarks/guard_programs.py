@@ -62,7 +62,7 @@ def start_training(argv: list[str]) -> None:
     seconds: dict[str, float] = {}
     with (
         stopwatch(seconds, "weights", pretrained_towers, "not_finite"),
-        stopwatch(seconds, "shards", state_store, "sha256_files"),
+        stopwatch(seconds, "shards", state_store, "hash_files"),
         stopwatch(seconds, "keys", state_cache, "_sha256_tensors"),
         stopwatch(seconds, "keys", state_cache, "identity_of_images"),
     ):

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,24 +74,46 @@ def sha256_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_files(paths: Collection[Path], title: str = "Checking files", quiet: bool = False) -> dict[Path, str]:
-    """SHA-256 of several files, which are read in parallel. A progress bar appears after three seconds.
+def xxh128_file(path: str | os.PathLike) -> str:
+    """XXH3 of a file's bytes, 32 hexadecimal digits. It notices damage as SHA-256 does and is several times faster.
+
+    Unlike SHA-256 it does not protect from a file that was made to have a given hash.
+    """
+    import xxhash  # not at the top: `--help` of a command must be fast
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def sha256_files(paths: Collection[Path]) -> dict[Path, str]:
+    """SHA-256 of several files: path -> 64 hexadecimal digits. The files are read in parallel, with a progress bar."""
+    return hash_files(paths, sha256_file)
+
+
+def hash_files(
+    paths: Collection[Path],
+    hash_file: Callable[[Path], str],
+    title: str = "Checking files",
+    quiet: bool = False,
+) -> dict[Path, str]:
+    """Hashes of several files, which are read in parallel. A progress bar appears after three seconds.
 
     Args:
         paths: the files.
+        hash_file: `sha256_file` or `xxh128_file`.
         title: of the progress bar.
         quiet: show no progress bar. Set it in all processes of a job but one.
 
     Returns:
-        path -> 64 hexadecimal digits.
+        path -> its hash.
     """
     from tqdm.auto import tqdm  # not at the top: `--help` of a command must be fast
 
     sizes = [os.stat(path).st_size for path in paths]
     progress = tqdm(total=sum(sizes), desc=title, unit="B", unit_scale=True, delay=3, disable=quiet)
     found = {}
-    with progress, ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the GIL
-        for path, size, digest in zip(paths, sizes, pool.map(sha256_file, paths), strict=True):
+    with progress, ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
+        for path, size, digest in zip(paths, sizes, pool.map(hash_file, paths), strict=True):
             found[path] = digest
             progress.update(size)
     return found

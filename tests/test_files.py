@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mpclip.files import aside, read_json, sha256_file, stamp, write_json, write_text
+from mpclip.files import aside, read_json, sha256_file, stamp, write_json, write_text, xxh128_file
 
 
 def test_a_failed_write_leaves_everything_as_it_was(tmp_path):
@@ -48,6 +48,7 @@ def test_json_in_and_out(tmp_path):
 
 def test_a_changed_file_has_another_hash_and_stamp(tmp_path):
     write_text(tmp_path / "a", "one")
-    before = sha256_file(tmp_path / "a"), stamp(tmp_path / "a")
+    kinds = (sha256_file, xxh128_file, stamp)
+    before = [kind(tmp_path / "a") for kind in kinds]
     write_text(tmp_path / "a", "two")
-    assert sha256_file(tmp_path / "a") != before[0] and stamp(tmp_path / "a") != before[1]
+    assert all(kind(tmp_path / "a") != old for kind, old in zip(kinds, before, strict=True))

@@ -9,16 +9,16 @@ import pytest
 import torch
 from conftest import COLORS, arguments
 
-import mpclip.files
 import train_hf
 from modeling_mpclip import MPCLIPModel
 from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.files import xxh128_file
 from mpclip.training import state_cache
 from mpclip.training.collator import MPCLIPCollator
 from mpclip.training.command_line import parse_options
 from mpclip.training.run import build_model
 from mpclip.training.state_cache import cache_image_states, cache_text_states
-from mpclip.training.state_store import FORMATS, complete_key, open_store
+from mpclip.training.state_store import FORMATS, HASHES, complete_key, open_store, shards_to_compute
 from mpclip.training.tuning import prepare_tuning
 
 
@@ -135,8 +135,7 @@ def test_a_start_hashes_every_shard_once(folder, tmp_path, monkeypatch):
     with torch.no_grad():
         one.text_model.adaptive_embedding.weight.copy_(many.text_model.adaptive_embedding.weight[:1])
     hashed = []
-    sha256_file = mpclip.files.sha256_file
-    monkeypatch.setattr("mpclip.files.sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+    monkeypatch.setitem(HASHES, ".xxh128", lambda path: hashed.append(path) or xxh128_file(path))
     for model in (many, one):
         hashed.clear()
         with monkeypatch.context() as patch:
@@ -212,7 +211,11 @@ def test_stores_of_earlier_versions_are_found_again(tmp_path):
     (store,) = tmp_path.iterdir()
     assert store.name == hashlib.sha256(text.encode()).hexdigest()[:20] and (store / "key.json").read_text() == text
     (shard,) = store.glob("*.arrow")
-    assert (store / "000000000.sha256").read_text() == hashlib.sha256(shard.read_bytes()).hexdigest()
+    (store / "000000000.xxh128").unlink()
+    (store / "000000000.sha256").write_text(hashlib.sha256(shard.read_bytes()).hexdigest())  # as earlier versions did
+    assert not shards_to_compute(store, key)
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert list(shards_to_compute(store, key)) == [shard.name]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

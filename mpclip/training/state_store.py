@@ -4,7 +4,7 @@ A store is a folder. Its name is a hash of its key, which contains everything th
 
     <hash>/key.json           the key
            000000000.arrow    a shard of 1,024 rows
-           000000000.sha256   hash of that shard, written after it
+           000000000.xxh128   hash of that shard, written after it; earlier versions wrote 000000000.sha256
            000000000.lock     locked by the process that computes the shard
 
 A changed weight, text or setting gives another folder, so outdated states are never used. Every process computes the shards
@@ -27,10 +27,11 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from mpclip.files import aside, read_json, sha256_file, sha256_files, write_text
+from mpclip.files import aside, hash_files, read_json, sha256_file, write_text, xxh128_file
 
 logger = logging.getLogger(__name__)
 SHARD_ROWS = 1024
+HASHES = {".xxh128": xxh128_file, ".sha256": sha256_file}  # suffix of a file with a hash -> how the hash is computed
 REVISION = 2  # part of every key; raise it when the code computes or writes other states than before
 _FEATURES = datasets.Features({"states": datasets.Value("large_binary")})
 
@@ -162,9 +163,19 @@ def shards_to_compute(folder: Path, key: dict) -> dict[str, range]:
 
 def _whole(shards: list[Path]) -> set[Path]:
     """Those of the shards that exist and have the hash with which they were written. Several are read in parallel."""
-    there = [shard for shard in shards if shard.exists() and shard.with_suffix(".sha256").exists()]
-    found = sha256_files(there, "Checking cached states", quiet=not PartialState().is_local_main_process)
-    return {shard for shard, digest in found.items() if shard.with_suffix(".sha256").read_text() == digest}
+    there = {shard: recorded for shard in shards if shard.exists() and (recorded := _recorded_hash(shard))}
+    found = hash_files(
+        list(there),
+        lambda shard: HASHES[there[shard].suffix](shard),
+        "Checking cached states",
+        quiet=not PartialState().is_local_main_process,
+    )
+    return {shard for shard, digest in found.items() if there[shard].read_text() == digest}
+
+
+def _recorded_hash(shard: Path) -> Path | None:
+    """The file with the hash of a shard."""
+    return next((file for suffix in HASHES if (file := shard.with_suffix(suffix)).exists()), None)
 
 
 # Filling ----------------------------------------------------------------------------------------------------------
@@ -210,12 +221,11 @@ def open_store(
 
 def _fill(shard: Path, rows: range, format: StateFormat, compute: Callable, patient: bool) -> bool:
     """Compute a shard, unless another process has done so. False if it is locked and `patient` is not set."""
-    hash_file = shard.with_suffix(".sha256")
     try:
         with FileLock(shard.with_suffix(".lock"), blocking=patient):
             if _whole([shard]):
                 return True
-            if hash_file.exists():
+            if _recorded_hash(shard):
                 logger.warning("%s is damaged or missing; its states are computed again.", shard)
             for unfinished in shard.parent.glob(f".{shard.name}.*.part"):
                 unfinished.unlink()  # left by a killed process
@@ -224,8 +234,8 @@ def _fill(shard: Path, rows: range, format: StateFormat, compute: Callable, pati
                     for states in compute(rows):
                         writer.write({"states": format.encode(states)})
                     writer.finalize()
-                digest = sha256_file(written)
-            write_text(hash_file, digest)
+                digest = xxh128_file(written)
+            write_text(shard.with_suffix(".xxh128"), digest)
             return True
     except Timeout:
         return False
