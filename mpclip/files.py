@@ -9,6 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """The folder for what is computed once per machine: $MPCLIP_CACHE, or ~/.cache/mpclip."""
+    return Path(os.environ.get("MPCLIP_CACHE") or "~/.cache/mpclip").expanduser()
+
+
 @contextlib.contextmanager
 def aside(path: str | os.PathLike) -> Iterator[Path]:
     """Context manager that gives a temporary path beside `path`, and renames it to `path` at the end of the block.

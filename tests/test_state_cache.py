@@ -204,7 +204,7 @@ def test_frozen_weights_are_hashed_once_for_all_splits(folder, tmp_path, monkeyp
 
 def test_stores_of_earlier_versions_are_found_again(tmp_path):
     """The name of a folder is the start of this hash; another would compute every cache anew."""
-    key = complete_key({"kind": "test", "a": [1, "é"]}, 2, "float32")
+    key = complete_key({"kind": "test", "a": [1, "é"]}, 2, "float32", "float32")
     assert list(key) == ["kind", "a", "torch", "transformers", "revision", "count", "format"] and key["revision"] == 2
     open_store(tmp_path, key, 4, lambda rows: (torch.ones(1, 4) for _ in rows), "rows")
     text = json.dumps(key, sort_keys=True)
@@ -218,8 +218,26 @@ def test_stores_of_earlier_versions_are_found_again(tmp_path):
     assert list(shards_to_compute(store, key)) == [shard.name]
 
 
+def test_states_computed_in_another_dtype_are_not_taken_for_exact_ones(folder, tmp_path):
+    """What was computed in float32 serves a run in bfloat16, and not the other way round; the format has no part in it."""
+    model, processor, rows = cached_and_live(folder, tmp_path)
+
+    def states(precision: str, where: str) -> list[torch.Tensor]:
+        how = {"folder": tmp_path / where, "format": "float32", "precision": precision}
+        texts = cache_text_states(model, processor.tokenizer, ["a red square"], **how)
+        images = cache_image_states(model, processor.image_processor, rows, **how)
+        return [texts.batch(["a red square"])["text_hidden_states"], images.batch([0])["vision_hidden_states"]]
+
+    exact, rough = states("float32", "a"), states("bfloat16", "b")
+    for x, y in zip(exact, rough, strict=True):
+        assert 0 < (x - y).norm() < 0.05 * x.norm()
+    for where, stores in ("a", 2), ("b", 4):
+        again = states("bfloat16" if where == "a" else "float32", where)
+        assert all(map(torch.equal, again, exact)) and len(list((tmp_path / where).iterdir())) == stores
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    key = complete_key({"kind": "test"}, 2, "float32")
+    key = complete_key({"kind": "test"}, 2, "float32", "float32")
     open_store(tmp_path, key, 4, lambda rows: (torch.ones(1, 4) for _ in rows), "rows")
     (shard,) = tmp_path.glob("*/*.arrow")
     (left := shard.with_name(f".{shard.name}.123.part")).write_bytes(b"half a shard")
@@ -244,7 +262,7 @@ def test_what_float16_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="magnitude 70000 does not fit float16"):
         FORMATS["float16"].encode(torch.full((1, 4), 7e4))
     with pytest.raises(ValueError, match="cache_format='int4' is unknown; use one of 'float32'"):
-        complete_key({}, 1, "int4")
+        complete_key({}, 1, "int4", "float32")
 
 
 FILLER = """
@@ -267,7 +285,7 @@ def compute(rows):
 (folder / f"{me}.ready").touch()
 while not (folder / "go").exists():
     time.sleep(0.01)
-state_store.open_store(folder, state_store.complete_key({"kind": "test"}, 12, "float32"), 4, compute, "rows")
+state_store.open_store(folder, state_store.complete_key({"kind": "test"}, 12, "float32", "float32"), 4, compute, "rows")
 """
 
 
@@ -291,7 +309,7 @@ def wait_for(condition) -> None:
 
 def read_filled(folder: Path, monkeypatch, compute=None) -> list[int]:
     monkeypatch.setattr("mpclip.training.state_store.SHARD_ROWS", 2)
-    store = open_store(folder, complete_key({"kind": "test"}, 12, "float32"), 4, compute, "rows")
+    store = open_store(folder, complete_key({"kind": "test"}, 12, "float32", "float32"), 4, compute, "rows")
     for row, states in enumerate(store[list(range(12))]):
         assert states.shape == (row + 1, 4) and (states == row).all()
     return len(store)

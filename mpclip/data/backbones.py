@@ -27,7 +27,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from mpclip.data.backbone_conversions import convert_efficientnet_lite0, convert_gguf
-from mpclip.files import read_json, sha256_file, write_json
+from mpclip.files import cache_folder, read_json, sha256_file, write_json
 
 MANIFEST = "mpclip_manifest.json"
 
@@ -116,7 +116,7 @@ def prepare_backbone(name: str, folder: str | os.PathLike | None = None) -> Path
     if name not in BACKBONES:
         raise ValueError(f"Unknown backbone {name!r}: expected one of {', '.join(BACKBONES)}.")
     backbone = BACKBONES[name]
-    root = Path(folder or Path(os.environ.get("MPCLIP_CACHE") or "~/.cache/mpclip", "backbones")).expanduser()
+    root = Path(folder).expanduser() if folder else cache_folder() / "backbones"
     target, workspace = root / name, root / f".{name}.partial"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):

@@ -122,16 +122,18 @@ def cached_states(
     Returns:
         States of texts and of images for [`MPCLIPCollator`]. None where the options do not ask for a cache.
     """
-    data, device = options.data, options.training.device
+    data, training = options.data, options.training
+    precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+    how = {"format": data.cache_format, "device": training.device, "precision": precision}
     if not data.cache_states:
         return None, None
     folder = Path(data.cache_dir)
     text = images = None
     if data.cache_text_states:
         captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
-        text = cache_text_states(model, processor.tokenizer, captions, folder, negated, data.cache_format, device)
+        text = cache_text_states(model, processor.tokenizer, captions, folder, negated, **how)
     if options.model.vision_tuning == "frozen":
-        images = cache_image_states(model, processor.image_processor, rows, folder, data.cache_format, device)
+        images = cache_image_states(model, processor.image_processor, rows, folder, **how)
     return text, images
 
 

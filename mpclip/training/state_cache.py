@@ -3,9 +3,10 @@
     texts  -> hidden states that enter the first trained layer of the LLM   `cache_text_states`
     images -> tokens of the vision encoder                                  `cache_image_states`
 
-The states stay valid because all weights below them are frozen. Training on float32 states equals training without a cache, up
-to rounding. bfloat16 (the default) takes half the space and is computed several times faster; int8 takes a quarter of the
-space. docs/cost.md has the loss in recall.
+The states stay valid because all weights below them are frozen. Training on states that were computed and stored in float32
+equals training without a cache, up to rounding. In which dtype they are computed is a question of speed (`mpclip.hardware`), in
+which they are stored one of space: bfloat16 (the default) takes half as much as float32, int8 a quarter. docs/cost.md has the
+loss in recall.
 """
 
 import copy
@@ -15,7 +16,6 @@ import json
 import os
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 
 import datasets
 import torch
@@ -25,7 +25,7 @@ from modeling_mpclip.image_tower import vision_tokens
 from modeling_mpclip.prompt_attention import PromptLayout
 from mpclip.data.identity import identity_of_images
 
-from .state_store import FORMATS, StateStore, complete_key, open_store, read_key, shards_to_compute
+from .state_store import StateStore, complete_key, find_store, open_store
 
 
 class TextStates:
@@ -66,6 +66,7 @@ def cache_text_states(
     negated: bool = False,
     format: str = "bfloat16",
     device: torch.device | str = "cpu",
+    precision: str = "float32",
     tokens_per_batch: int = 8192,
 ) -> TextStates:
     """Compute and store the hidden states of texts and prompts that enter the boundary layer, or find them in the cache.
@@ -79,8 +80,9 @@ def cache_text_states(
         texts: equal texts are stored once.
         folder: of all caches.
         negated: include the negated prompts.
-        format: "float32", "float16", "bfloat16" or "int8" (`state_store.FORMATS`).
+        format: "float32", "float16", "bfloat16" or "int8" (`state_store.FORMATS`): how the states are stored.
         device: device to compute on.
+        precision: name of the dtype to compute in. Stored states that were computed in float32 are used too.
         tokens_per_batch: tokens of a batch, with padding and prompts.
 
     Raises:
@@ -113,12 +115,12 @@ def cache_text_states(
     }
     tree = model.prompt_tree(negated)
     identity = _identity(tree, tower)
-    key = complete_key(key, len(texts), format)
-    stored, nodes, waiting = _cached_superset(Path(folder), key, identity)
+    key = complete_key({**key, "tree": identity}, len(texts), format, precision)
+    key, waiting = find_store(folder, key, lambda found: _nodes_in(found, identity) is not None)
 
     @functools.cache
     def frozen_tower():
-        twin = _frozen_twin(tower, device, FORMATS[format].compute)
+        twin = _frozen_twin(tower, device, getattr(torch, precision))
         if twin.device.type == "cpu":
             twin.set_attn_implementation("eager")  # faster than sdpa for short texts, and equal up to rounding
         return twin
@@ -139,8 +141,9 @@ def cache_text_states(
                 yield from (states[j, N - len(row) :] for j, row in enumerate(batch))
                 batch = []
 
-    store = open_store(folder, {**key, "tree": stored}, tower.config.hidden_size, compute, "text states", waiting)
-    return TextStates(store, {text: i for i, text in enumerate(texts)}, len(stored["token_ids"]), nodes)
+    store = open_store(folder, key, tower.config.hidden_size, compute, "text states", waiting)
+    row_of = {text: i for i, text in enumerate(texts)}
+    return TextStates(store, row_of, len(key["tree"]["token_ids"]), _nodes_in(key, identity))
 
 
 def _identity(tree: PromptTree, tower) -> dict:
@@ -153,32 +156,17 @@ def _identity(tree: PromptTree, tower) -> dict:
     return {"token_ids": [label.get(token_id, token_id) for token_id in tree.token_ids], "parents": list(tree.parents)}
 
 
-def _cached_superset(folder: Path, key: dict, identity: dict) -> tuple[dict, list[int], dict[str, range] | None]:
-    """Look for a complete, undamaged cache that holds all nodes of a tree.
+def _nodes_in(found: dict, identity: dict) -> list[int] | None:
+    """The indices of the nodes of a tree in the store of a key; None if the store does not have all of them.
 
     Args:
-        folder: of all caches.
-        key: what the states depend on, without the tree.
+        found: key of a store.
         identity: the tree, from `_identity`.
-
-    Returns:
-        The tree of the cache, the indices of the nodes in it, and its `shards_to_compute`, which is empty. If there is no such
-        cache: `identity`, all its nodes, and the shards to compute of the tree's own cache; None if it has no folder yet.
     """
-    own = None
-    for key_file in sorted(folder.glob("*/key.json")):
-        found = read_key(key_file.parent)
-        if "tree" in found and all(found.get(name) == value for name, value in key.items()):
-            try:
-                nodes = PromptTree.from_dict(found["tree"]).locate(PromptTree.from_dict(identity))
-            except ValueError:  # another tree
-                continue
-            waiting = shards_to_compute(key_file.parent, found)
-            if not waiting:
-                return found["tree"], nodes, waiting
-            if found["tree"] == identity:
-                own = waiting
-    return identity, list(range(len(identity["parents"]))), own
+    try:
+        return PromptTree.from_dict(found["tree"]).locate(PromptTree.from_dict(identity))
+    except ValueError:  # another tree
+        return None
 
 
 class ImageStates:
@@ -203,6 +191,7 @@ def cache_image_states(
     folder: str | os.PathLike,
     format: str = "bfloat16",
     device: torch.device | str = "cpu",
+    precision: str = "float32",
     batch_size: int = 32,
 ) -> ImageStates:
     """Compute and store the vision tokens of all images of a table, or find them in the cache.
@@ -211,7 +200,7 @@ def cache_image_states(
         model: an [`MPCLIPModel`] with a frozen vision encoder.
         image_processor: of the model's processor.
         rows: a table with a column `image`.
-        folder, format, device: as for `cache_text_states`.
+        folder, format, device, precision: as for `cache_text_states`.
         batch_size: images per batch.
 
     Raises:
@@ -227,8 +216,8 @@ def cache_image_states(
         "processor": image_processor.to_json_string(),
         "images": identity_of_images(rows),
     }
-    key = complete_key(key, len(rows), format)
-    dtype = FORMATS[format].compute
+    key = complete_key(key, len(rows), format, precision)
+    dtype = getattr(torch, precision)
 
     @functools.cache
     def frozen_tower():
@@ -242,7 +231,8 @@ def cache_image_states(
             pixels = image_processor(images, return_tensors="pt")["pixel_values"].to(twin.device, dtype)
             yield from vision_tokens(twin(pixel_values=pixels).last_hidden_state).cpu()  # (b, N, C)
 
-    return ImageStates(open_store(folder, key, model.image_token_dim, compute, "image states"))
+    key, waiting = find_store(folder, key)
+    return ImageStates(open_store(folder, key, model.image_token_dim, compute, "image states", waiting))
 
 
 def _config_without_path(config) -> dict:

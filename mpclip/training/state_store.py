@@ -41,15 +41,15 @@ _FEATURES = datasets.Features({"states": datasets.Value("large_binary")})
 
 @dataclass(frozen=True)
 class StateFormat:
-    """The dtypes in which states are computed and stored.
+    """How states are stored.
 
     Attributes:
-        compute: dtype in which the frozen towers run.
         stored: dtype on disk. int8 has in addition a float32 scale per token, its largest magnitude / 127.
+        once_computed_in: dtype in which earlier versions computed states of this format. Their keys do not say it.
     """
 
-    compute: torch.dtype
     stored: torch.dtype
+    once_computed_in: str
 
     def encode(self, states: torch.Tensor) -> bytes:
         """(T, C) states -> bytes.
@@ -83,12 +83,11 @@ def _bytes(x: torch.Tensor) -> bytes:
     return x.view(torch.uint8).numpy().tobytes()
 
 
-# float16 is three bits more precise than bfloat16, so its states are computed in float32.
 FORMATS = {
-    "float32": StateFormat(compute=torch.float32, stored=torch.float32),
-    "float16": StateFormat(compute=torch.float32, stored=torch.float16),
-    "bfloat16": StateFormat(compute=torch.bfloat16, stored=torch.bfloat16),
-    "int8": StateFormat(compute=torch.bfloat16, stored=torch.int8),
+    "float32": StateFormat(torch.float32, once_computed_in="float32"),
+    "float16": StateFormat(torch.float16, once_computed_in="float32"),
+    "bfloat16": StateFormat(torch.bfloat16, once_computed_in="bfloat16"),
+    "int8": StateFormat(torch.int8, once_computed_in="bfloat16"),
 }
 
 
@@ -123,13 +122,15 @@ class StateStore:
         return sum(chunk.nbytes for chunk in self.rows.data["states"].chunks)
 
 
-def complete_key(key: dict, count: int, format: str) -> dict:
-    """Add to a key what every store depends on: the versions of the code, the number of rows and the format.
+def complete_key(key: dict, count: int, format: str, precision: str) -> dict:
+    """Add to a key what every store depends on: versions of the code, number of rows, format, dtype of the computation.
 
     Args:
         key: what the states of this store depend on, as JSON values.
         count: number of rows.
         format: one of `FORMATS`.
+        precision: name of the dtype that the states are computed in. It is part of the key only if earlier versions computed
+            this format in another one, so that their stores are found again.
 
     Returns:
         A new key.
@@ -140,7 +141,13 @@ def complete_key(key: dict, count: int, format: str) -> dict:
     if format not in FORMATS:
         raise ValueError(f"cache_format={format!r} is unknown; use one of {', '.join(map(repr, FORMATS))}.")
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "revision": REVISION}
-    return {**key, **versions, "count": count, "format": format}
+    complete = {**key, **versions, "count": count, "format": format}
+    return complete if precision == FORMATS[format].once_computed_in else {**complete, "computed_in": precision}
+
+
+def computed_in(key: dict) -> str:
+    """Name of the dtype that the states of a key were computed in."""
+    return key.get("computed_in") or FORMATS[key["format"]].once_computed_in
 
 
 def read_key(folder: Path) -> dict:
@@ -159,6 +166,39 @@ def shards_to_compute(folder: Path, key: dict) -> dict[str, range]:
     shards = shards_of(key)
     whole = _whole([folder / name for name in shards])
     return {name: rows for name, rows in shards.items() if folder / name not in whole}
+
+
+def find_store(
+    folder: str | os.PathLike, key: dict, holds: Callable[[dict], bool] = lambda found: True
+) -> tuple[dict, dict[str, range] | None]:
+    """Look for a complete, undamaged store whose states can be used for a key.
+
+    Its entries must be those of the key, but for two. The dtype that it was computed in may be float32 too. And where the keys
+    have a `tree`, `holds` decides.
+
+    Args:
+        folder: of all stores.
+        key: from `complete_key`.
+        holds: key of a store -> whether it has all rows and columns that are needed.
+
+    Returns:
+        The key of that store, and its `shards_to_compute`, which is empty. If there is none: `key` and the shards to compute of
+        its own store; None if that has no folder yet.
+    """
+    needed = {name: value for name, value in key.items() if name not in ("computed_in", "tree")}
+    own = None
+    for key_file in sorted(Path(folder).glob("*/key.json")):
+        found = read_key(key_file.parent)
+        if any(found.get(name) != value for name, value in needed.items()):
+            continue
+        if computed_in(found) not in (computed_in(key), "float32") or not holds(found):
+            continue
+        waiting = shards_to_compute(key_file.parent, found)
+        if not waiting:
+            return found, waiting
+        if found == key:
+            own = waiting
+    return key, own
 
 
 def _whole(shards: list[Path]) -> set[Path]:
