@@ -122,7 +122,7 @@ class ImageSide:
     def _pool_image(self, encoded: BaseModelOutput, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
         """Pool and project (B, N, C) tokens of `frames` frames; `mask` (B, N) is False for tokens of padding frames."""
         self._refuse_images_if_text_only()
-        tokens = encoded.last_hidden_state.to(self.image_projection.weight)  # they may have another dtype
+        tokens = encoded.last_hidden_state.to(self.image_projection.weight.dtype)  # they may have another dtype
         attentions = None
         if self.image_pooling is not None:
             vectors, attentions = self.image_pooling(tokens, mask)  # (B, Q, W), (B, Q, heads, N)

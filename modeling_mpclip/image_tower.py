@@ -96,15 +96,7 @@ def sinusoidal_grid(h: int, w: int, channels: int) -> torch.Tensor:
 class AttentionPooling(nn.Module):
     """Q learned pooling queries attend to the vision tokens; each gives one vector (paper, section 1.4).
 
-    One pooling query per prompt is ours. The result equals a layer norm followed by multi-head attention, at a small part of
-    the cost:
-
-    * The pooling queries do not depend on the image, so keys and values are not computed per token. The score is
-      q . (W_k x) = (W_k^T q) . x, and W_v is applied after the weighted mean of x.
-    * The scale g and shift b of the layer norm, x = g n + b, are applied to the weights: the mean of x is g (mean of n) + b.
-      In the scores b adds the same number for all tokens, which the softmax cancels. A bias of W_k would cancel too, so W_k has
-      none.
-    * The tokens of a frozen encoder then need no gradient.
+    A layer norm followed by multi-head attention. One pooling query per prompt is ours.
 
     Args:
         num_queries: Q.
@@ -134,21 +126,65 @@ class AttentionPooling(nn.Module):
         Returns:
             (B, Q, width) pooled vectors and (B, Q, heads, N) attention weights.
         """
-        Q, h = len(self.queries), self.heads
-        n = F.layer_norm(tokens, self.norm.normalized_shape, eps=self.norm.eps)  # (B, N, C)
-        query = self.queries.view(Q, h, -1)  # (Q, h, d)
-        key = self.key.weight.view(h, query.shape[-1], -1)  # (h, d, C)
-        probe = torch.einsum("qhd,hdc->qhc", query, key) / query.shape[-1] ** 0.5  # (Q, h, C)
-        scores = torch.einsum("bnc,qhc->bqhn", n, probe * self.norm.weight)  # (B, Q, h, N)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
-        weights = scores.float().softmax(dim=-1).to(n.dtype)  # (B, Q, h, N)
-        seen = torch.einsum("bqhn,bnc->bqhc", weights, n)  # (B, Q, h, C)
-        value = (self.value.weight * self.norm.weight).view(h, query.shape[-1], -1)  # (h, d, C)
-        pooled = torch.einsum("bqhc,hdc->bqhd", seen, value).flatten(2)  # (B, Q, width)
-        pooled = pooled + self.value(self.norm.bias)
+        tokens = tokens.to(self.queries)  # the encoder may have another dtype or device
+        attend = self._attend_folded if is_plain(self.norm, self.key, self.value) else self._attend
+        pooled, weights = attend(tokens, mask)  # (B, Q, width), (B, Q, heads, N)
         pooled = self.output(pooled)
         return pooled + self.mlp(self.mlp_norm(pooled)), weights
+
+    def _attend(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention by its definition. Every weight is used through its module, whatever has been wrapped around that."""
+        x = self.norm(tokens)  # (B, N, C)
+        query = self.queries.view(len(self.queries), self.heads, -1)  # (Q, h, d)
+        key, value = (project(x).unflatten(-1, query.shape[1:]) for project in (self.key, self.value))  # (B, N, h, d)
+        weights = _softmax(torch.einsum("qhd,bnhd->bqhn", query, key) / query.shape[-1] ** 0.5, mask)
+        weights = weights.to(x.dtype)  # (B, Q, h, N)
+        return torch.einsum("bqhn,bnhd->bqhd", weights, value).flatten(2), weights
+
+    def _attend_folded(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The result of `_attend` at a small part of its cost.
+
+        * The pooling queries do not depend on the image, so keys and values are not computed per token. The score is
+          q . (W_k x) = (W_k^T q) . x, and W_v is applied after the weighted mean of x.
+        * The scale g and shift b of the layer norm, x = g n + b, are applied to the weights: the mean of x is g (mean of n) +
+          b. In the scores b adds the same number for all tokens, which the softmax cancels. A bias of W_k would cancel too, so
+          W_k has none.
+        * The tokens of a frozen encoder then need no gradient.
+        """
+        n = F.layer_norm(tokens, self.norm.normalized_shape, eps=self.norm.eps)  # (B, N, C)
+        query = self.queries.view(len(self.queries), self.heads, -1)  # (Q, h, d)
+        key = self.key.weight.view(*query.shape[1:], -1)  # (h, d, C)
+        probe = torch.einsum("qhd,hdc->qhc", query, key) / query.shape[-1] ** 0.5  # (Q, h, C)
+        weights = _softmax(torch.einsum("bnc,qhc->bqhn", n, probe * self.norm.weight), mask).to(n.dtype)  # (B, Q, h, N)
+        seen = torch.einsum("bqhn,bnc->bqhc", weights, n)  # (B, Q, h, C)
+        value = (self.value.weight * self.norm.weight).view(*query.shape[1:], -1)  # (h, d, C)
+        pooled = torch.einsum("bqhc,hdc->bqhd", seen, value).flatten(2)  # (B, Q, width)
+        return pooled + self.value(self.norm.bias), weights
+
+
+def _softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, Q, h, N) scores -> float32 weights, 0 for the tokens at which the mask (B, N) is False."""
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
+    return scores.float().softmax(dim=-1)
+
+
+def is_plain(*modules: nn.Module) -> bool:
+    """Whether modules compute what their weights say, so that the weights may be used without calling the modules.
+
+    They do not if an adapter or a quantised layer has taken their place, if a weight is quantised, sharded or offloaded, or if
+    a hook or another forward has been put on one.
+
+    Args:
+        modules: that are `nn.Linear` or `nn.LayerNorm` in the untouched model.
+    """
+    return all(
+        type(module) in (nn.Linear, nn.LayerNorm)
+        and "forward" not in module.__dict__  # accelerate replaces it
+        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+        and not any(weight.is_meta or hasattr(weight, "__tensor_flatten__") for weight in module.parameters())
+        for module in modules
+    )
 
 
 class SegmentProjection(nn.Module):
@@ -170,4 +206,4 @@ class SegmentProjection(nn.Module):
         """(B, m, C) -> (B, m, D / Q): the first m segments, from the first m vectors."""
         # A shared matrix, (1, C, D / Q), is expanded to any number of segments.
         weight = self.weight[: vectors.shape[1]].expand(vectors.shape[1], -1, -1)  # (m, C, D / Q)
-        return torch.einsum("bqc,qcd->bqd", vectors, weight)
+        return torch.einsum("bqc,qcd->bqd", vectors.to(weight), weight)  # the tower may have another dtype or device

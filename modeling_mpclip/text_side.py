@@ -102,7 +102,7 @@ class TextSide:
             )
         else:
             # The cache may have a smaller dtype than the model.
-            text_hidden_states = text_hidden_states.to(self.text_projection.weight.dtype)  # (B, N + T, H)
+            text_hidden_states = text_hidden_states.to(self.text_model.dtype)  # (B, N + T, H)
         readouts = self._readouts(attention_mask, tree)
         output = self.text_model(
             input_ids,
@@ -115,8 +115,6 @@ class TextSide:
         vectors = output.last_hidden_state  # (B, R, H)
         if self.config.text_pooling == "mean":
             vectors = masked_mean(vectors, attention_mask)[:, None]  # (B, 1, H)
-
-        vectors = vectors.to(self.text_projection.weight)  # the LLM may have another dtype or device
         prompt_embeds = self.text_projection(vectors[:, :m])  # (B, m, D/K)
         if aspect_weights is not None:
             weights = checked_weights(aspect_weights, self.config.num_prompts)
