@@ -5,7 +5,6 @@ pass has a lower part, an upper part and a last layer. The hidden states of a fr
 runs at the readouts alone.
 """
 
-import contextlib
 import inspect
 
 import torch
@@ -17,6 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .prompt_attention import PromptLayout, mask_for_implementation
 from .prompt_tree import PromptTree
+from .readout_layer import gather_columns, run_at_columns
 
 
 class BoundaryEmbedding(nn.Embedding):
@@ -163,20 +163,20 @@ class PromptedTextTower:
             raise ValueError(f"upper() got start={start}; with boundary vectors it must be {self.boundary_layer}.")
         T = len(layout.tree)
         if self.boundary_embedding is not None and T:
-            added = self._boundary_vectors(layout.tree).to(hidden.dtype)  # (T, H)
+            added = self._boundary_vectors(layout.tree, hidden.device).to(hidden)  # (T, H)
             hidden = torch.cat([hidden[:, :-T], hidden[:, -T:] + added], dim=1)
         L = len(self.layers)
-        if readouts is None or start == L or _kept_elsewhere(self.layers[-1], hidden):
+        if readouts is None or start == L:
             hidden = self._run_layers(hidden, layout, start, L)
-            hidden = hidden if readouts is None else _gather(hidden, readouts)
+            hidden = hidden if readouts is None else gather_columns(hidden, readouts)
         else:
             hidden = self._run_layers(hidden, layout, start, L - 1)
             hidden = self._run_last_layer(hidden, layout, readouts)
         return self.norm(hidden)
 
-    def _boundary_vectors(self, tree: PromptTree) -> torch.Tensor:
+    def _boundary_vectors(self, tree: PromptTree, device: torch.device) -> torch.Tensor:
         """(T, H): for each node the vector of the last adaptive token on its path, 0 before the first adaptive token."""
-        index = torch.tensor(tree.last_adaptive(self.adaptive_token_ids), device=self.boundary_embedding.weight.device)
+        index = torch.tensor(tree.last_adaptive(self.adaptive_token_ids), device=device)
         return torch.where(index[:, None] >= 0, self.boundary_embedding(index.clamp(min=0)), 0.0)
 
     def _run_layers(self, hidden: torch.Tensor, layout: PromptLayout, start: int, stop: int) -> torch.Tensor:
@@ -196,9 +196,6 @@ class PromptedTextTower:
     def _run_last_layer(self, hidden: torch.Tensor, layout: PromptLayout, readouts: torch.Tensor) -> torch.Tensor:
         """Run the last layer at the readouts alone: keys and values for all columns, the rest for R columns (ours).
 
-        The layer gets the R readouts as input and a key-value cache that holds all columns. So its own norms, MLP, soft caps,
-        adapters and attention implementation are used.
-
         Args:
             hidden: (B, N + T, H) hidden states that enter the last layer.
             readouts: (B, R) columns.
@@ -206,27 +203,10 @@ class PromptedTextTower:
         Returns:
             (B, R, H), equal to the output of the full layer at those columns.
         """
-        layer, kind = self.layers[-1], self._kind(len(self.layers) - 1)
-        attention = layer.self_attn
-        cos, sin = self._rotary(kind, hidden, layout)  # (B, N + T, d) each
-
-        normed = layer.input_layernorm(hidden)
-        heads = (*hidden.shape[:2], -1, attention.head_dim)
-        keys = attention.k_proj(normed).view(heads)
-        if hasattr(attention, "k_norm"):
-            keys = attention.k_norm(keys)
-        keys = _rotate(keys.transpose(1, 2), cos, sin)  # (B, kv heads, N + T, d)
-        values = attention.v_proj(normed).view(heads).transpose(1, 2)
-
-        allowed = _gather(layout.allowed(self._window(kind))[:, 0], readouts)[:, None]  # (B, 1, R, N + T)
-        with _without_checkpointing(layer):
-            return layer(
-                _gather(hidden, readouts),
-                attention_mask=mask_for_implementation(allowed, self.config._attn_implementation, hidden.dtype),
-                position_embeddings=(_gather(cos, readouts), _gather(sin, readouts)),
-                position_ids=layout.positions.gather(1, readouts),
-                **{_cache_argument(layer): _KnownKeysValues(keys, values)},
-            )
+        kind = self._kind(len(self.layers) - 1)
+        allowed = gather_columns(layout.allowed(self._window(kind))[:, 0], readouts)[:, None]  # (B, 1, R, N + T)
+        mask = mask_for_implementation(allowed, self.config._attn_implementation, hidden.dtype)
+        return run_at_columns(self.layers[-1], hidden, readouts, mask, self._rotary(kind, hidden, layout), layout.positions)
 
     def _kind(self, i: int) -> str:
         """Attention type of layer i: "full_attention" or "sliding_attention"."""
@@ -243,50 +223,6 @@ class PromptedTextTower:
         if "layer_type" in inspect.signature(self.rotary_emb.forward).parameters:
             return self.rotary_emb(hidden, layout.positions, kind)
         return self.rotary_emb(hidden, layout.positions)
-
-
-def _kept_elsewhere(layer: nn.Module, hidden: torch.Tensor) -> bool:
-    """Whether accelerate has offloaded the layer. It loads the weights only when the layer is called as a whole."""
-    return not hidden.is_meta and any(parameter.is_meta for parameter in layer.parameters())
-
-
-def _cache_argument(layer: nn.Module) -> str:
-    """Name of the layer's argument for the key-value cache: "cache" since transformers 5.24, "past_key_values" before."""
-    return "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
-
-
-class _KnownKeysValues:
-    """A key-value cache for one call of one layer. It holds the keys and values of all columns and is never extended."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
-        self.keys, self.values = keys, values
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        return self.keys, self.values
-
-
-@contextlib.contextmanager
-def _without_checkpointing(layer: nn.Module):
-    """Switch gradient checkpointing off: it drops the cache. The activations of R readouts are few enough to be kept."""
-    was_on = layer.gradient_checkpointing
-    layer.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        layer.gradient_checkpointing = was_on
-
-
-def _gather(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """The given columns of each row: (B, L, C), (B, R) -> (B, R, C)."""
-    x = x.expand(columns.shape[0], -1, -1)
-    # Not torch.take_along_dim, which fixes the batch size of an exported graph.
-    return x.gather(1, columns[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Apply the rotary position embedding: (B, heads, L, d), with cos and sin (B, L, d) -> (B, heads, L, d)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
 
 
 def _has(module: nn.Module, path: str) -> bool:
