@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> dict:
         "weights": list(WEIGHTS),
         "paper_weights": as_in_the_paper(K),
         "tasks": tasks,
-        **provenance("benchmarks.aspect_weights", as_arguments(vars(options))),
+        **provenance("benchmarks.aspect_weights", as_arguments(vars(options)), str(encoder.device)),
     }
     write_json(options.json, result)
     plot(tasks, Path(options.json).with_suffix(".png"))

@@ -141,6 +141,7 @@ def main(argv: list[str] | None = None) -> dict:
         raise SystemExit(f"{file} holds results of other options. Delete it, or give another --json.")
     result = {**described, "cells": result.get("cells", [])}
     done = {(cell["format"], cell["seed"]) for cell in result["cells"]}
+    device = str(parse_options([options.recipe, "--output_dir", options.cache_dir]).training.device)
     for seed in range(options.seeds):
         for form in FORMATS:
             if (form, seed) in done:
@@ -148,7 +149,8 @@ def main(argv: list[str] | None = None) -> dict:
             cell = train_cell(options, form, seed)
             print(f"{form}, seed {seed}: mean recall {cell['metrics']['eval_mean_recall']:.2f}", flush=True)
             result["cells"].append(cell)
-            result |= {"summary": summary(result["cells"]), **provenance("benchmarks.cache_formats", as_arguments(described))}
+            measured_by = provenance("benchmarks.cache_formats", as_arguments(described), device)
+            result |= {"summary": summary(result["cells"]), **measured_by}
             write_json(file, result)
     print(table(result))
     return result

@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict:
         "request": REQUEST,
         "models": results,
         "expansions": {caption: expansions[caption] for caption in captions[:: max(1, len(captions) // SHOWN)][:SHOWN]},
-        **provenance("benchmarks.expanded_queries", command),
+        **provenance("benchmarks.expanded_queries", command, str(encoder.device)),
     }
     write_json(options.json, result)
     print(expansion_table(results))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.record import command_parser
 from eval.tables import markdown_table
-from modeling_mpclip.model_options import OPTION_NAMES, choices
+from modeling_mpclip.model_options import OPTION_NAMES, choices, range_of
 from mpclip.files import write_text
 from mpclip.training.options import DataArguments, ModelArguments, TrainingDefaults
 
@@ -50,10 +50,10 @@ def page() -> str:
 
 
 def _row(declared: type, option) -> list[str]:
-    legal = ", ".join(f"`{value}`" for value in choices(declared, option.name))
+    legal = ", ".join(f"`{value}`" for value in choices(declared, option.name)) or range_of(declared, option.name) or ""
     default = None if option.default is MISSING else option.default
     help_text = option.metadata["help"].replace("|", r"\|")
-    return [f"`{option.name}`", "" if default is None else f"`{default}`", legal, help_text]
+    return [f"`{option.name}`", "" if default is None else f"`{default}`", str(legal), help_text]
 
 
 def main(argv: list[str] | None = None) -> None:

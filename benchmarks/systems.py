@@ -219,6 +219,7 @@ def _go_on(task: Task, options: argparse.Namespace, overrides: list[str], file: 
         known[name] = shaping
     data = known[next(iter(systems))]["dataset"]
     base = options_of([*options.setting, "--dataset", data, *unused])
+    device = str(parse_options([*recipe(options.setting, systems[name], overrides, 0), *unused]).training.device)
     command = [*systems.values(), "--setting", *options.setting, "--json", options.json]
     command += ["--seeds", str(options.seeds), "--splits", *splits]
     command += ["--baselines", *options.baselines, *overrides]
@@ -264,7 +265,7 @@ def _go_on(task: Task, options: argparse.Namespace, overrides: list[str], file: 
             for split in splits
             if (cell.system, cell.seed, split) not in done
         ]
-        result = save(provenance(task.module, command))
+        result = save(provenance(task.module, command, device))
         reported, decides = metrics[splits[-1]], task.metrics[0]
         shown = f"{METRIC_NAMES[decides]} {reported[decides]:.1f}, {reported['train_seconds']:.0f} s"
         print(f"{cell.system}, seed {cell.seed}: {shown}", flush=True)

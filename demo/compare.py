@@ -78,7 +78,7 @@ def compare(out: Path, train_scenes: int, test_scenes: int) -> dict:
         "recipe": RECIPE,
         "command": "make demo",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
+        "machine": describe_machine(str(parse_options(argv).training.device)),
     }
     _say("4/4  Results")
     file = out / "results.json"

@@ -17,7 +17,7 @@ TOWERS = {"text": "text tower", "vision": "vision tower", "both": "MP-CLIP check
 # Options that the card shows elsewhere, or that do not change the model.
 NOT_LISTED = {"text_model", "vision_model", "checkpoint", "templates", "negated_templates", "adaptive_init", "dataset"}
 NOT_LISTED |= {"output_dir", "cache_dir", "disable_tqdm", "logging_dir", "report_to", "run_name", "resume_from_checkpoint"}
-NOT_LISTED |= {"push_to_hub", "dataloader_pin_memory", "accelerator_config", "do_eval"}
+NOT_LISTED |= {"push_to_hub", "dataloader_pin_memory", "accelerator_config", "do_eval", "use_cpu"}
 
 
 def language_codes(recorded: object) -> list[str]:

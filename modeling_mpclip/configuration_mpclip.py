@@ -5,7 +5,7 @@ from dataclasses import fields
 import transformers
 
 from .checkpoint_guard import refuse_old_versions
-from .model_options import ModelOptions, list_of_options, refuse_unknown_choices
+from .model_options import ModelOptions, list_of_options, refuse_illegal_values
 from .prompt_tree import (
     PromptTree,
     adaptive_token_names,
@@ -55,7 +55,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         self.adaptive_token_ids = adaptive_token_ids or []
         for option in fields(ModelOptions):
             setattr(self, option.name, kwargs.pop(option.name, option.default))
-        refuse_unknown_choices(self, ModelOptions)
+        refuse_illegal_values(self, ModelOptions)
         self._fill_in_defaults()
         self._refuse_illegal()
         super().__init__(**kwargs)
@@ -77,8 +77,6 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
 
     def _refuse_illegal(self) -> None:
         K, D = self.num_prompts, self.projection_dim
-        if K < 1:
-            raise ValueError(f"num_prompts={K}, but a model has at least one prompt. Set num_prompts to 1 or more.")
         if D % K:
             raise ValueError(
                 f"projection_dim={D} is not a multiple of num_prompts={K}: every prompt gives the same number of dimensions. "
@@ -95,9 +93,6 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
             raise ValueError(
                 f"Got {len(self.negated_templates)} negated templates for num_prompts={K}; give one per prompt, or []."
             )
-        for weight in ("diversity_weight", "negation_weight"):
-            if getattr(self, weight) < 0:
-                raise ValueError(f"{weight}={getattr(self, weight)} is negative; use 0 to switch the loss off.")
         if self.negation_weight and not self.negated_templates:
             raise ValueError(
                 f"negation_weight={self.negation_weight} needs negated prompts, and negated_templates is empty. "

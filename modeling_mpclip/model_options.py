@@ -4,16 +4,56 @@ They are the attributes of [`MPCLIPConfig`], the options and recipe keys of `tra
 module imports neither torch nor transformers, so that a command shows its help at once.
 """
 
+import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from numbers import Real
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 MAX_TEXT_LENGTH = 128  # tokens a text is cut to, prompts not counted; LLM tokenizers come with the LLM's context length
+
+
+@dataclass(frozen=True)
+class Range:
+    """The legal values of a number. All of them are finite.
+
+    Attributes:
+        least, most: the smallest and the largest legal value.
+        above, below: limits that are not legal themselves.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def holds(self, value: object) -> bool:
+        """Whether `value` is a number of this range."""
+        return (
+            isinstance(value, Real)
+            and math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{word} {limit:.10g}" for word, limit in words.items() if limit is not None) or "a finite number"
+
+
+Count = Annotated[int, Range(least=1)]
+Index = Annotated[int, Range(least=0)]
+Finite = Annotated[float, Range()]
+Weight = Annotated[float, Range(least=0)]  # of a loss, a rate, a share without an upper limit
+Cosine = Annotated[float, Range(least=-1, most=1)]
 
 
 def option(default: Any, help: str) -> Any:
     """A dataclass field with a default and a help text.
 
-    An option with a few legal values gets the type `Literal["a", "b"]`; `refuse_unknown_choices` checks it.
+    The type says what is legal: `Literal["a", "b"]` for a few values, an annotated type such as `Count` for a number.
+    `refuse_illegal_values` checks it.
 
     Args:
         default: immutable, such as a number, a string or None.
@@ -26,8 +66,8 @@ def option(default: Any, help: str) -> Any:
 class ModelOptions:
     """The options of a model. Where a default is None, the help says which value is used."""
 
-    num_prompts: int = option(6, "K, the number of prompts per text. Each gives projection_dim / K dimensions.")
-    projection_dim: int = option(768, "D, the dimensions of an embedding; a multiple of num_prompts.")
+    num_prompts: Count = option(6, "K, the number of prompts per text. Each gives projection_dim / K dimensions.")
+    projection_dim: Count = option(768, "D, the dimensions of an embedding; a multiple of num_prompts.")
     shared_projection: bool = option(False, "Project all prompts with one matrix instead of one matrix per prompt.")
     templates: list[str] | None = option(
         None,
@@ -43,7 +83,7 @@ class ModelOptions:
         "Where the adaptive tokens are learned. 'input' (the paper): as input embeddings. 'boundary' (ours): as a vector per "
         "token, added where the trained layers begin; the layers below then run once and are cached (cache_states).",
     )
-    boundary_layer: int | None = option(
+    boundary_layer: Index | None = option(
         None,
         "Index of the layer before which adaptive_tokens='boundary' adds its vectors, 0 to the number of layers. "
         "Default: the first trained layer when training, else the last layer.",
@@ -58,33 +98,33 @@ class ModelOptions:
         "How vision tokens become a vector. 'attention_per_prompt': one learned pooling query per prompt (ours). 'attention': "
         "one pooling query for all prompts (the paper). 'mean': the mean of the tokens. 'cls': the class token.",
     )
-    pooling_queries: int | None = option(
+    pooling_queries: Count | None = option(
         None,
         "Number of pooling queries; each gives D / Q dimensions. Default: K for 'attention_per_prompt', 1 for 'attention'.",
     )
-    pooling_width: int = option(512, "Channels inside the attention pooling.")
-    pooling_heads: int = option(8, "Heads of the attention pooling; a divisor of pooling_width.")
+    pooling_width: Count = option(512, "Channels inside the attention pooling.")
+    pooling_heads: Count = option(8, "Heads of the attention pooling; a divisor of pooling_width.")
     loss: Literal["softmax", "sigmoid"] = option(
         "softmax", "Contrastive loss. 'softmax': CLIP's. 'sigmoid': SigLIP's, with a learned bias."
     )
-    logit_scale_init_value: float | None = option(
+    logit_scale_init_value: Finite | None = option(
         None, "Logarithm of the initial logit scale. Default: log(1 / 0.07), or log(10) for loss='sigmoid'."
     )
-    logit_bias_init_value: float = option(-10.0, "Initial logit bias of loss='sigmoid'.")
-    diversity_weight: float = option(0.0, "Weight of the diversity loss, which pushes the prompts of a text apart. 0: off.")
-    diversity_margin: float = option(0.0, "Cosine of two prompts up to which the diversity loss is 0 (ours).")
-    negation_weight: float = option(0.0, "Weight of the negation loss; needs negated_templates. 0: off.")
+    logit_bias_init_value: Finite = option(-10.0, "Initial logit bias of loss='sigmoid'.")
+    diversity_weight: Weight = option(0.0, "Weight of the diversity loss, which pushes the prompts of a text apart. 0: off.")
+    diversity_margin: Cosine = option(0.0, "Cosine of two prompts up to which the diversity loss is 0 (ours).")
+    negation_weight: Weight = option(0.0, "Weight of the negation loss; needs negated_templates. 0: off.")
     negation_form: Literal["contrastive", "hinge"] = option(
         "contrastive",
         "'contrastive': the negated text is one more negative of its image. 'hinge': pushes a text and its negation apart.",
     )
-    negation_margin: float = option(0.0, "Cosine of text and negation up to which the loss of negation_form='hinge' is 0.")
+    negation_margin: Cosine = option(0.0, "Cosine of text and negation up to which the loss of negation_form='hinge' is 0.")
     elastic_prompts: bool = option(
         False,
         "Also train the first m prompts alone, with m drawn anew in every step. The first m segments are then an embedding "
         "that works without the others (ours).",
     )
-    initializer_range: float = option(0.02, "Standard deviation of newly initialised linear layers.")
+    initializer_range: Weight = option(0.02, "Standard deviation of newly initialised linear layers.")
 
 
 OPTION_NAMES = tuple(option.name for option in fields(ModelOptions))
@@ -96,20 +136,40 @@ def choices(options: type, name: str) -> tuple[str, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
-def refuse_unknown_choices(options: object, declared: type) -> None:
-    """Check the options whose legal values are declared.
+def range_of(options: type, name: str) -> Range | None:
+    """The range of a field of the dataclass `options`; None if its type has none."""
+    return _range_in(get_type_hints(options, include_extras=True)[name])
+
+
+def _range_in(kind: Any) -> Range | None:
+    """The range in a type such as `Count` or `Count | None`."""
+    if get_origin(kind) is Annotated:
+        return next((one for one in kind.__metadata__ if isinstance(one, Range)), None)
+    return next((found for part in get_args(kind) if (found := _range_in(part))), None)
+
+
+def refuse_illegal_values(options: object, declared: type) -> None:
+    """Check the options whose legal values are declared. None stands for a default and is not checked.
 
     Args:
         options: an object whose attributes are the options, such as a config.
         declared: the dataclass that declares them.
 
     Raises:
-        ValueError: a value is not legal; the message names the legal ones.
+        ValueError: a value is not legal; the message says which ones are.
     """
     for declaration in fields(declared):
-        legal, value = choices(declared, declaration.name), getattr(options, declaration.name)
+        name, value = declaration.name, getattr(options, declaration.name)
+        legal = choices(declared, name)
         if legal and value not in legal:
-            raise ValueError(f"{declaration.name}={value!r} is unknown; use one of {', '.join(map(repr, legal))}.")
+            raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, legal))}.")
+        refuse_out_of_range(name, value, range_of(declared, name))
+
+
+def refuse_out_of_range(name: str, value: object, legal: Range | None) -> None:
+    """Raise a ValueError that names an option if its value is neither None nor in the range."""
+    if legal is not None and value is not None and not legal.holds(value):
+        raise ValueError(f"{name}={value!r} is out of range: expected {legal}.")
 
 
 def list_of_options(declared: type) -> str:

@@ -39,7 +39,7 @@ def describe_machine(device: str = "cpu") -> dict:
         device: the torch device that was used, such as "cpu" or "cuda:0".
 
     Returns:
-        `cpu` (name), `cores` (number), `torch` and `transformers` (versions), and for a CUDA device `gpu` (name).
+        `cpu` (name), `cores` (number), `torch` and `transformers` (versions), and `gpu` (name) unless the device is the CPU.
     """
     import torch
     import transformers
@@ -50,7 +50,9 @@ def describe_machine(device: str = "cpu") -> dict:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    return machine | ({"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {})
+    if device.startswith("cpu"):
+        return machine
+    return machine | {"gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else device}
 
 
 def _cpu_name() -> str:

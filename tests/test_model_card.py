@@ -108,7 +108,6 @@ def test_options_that_differ_from_the_defaults_and_no_others(finished):
     assert options == {
         **{"num_prompts": "3", "projection_dim": "12", "pooling_width": "16", "pooling_heads": "2", "negation_weight": "0.5"},
         **{"per_device_train_batch_size": "4", "num_train_epochs": "2.0", "learning_rate": "0.002", "logging_steps": "1.0"},
-        "use_cpu": "True",
     }
 
 

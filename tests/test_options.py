@@ -3,15 +3,21 @@
 import copy
 import inspect
 from dataclasses import fields
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+import torch
 import yaml
 from conftest import TEXT_CONFIGS, VISION_CONFIGS, arguments
+from transformers import TrainingArguments
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPProcessor
-from modeling_mpclip.model_options import OPTION_NAMES, ModelOptions, choices
+from modeling_mpclip.model_options import OPTION_NAMES, ModelOptions, choices, range_of
 from mpclip.training import ImageTextDataset, MPCLIPTrainer, MPCLIPTrainingArguments, build_trainer, parse_options, train
-from mpclip.training.options import DataArguments, ModelArguments
+from mpclip.training.arguments import INHERITED_RANGES
+from mpclip.training.options import DataArguments, ModelArguments, TrainingDefaults
+from mpclip.training.resume import shaping_options
 from mpclip.training.run import build_model, open_rows
 from mpclip.training.state_store import FORMATS
 
@@ -95,3 +101,63 @@ def test_the_trainer_takes_a_plain_table(folder, tmp_path):
     trainer = MPCLIPTrainer(model, training, train_dataset=rows, eval_dataset=rows, processing_class=processor)
     assert isinstance(trainer.train_dataset, ImageTextDataset) and trainer.eval_dataset.captions == "all"
     assert set(trainer.evaluate()) > {"eval_mean_recall", "eval_t2i_R@1", "eval_i2t_R@10"}
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("num_prompts", 0, "at least 1"),
+        ("projection_dim", -6, "at least 1"),
+        ("lora_layers", 0, "at least 1"),
+        ("diversity_weight", -0.1, "at least 0"),
+        ("diversity_margin", 2, "at least -1 and at most 1"),
+        ("max_text_length", 0, "at least 1"),
+        ("group_size", 0, "at least 1"),
+        ("smallest_crop", 1.5, "above 0 and at most 1"),
+        ("learning_rate", "nan", "at least 0"),
+        ("text_learning_rate", -1e-4, "at least 0"),
+        ("num_train_epochs", -1, "above 0"),
+        ("per_device_eval_batch_size", 0, "at least 1"),
+        ("weight_decay", -1, "at least 0"),
+        ("gradient_accumulation_steps", 0, "at least 1"),
+        ("adam_beta1", 1, "at least 0 and below 1"),
+        ("seed", -1, "at least 0 and at most 4294967295"),
+        ("max_steps", -2, "at least -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(name, value, expected, tmp_path):
+    with pytest.raises(ValueError, match=rf"^{name}=\S+ is out of range: expected {expected}\.$"):
+        parse_options([f"--{name}={value}", "--output_dir", str(tmp_path)])
+
+
+def test_every_number_of_ours_has_a_range():
+    for declared in (ModelOptions, ModelArguments, DataArguments, TrainingDefaults):
+        for name, kind in get_type_hints(declared).items():
+            if {int, float} & {kind, *get_args(kind)}:
+                assert range_of(declared, name) is not None, name
+    inherited = get_type_hints(TrainingArguments).keys()
+    assert INHERITED_RANGES.keys() <= inherited and not INHERITED_RANGES.keys() & get_type_hints(TrainingDefaults).keys()
+
+
+@pytest.mark.parametrize(
+    "tracker, message", [("tensorboard", "pip install tensorboard"), ("wandbb", "wandbb is not supported")]
+)
+def test_a_tracker_that_is_not_installed_is_refused_at_once(tracker, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"--report_to.*{message}"):
+        parse_options(["--report_to", tracker, "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_the_best_device_is_the_default(has_gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_gpu)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: has_gpu)
+    argv = ["--bf16", "true", "--output_dir", str(tmp_path)]
+    assert parse_options(argv).training.use_cpu is not has_gpu
+    assert parse_options([*argv, "--use_cpu", "true"]).training.use_cpu
+    assert shaping_options(parse_options(argv)) == shaping_options(parse_options([*argv, "--use_cpu", "true"]))  # resumes it
+
+
+def test_no_recipe_names_a_device():
+    recipes = [*Path(__file__).parent.parent.glob("configs/**/*.yaml")]
+    assert recipes and not [file for file in recipes if "use_cpu" in yaml.safe_load(file.read_text())]

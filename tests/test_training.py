@@ -13,7 +13,7 @@ import train_hf
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from mpclip.data.image_text import load_image_text
 from mpclip.training.command_line import parse_options
-from mpclip.training.resume import changed_options, last_complete_checkpoint, shaping_options
+from mpclip.training.resume import changed_options, shaping_options
 from mpclip.training.run import build_trainer, train
 from mpclip.training.samplers import GroupSampler, LengthSampler
 from mpclip.training.trainer import MPCLIPTrainer
@@ -162,7 +162,7 @@ def test_starting_anew_sets_the_old_checkpoints_aside(folder, tmp_path, monkeypa
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(MPCLIPTrainer, "training_step", killed)
         train_hf.main([*anew, "--resume_from_checkpoint", "false"])
     aside = tmp_path / "_earlier-1"
@@ -180,14 +180,6 @@ def test_another_tuning_does_not_meet_the_files_of_the_one_before(folder, tmp_pa
     train_hf.main(arguments(folder, tmp_path, *extra, "--text_tuning", "lora"))
     train_hf.main(arguments(folder, tmp_path, *extra, "--text_tuning", "frozen", "--resume_from_checkpoint", "false"))
     assert not list(tmp_path.glob("checkpoint-*/adapter_*")) and list(tmp_path.glob("_earlier-1/checkpoint-*/adapter_*"))
-
-
-def test_a_half_written_checkpoint_is_passed_over(tmp_path):
-    for step, file in ((9, "trainer_state.json"), (10, "model.safetensors")):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / file).touch()
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
-    assert last_complete_checkpoint(tmp_path / "checkpoint-9") is None
 
 
 def test_evaluation_equals_the_plain_loop(folder, tmp_path):
@@ -266,7 +258,7 @@ def test_an_option_that_is_new_had_its_default(tmp_path):
 def test_crops_need_pixels(folder, tmp_path):
     with pytest.raises(SystemExit, match=r"smallest_crop=0\.5 draws new crops in every epoch"):
         train_hf.main(arguments(folder, tmp_path, "--cache_states", "true", "--smallest_crop", "0.5"))
-    with pytest.raises(SystemExit, match=r"smallest_crop=0.0 is outside \(0, 1\]"):
+    with pytest.raises(SystemExit, match=r"smallest_crop=0\.0 is out of range: expected above 0 and at most 1"):
         train_hf.main(arguments(folder, tmp_path, "--smallest_crop", "0"))
 
 

@@ -2,14 +2,57 @@
 
 from dataclasses import dataclass
 
+import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import is_torch_xla_available
+
+from modeling_mpclip.model_options import Range, refuse_illegal_values, refuse_out_of_range
 
 from .options import DataArguments, ModelArguments, TrainingDefaults
+
+# The legal values of those numbers of TrainingArguments that `TrainingDefaults` does not declare.
+INHERITED_RANGES = {
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "dataloader_prefetch_factor"), Range(least=1)),
+    **dict.fromkeys(("eval_steps", "eval_delay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers"), Range(least=0)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(least=0, below=1)),
+    **dict.fromkeys(("seed", "data_seed"), Range(least=0, most=2**32 - 1)),
+    "save_steps": Range(above=0),
+    "max_steps": Range(least=-1),  # -1: num_train_epochs decides
+}
+# Tracker -> what pip installs, where the names differ by more than "_".
+PACKAGES = {"azure_ml": "azureml-core", "dagshub": "dagshub mlflow", "flyte": "flytekit flytekitplugins-deck-standard"}
 
 
 @dataclass
 class MPCLIPTrainingArguments(TrainingDefaults, TrainingArguments):
-    """`transformers.TrainingArguments` with a learning rate per parameter group and defaults for contrastive training."""
+    """`transformers.TrainingArguments` with a learning rate per parameter group and defaults for contrastive training.
+
+    Raises:
+        ValueError: a number is out of its range, or a tracker is not installed; the message names it.
+    """
+
+    def __post_init__(self):
+        refuse_illegal_values(self, TrainingDefaults)
+        for name, legal in INHERITED_RANGES.items():
+            refuse_out_of_range(name, getattr(self, name), legal)
+        # transformers takes the best device by itself, but refuses bf16 on a machine without any unless use_cpu is set.
+        self.use_cpu = self.use_cpu or not (torch.accelerator.is_available() or is_torch_xla_available())
+        super().__post_init__()
+        for tracker in self.report_to:
+            _refuse_missing(tracker)
+
+
+def _refuse_missing(tracker: str) -> None:
+    """Raise a ValueError if a tracker is unknown or not installed. Trainer would do so after the data are prepared."""
+    try:
+        (callback,) = get_reporting_integration_callbacks([tracker])
+        callback()
+    except ValueError as error:  # unknown
+        raise ValueError(f"--report_to: {error}") from error
+    except (ImportError, RuntimeError) as error:
+        package = PACKAGES.get(tracker, tracker.replace("_", "-"))
+        raise ValueError(f"--report_to {tracker}: not installed. Run `pip install {package}`, or leave it out.") from error
 
 
 @dataclass

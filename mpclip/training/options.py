@@ -6,9 +6,21 @@ combines the two. This module does not import torch, so that `--help` is fast.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from modeling_mpclip.model_options import MAX_TEXT_LENGTH, ModelOptions, option, refuse_unknown_choices
+from modeling_mpclip.model_options import (
+    MAX_TEXT_LENGTH,
+    Count,
+    Index,
+    ModelOptions,
+    Range,
+    Weight,
+    option,
+    refuse_illegal_values,
+)
+
+Positive = Annotated[float, Range(above=0)]
+Share = Annotated[float, Range(above=0, most=1)]
 
 
 @dataclass
@@ -37,18 +49,18 @@ class ModelArguments(ModelOptions):
         "Which weights of the LLM are trained. 'frozen': none. 'last': its last layers (trained_layers). 'lora': LoRA "
         "adapters. 'full': all.",
     )
-    trained_layers: int = option(1, "Number of last layers that text_tuning='last' trains.")
-    lora_rank: int = option(16, "Rank of the LoRA adapters of text_tuning='lora', on all projections of a layer.")
-    lora_layers: int | None = option(
+    trained_layers: Count = option(1, "Number of last layers that text_tuning='last' trains.")
+    lora_rank: Count = option(16, "Rank of the LoRA adapters of text_tuning='lora', on all projections of a layer.")
+    lora_layers: Count | None = option(
         None, "Number of last layers with LoRA adapters. Hidden states below them can be cached. Default: all layers."
     )
-    lora_alpha: int = option(32, "LoRA alpha: adapters are scaled by alpha / rank.")
+    lora_alpha: Count = option(32, "LoRA alpha: adapters are scaled by alpha / rank.")
     vision_tuning: Literal["frozen", "full"] = option(
         "frozen", "Which weights of the vision encoder are trained: none ('frozen') or all ('full')."
     )
 
     def __post_init__(self):
-        refuse_unknown_choices(self, type(self))
+        refuse_illegal_values(self, type(self))
         self.templates = self._numbered(self.templates)
         self.negated_templates = self._numbered(self.negated_templates)
 
@@ -69,7 +81,7 @@ class DataArguments:
     group_column: str | None = option(
         None, "Column whose value names a row's group. Rows of a group share a batch, as hard negatives of one another."
     )
-    group_size: int = option(2, "Number of rows of a group (group_column) that share a batch.")
+    group_size: Count = option(2, "Number of rows of a group (group_column) that share a batch.")
     train_split: str = option("train", "Split to train on, or a part of it such as 'train[:1000]'.")
     eval_split: str | None = option("validation", "Split to evaluate on. 'none': no evaluation.")
     image_column: str | None = option(None, "Column of the image. Default: image, img or jpg.")
@@ -79,12 +91,12 @@ class DataArguments:
     bad_images: Literal["skip", "fail"] = option(
         "skip", "How corrupt or missing images are treated. 'skip': they are named and skipped. 'fail': they end the run."
     )
-    smallest_crop: float = option(
+    smallest_crop: Share = option(
         1.0,
         "Smallest area of the random crops to train on, as a share of the image's area. Crops are not mirrored. 1: whole "
         "images. Less than 1 cannot be combined with cached image states.",
     )
-    max_text_length: int = option(MAX_TEXT_LENGTH, "Tokens that a caption is cut to. Prompts are not counted.")
+    max_text_length: Count = option(MAX_TEXT_LENGTH, "Tokens that a caption is cut to. Prompts are not counted.")
     cache_states: bool = option(
         False, "Run frozen towers once and train on their stored states. Texts need adaptive_tokens='boundary'."
     )
@@ -99,14 +111,9 @@ class DataArguments:
     cache_dir: str = option("runs/cache", "Folder of the stored states. Other runs on the same data reuse them.")
 
     def __post_init__(self):
-        refuse_unknown_choices(self, type(self))
+        refuse_illegal_values(self, type(self))
         if self.eval_split == "none":
             self.eval_split = None
-        if not 0 < self.smallest_crop <= 1:
-            raise ValueError(
-                f"smallest_crop={self.smallest_crop} is outside (0, 1]: it is a share of the image's area. For whole images "
-                "set smallest_crop=1."
-            )
 
 
 @dataclass
@@ -114,24 +121,24 @@ class TrainingDefaults:
     """A learning rate per parameter group, and other defaults than those of transformers' TrainingArguments."""
 
     output_dir: str = option("runs/mpclip", "Folder of the checkpoints and of the final model.")
-    learning_rate: float = option(1e-3, "Learning rate of the newly initialised modules: projections, pooling, logit scale.")
-    text_learning_rate: float = option(1e-4, "Learning rate of the LLM's trained layers or adapters.")
-    vision_learning_rate: float = option(1e-5, "Learning rate of the vision encoder.")
-    adaptive_learning_rate: float = option(1e-3, "Learning rate of the adaptive tokens.")
-    per_device_train_batch_size: int = option(
+    learning_rate: Weight = option(1e-3, "Learning rate of the newly initialised modules: projections, pooling, logit scale.")
+    text_learning_rate: Weight = option(1e-4, "Learning rate of the LLM's trained layers or adapters.")
+    vision_learning_rate: Weight = option(1e-5, "Learning rate of the vision encoder.")
+    adaptive_learning_rate: Weight = option(1e-3, "Learning rate of the adaptive tokens.")
+    per_device_train_batch_size: Count = option(
         128,
         "Image-text pairs per step and process. A process contrasts only its own pairs, so an image is contrasted with this "
         "many texts.",
     )
-    per_device_eval_batch_size: int = option(64, "Images or texts per batch in evaluation.")
-    num_train_epochs: float = option(10.0, "Passes over the images. Every pass draws a new caption for each image.")
-    warmup_steps: float = option(0.1, "Steps of linear warm-up; below 1, a share of all steps.")
+    per_device_eval_batch_size: Count = option(64, "Images or texts per batch in evaluation.")
+    num_train_epochs: Positive = option(10.0, "Passes over the images. Every pass draws a new caption for each image.")
+    warmup_steps: Weight = option(0.1, "Steps of linear warm-up; below 1, a share of all steps.")
     lr_scheduler_type: str = option("cosine", "Schedule of the learning rates, by its name in transformers.")
-    weight_decay: float = option(0.05, "Weight decay of matrices. Biases, norms and scales have none.")
-    logging_steps: float = option(10, "Steps between two log lines; below 1, a share of all steps.")
+    weight_decay: Weight = option(0.05, "Weight decay of matrices. Biases, norms and scales have none.")
+    logging_steps: Positive = option(10, "Steps between two log lines; below 1, a share of all steps.")
     eval_strategy: str = option("epoch", "When to evaluate: 'no', 'steps' or 'epoch'.")
     save_strategy: str = option("epoch", "When to save a checkpoint: 'no', 'steps', 'epoch' or 'best'.")
-    save_total_limit: int | None = option(2, "Number of checkpoints to keep, including the best one.")
+    save_total_limit: Index | None = option(2, "Number of checkpoints to keep, including the best one.")
     load_best_model_at_end: bool = option(True, "End with the best checkpoint instead of the last one.")
     metric_for_best_model: str | None = option("mean_recall", "Metric that decides which checkpoint is the best.")
     greater_is_better: bool | None = option(True, "Whether a higher value of that metric is better.")
