@@ -14,37 +14,14 @@ from .configuration_mpclip import MPCLIPConfig
 from .contrastive_losses import draw_first_prompts, total_loss
 from .hub_card import card_in, put_card
 from .image_side import ImageSide
-from .image_tower import (
-    AttentionPooling,
-    SegmentProjection,
-)
+from .image_tower import AttentionPooling, SegmentProjection
+from .logit_scale import LogitScale
 from .outputs_mpclip import MPCLIPOutput
 from .pretrained_towers import adaptive_rows, load_towers, tower_arguments
 from .segments import assembled, checked_weights
 from .text_families import text_tower_class
 from .text_side import TextSide
 from .tower_inputs import asked
-
-
-class LogitScale(nn.Module):
-    """Similarity -> logit: exp(log_scale) * similarity + bias. It is a module so that adapters can train and save it.
-
-    Args:
-        has_bias: whether there is a learned bias, as for the sigmoid loss.
-    """
-
-    MAX_SCALE = 100.0  # CLIP's bound
-
-    def __init__(self, has_bias: bool):
-        super().__init__()
-        # float32 whatever the model's dtype: bfloat16 would round the small steps of the scale away.
-        self.log_scale = nn.Parameter(torch.empty((), dtype=torch.float32))
-        self.bias = nn.Parameter(torch.empty((), dtype=torch.float32)) if has_bias else None
-
-    def forward(self, similarity: torch.Tensor) -> torch.Tensor:
-        """Similarities of any shape -> float32 logits of the same shape."""
-        logits = similarity.float() * self.log_scale.float().exp().clamp(max=self.MAX_SCALE)
-        return logits if self.bias is None else logits + self.bias.float()
 
 
 class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):

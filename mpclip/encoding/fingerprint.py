@@ -40,7 +40,8 @@ def model_fingerprint(name: str, model: PreTrainedModel) -> str:
     ]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for key, weight in sorted(model.state_dict().items()):
-        digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
+        shape = () if key.startswith("logit_scale.") else tuple(weight.shape)  # as in checkpoints of before: same fingerprint
+        digest.update(f"{key} {weight.dtype} {shape}".encode())
         digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
