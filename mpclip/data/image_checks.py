@@ -6,39 +6,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
-import huggingface_hub
-import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
+from modeling_mpclip.pictures import to_rgb
 from mpclip.data.image_columns import paths_referred
+from mpclip.data.links import Bounds
 
 NAMES_SHOWN = 20  # bad rows that a message names; it only counts the rest
 
 
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """An image of any mode in RGB. Transparent parts become white; 16-bit grey keeps its upper 8 bits."""
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip every value above 255 to white
-        grey = np.clip(np.asarray(image), 0, 65535) >> 8  # (height, width)
-        image = PIL.Image.fromarray(grey.astype(np.uint8))
-    elif image.has_transparency_data:  # dropping the alpha channel alone would show whatever colour lies under it
-        image = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def refuse_paths_outside(rows: datasets.Dataset, source: str) -> None:
-    """Refuse a table that refers to image files elsewhere than in its own folder or in the download caches.
+def refuse_paths_outside(rows: datasets.Dataset, source: str, bounds: Bounds) -> None:
+    """Refuse a table that refers to image files elsewhere than within `bounds`.
 
     Raises:
         ValueError: it does; the message has the first such path.
     """
-    roots = [source, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
-    roots = [os.path.abspath(root) + os.sep for root in roots]
     for i, path in enumerate(paths_referred(rows)):
-        if path and not any(os.path.abspath(path).startswith(root) for root in roots):
+        if path and (fault := bounds.fault(path)):
             raise ValueError(
-                f"{source}, row {i}: refused the image path {path!r}, which lies outside this data set. "
+                f"{source}, row {i}: refused the image path {path!r}, {fault}. "
                 "Save the table with its images in it (Dataset.save_to_disk does so)"
             )
 

@@ -1,137 +1,186 @@
-"""Opening a source of images and captions: image folders, saved data sets, parquet, the Hub. One split of it, unchecked."""
+"""Opening a source of images and captions, whatever its form (mpclip/data/forms). One split of it; no image is decoded."""
 
 import glob
-import json
 import re
-from collections.abc import Callable
+import warnings
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import datasets
-import numpy as np
-import pandas
+import huggingface_hub
 
+from mpclip.data.forms.coco import is_coco, read_coco
+from mpclip.data.forms.delimited import read_delimited
+from mpclip.data.forms.flickr import is_flickr, read_flickr
+from mpclip.data.forms.json_rows import parse_json, read_json_lines, read_json_list, read_json_mapping
+from mpclip.data.forms.karpathy import is_karpathy, read_karpathy
+from mpclip.data.forms.listing import Listing, given_folder, table_of
+from mpclip.data.forms.saved import Opener, loaded_parts, parquet_parts, saved_parts
+from mpclip.data.forms.tars import rows_of_tars
+from mpclip.data.forms.text_files import read_text
+from mpclip.data.image_checks import refuse_paths_outside
 from mpclip.data.image_columns import canonical_columns
+from mpclip.data.links import Bounds
+from mpclip.data.reading import ReadingOptions
+from mpclip.data.splits import PART_HINT, files_by_split, rows_of_split, split_of_file
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+# What else names pictures, by the names that such files usually have. Any other name is opened when it is given itself.
+LISTING_FILES = (
+    *("captions*.csv", "captions*.tsv", "captions*.jsonl", "captions*.json", "captions*.txt", "dataset*.json"),
+    *("results*.csv", "results*.token", "Flickr*.token.txt"),
+)
+HOLD_PICTURES = ("*.parquet", "*/*.parquet", "*.tar", "state.json", "dataset_dict.json")  # these are read instead
+NO_LISTINGS = ("dataset_info", ".lemma.")  # in names that would match: of `datasets`, and Flickr8k's captions in base forms
+TABLE_SUFFIXES = (".csv", ".tsv", ".token", ".jsonl", ".json")
+LISTING_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+DATA_SUFFIXES = (".parquet", ".arrow", *TAR_SUFFIXES, *LISTING_SUFFIXES)
 
-# Words in the name of a data file and the split they stand for, as in `datasets`.
-SPLIT_OF_WORD = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"}
-SPLIT_OF_WORD |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
 
-PART_HINT = "A split can also be a part of one: 'train[:90%]' to train on, 'train[90%:]' to evaluate on"
-
-
-def open_split(
-    source: str, split: str, image_column: str | None, caption_column: str | None, need_captions: bool = True
-) -> datasets.Dataset:
-    """The rows of one split with the columns `image` and `captions`. No image is decoded and no path is checked.
+def open_split(source: str, split: str, reading: ReadingOptions | None = None, need_captions: bool = True) -> datasets.Dataset:
+    """The rows of one split with the columns `image` and `captions`, as many for a picture as the source has.
 
     Args:
         source: one of the forms that `mpclip.data.image_text` lists.
         split: name of the split.
-        image_column, caption_column, need_captions: as in `load_image_text`.
+        reading: how it is read; None for the defaults.
+        need_captions: as in `load_image_text`.
 
     Raises:
         FileNotFoundError: there is nothing at `source`.
-        ValueError: the source has no such split, or not the columns needed.
+        ValueError: the source has no such split, not the columns needed, or files that lie elsewhere.
     """
-    parts = _parts(source, image_column)
+    parts = _parts(source, reading or ReadingOptions(), need_captions)
     if len(parts) > 1 and split not in parts:
         raise ValueError(f"{source} has no split {split!r}; splits found: {sorted(parts)}. {PART_HINT}")
     name = split if split in parts else next(iter(parts))
-    rows = canonical_columns(parts[name](), source, image_column, caption_column, need_captions)
+    rows = parts[name]()
     if len(parts) == 1 and "split" in rows.column_names:
-        split_of_row = np.array(rows["split"][:], dtype=str)  # (rows,)
-        if split not in split_of_row:
-            found = np.unique(split_of_row).tolist()
-            raise ValueError(f"{source} has no split {split!r}; splits found in its column `split`: {found}. {PART_HINT}")
-        return rows.select(np.flatnonzero(split_of_row == split))
+        return rows_of_split(rows, source, split)
     if name != split:
         raise ValueError(f"{source} has no split {split!r}; splits found: [{name!r}], and no column `split`. {PART_HINT}")
     return rows
 
 
-def _parts(source: str, image_column: str | None) -> dict[str, Callable[[], datasets.Dataset]]:
+def _parts(source: str, reading: ReadingOptions, need_captions: bool) -> dict[str, Opener]:
     """For each part of a source, by name, the function that opens it. A table without a name is "train", as in `datasets`."""
     path = Path(source)
-    if metadata := _metadata_file(path):
-        return {"train": partial(_read_metadata, metadata, image_column)}
-    if path.is_dir():
-        split_files = {folder.name: _metadata_file(folder) for folder in path.iterdir()}
-        if any(split_files.values()):
-            return {name: partial(_read_metadata, file, image_column) for name, file in split_files.items() if file}
-    if (path / "dataset_dict.json").is_file():
-        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        return {name: partial(datasets.load_from_disk, str(path / name)) for name in names}
-    if (path / "state.json").is_file():
-        rows = datasets.load_from_disk(source)
-        return {str(rows.split or "train"): lambda: rows}
-    if source.endswith(".parquet"):
-        return {
-            name: partial(datasets.load_dataset, "parquet", data_files={name: files}, split=name)
-            for name, files in _parquet_files(source).items()
-        }
-    # A Hub id has at most one slash and does not begin with a dot or a slash. Anything else was meant as a path.
-    if not path.exists() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        raise FileNotFoundError(f"nothing at {source}: expected a folder, a parquet file, or the id of a Hub data set")
-    try:
-        names = datasets.get_dataset_split_names(source)
-    except Exception as error:  # of many types: the network, the Hub, or a folder without data
-        error.add_note(
-            f"{source!r} has no metadata.jsonl or metadata.csv, so datasets.load_dataset was asked to open it, and failed"
+    listings = _listings(path)
+    if listings:
+        return {name: partial(_read_listing, file, path, reading, need_captions) for name, file in listings.items()}
+    if tars := _tars(source):
+        opened = {name: partial(rows_of_tars, files, reading, need_captions) for name, files in tars.items()}
+    elif source.endswith(".parquet"):
+        opened = parquet_parts(source)
+    elif path.is_dir():
+        Bounds([path], reading.follow_links).refuse_linked_files(path, DATA_SUFFIXES)
+        opened = saved_parts(path) or _loaded_folder(path)
+    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) and not path.exists():
+        opened = loaded_parts(source)  # a Hub id has at most one slash and does not begin with a dot or a slash
+    else:
+        what = "something else" if path.exists() else "nothing"
+        raise FileNotFoundError(
+            f"{what} at {source}: expected a folder, a file (.parquet, .tar, {', '.join(LISTING_SUFFIXES)}), or the id of a "
+            "Hub data set"
         )
-        raise
-    return {name: partial(datasets.load_dataset, source, split=name) for name in names}
+    return {name: partial(_canonical, open_part, source, reading, need_captions) for name, open_part in opened.items()}
 
 
-def _parquet_files(pattern: str) -> dict[str, list[str]]:
-    """Parquet files by split. A word in a file's name says the split: `train-00000.parquet`, `flickr_val.parquet`."""
-    files: dict[str, list[str]] = {}
-    for file in sorted(glob.glob(pattern)):
-        words = re.split(r"[^a-z]+", Path(file).stem.lower())
-        split = next((SPLIT_OF_WORD[word] for word in words if word in SPLIT_OF_WORD), "train")
-        files.setdefault(split, []).append(file)
-    if not files:
-        raise FileNotFoundError(f"no parquet file at {pattern}")
-    return files
+def _canonical(open_part: Opener, source: str, reading: ReadingOptions, need_captions: bool) -> datasets.Dataset:
+    """A table that was opened by `datasets`, with its columns as they must be. Its pictures lie in it, or in the source."""
+    caches = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
+    try:
+        rows = canonical_columns(open_part(), source, reading, need_captions)
+    except ValueError as error:
+        raise ValueError(f"{error}{_or_another_table(Path(source))}") from error
+    refuse_paths_outside(rows, source, Bounds([source, *caches], reading.follow_links))
+    return rows
+
+
+def _listings(path: Path) -> dict[str, Path]:
+    """The files that name the pictures of a source, by split; {} if there is none."""
+    if path.is_file() and path.suffix.lower() in LISTING_SUFFIXES:
+        return {split_of_file(path): path}
+    if not path.is_dir():
+        return {}
+    if metadata := _metadata_file(path):
+        return {"train": metadata}
+    split_files = {folder.name: _metadata_file(folder) for folder in path.iterdir() if folder.is_dir()}
+    if any(split_files.values()):
+        return {name: file for name, file in split_files.items() if file}
+    if any(next(path.glob(pattern), None) for pattern in HOLD_PICTURES):
+        return {}
+    found = [file for place in (path, path / "annotations") for pattern in LISTING_FILES for file in place.glob(pattern)]
+    by_split = files_by_split([file for file in found if not any(part in file.name for part in NO_LISTINGS)])
+    for name, files in by_split.items():
+        if len(files) > 1:
+            raise ValueError(
+                f"{path} has several tables for the split {name!r}: {', '.join(map(str, files))}. Give one as the data set"
+            )
+    return {name: files[0] for name, files in by_split.items()}
 
 
 def _metadata_file(folder: Path) -> Path | None:
-    return next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
+    found = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
+    if len(found) > 1:
+        warnings.warn(f"{found[0]} is read, and {found[1]} beside it is not: remove the one that is not meant", stacklevel=5)
+    return next(iter(found), None)
 
 
-def _read_metadata(file: Path, image_column: str | None) -> datasets.Dataset:
-    """The rows of metadata.jsonl or metadata.csv with a column of images.
+def _read_listing(file: Path, source: Path, reading: ReadingOptions, need_captions: bool) -> datasets.Dataset:
+    """The table of a file that names pictures, opened by what it is: by its ending, and by what is in it."""
+    folder = source if source.is_dir() else file.parent.parent if file.parent.name == "annotations" else file.parent
+    bounds = Bounds([folder], reading.follow_links)
+    if file != source and (fault := bounds.fault(file)):
+        raise ValueError(f"refused {file}, {fault}")
+    if reading.image_folder is not None:
+        bounds = Bounds([given_folder(file.parent, reading.image_folder)], reading.follow_links)
+    return table_of(_listing(file, reading), bounds, reading, need_captions)
 
-    The column is `image`, beside the column `file_name` of paths. With `image_column`, images replace the paths in it.
-    """
-    if file.suffix == ".csv":
-        # Without keep_default_na=False the captions "none" and "NA" would become missing values.
-        records = pandas.read_csv(file, keep_default_na=False).to_dict("records")
-    else:
-        records = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-            try:
-                records += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
-    if not records:
-        raise ValueError(f"{file} has no rows: expected one per image, with file_name and captions")
 
-    path_column = image_column or "file_name"
-    images = []
-    for number, record in enumerate(records, start=1):
-        name = record.get(path_column)
-        if not isinstance(name, str) or not name:
-            raise ValueError(
-                f"{file}, row {number}: {path_column} is {name!r}, expected the path of an image in {file.parent}. The row "
-                f"has the columns {list(record)}: set image_column to the one with the path"
-            )
-        path = PureWindowsPath(name)  # knows both kinds of slash, and drive letters
-        if path.anchor or ".." in path.parts:
-            raise ValueError(f"{file}, row {number}: refused {name!r}: images must lie within {file.parent}")
-        images.append(str(file.parent.absolute() / name))
-    names = dict.fromkeys(name for record in records for name in record)
-    columns = {name: [record.get(name) for record in records] for name in names} | {image_column or "image": images}
-    return datasets.Dataset.from_dict(columns).cast_column(image_column or "image", datasets.Image())
+def _listing(file: Path, reading: ReadingOptions) -> Listing:
+    text, ending = read_text(file), file.suffix.lower()
+    if ending == ".jsonl":
+        return read_json_lines(file, text)
+    if ending == ".json":
+        content = parse_json(file, text)
+        if is_coco(content):
+            return read_coco(file, content)
+        if is_karpathy(content):
+            return read_karpathy(file, content)
+        if isinstance(content, list):
+            return read_json_list(file, content)
+        if isinstance(content, dict) and all(isinstance(captions, str | list) for captions in content.values()):
+            return read_json_mapping(file, content)
+        raise ValueError(
+            f"{file}: found an object with {list(content)[:10]}. Expected a list of objects with file_name and captions, "
+            "COCO's captions_*.json, Karpathy's dataset_*.json, or a mapping of file names to captions"
+        )
+    return read_flickr(file, text) if is_flickr(text) else read_delimited(file, text, reading)
+
+
+def _tars(source: str) -> dict[str, list[Path]]:
+    """Shards by split: of a pattern, a file, or the top of a folder."""
+    if source.endswith(TAR_SUFFIXES):
+        found = [Path(file) for file in glob.glob(source)] or ([Path(source)] if Path(source).is_file() else [])
+        if not found:
+            raise FileNotFoundError(f"no tar file at {source}; several are written with a star, such as data/train-*.tar")
+        return files_by_split(found)
+    path = Path(source)
+    return files_by_split([file for file in path.iterdir() if file.name.endswith(TAR_SUFFIXES)]) if path.is_dir() else {}
+
+
+def _loaded_folder(path: Path) -> dict[str, Opener]:
+    """A folder without metadata, as `datasets` opens it: class folders, parquet and others."""
+    try:
+        return loaded_parts(str(path))
+    except ValueError as error:
+        raise ValueError(f"{path} has no {' or '.join(METADATA_FILES)}{_or_another_table(path)}, and {error}") from error
+
+
+def _or_another_table(path: Path) -> str:
+    """For a message: the files in a folder that may be tables under another name; "" if there is none."""
+    names = sorted(path.glob("*")) if path.is_dir() else []
+    names = [str(file) for file in names if file.suffix.lower() in TABLE_SUFFIXES and "dataset_info" not in file.name]
+    return f" (if {', '.join(names[:3])} names its pictures, give that file as the data set)" if names else ""

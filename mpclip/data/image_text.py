@@ -7,10 +7,15 @@ A source is one of these:
 
 * a folder of images with `metadata.jsonl` or `metadata.csv`. The file stands at the folder's root, where a column `split`
   may name the split of each row; or there is one in the folder of each split (`train/metadata.jsonl`, ...);
+* a folder of images with `captions.csv` (.tsv, .txt, .jsonl, .json), COCO's `annotations/captions_*.json`, Karpathy's
+  `dataset_*.json`, Flickr30k's `results.csv` or `results_*.token`, or `Flickr8k.token.txt`;
+* one such file, under any name;
+* webdataset shards: a tar file, a pattern such as `data/train-*.tar`, or a folder of them;
 * a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`;
 * parquet: a file, a pattern such as `data/train-*.parquet`, or a folder of them;
-* anything else that `datasets.load_dataset` opens: another folder, or the id of a data set on the Hub.
+* anything else that `datasets.load_dataset` opens: folders of images by class, or the id of a data set on the Hub.
 
+Each picture becomes one row, however many rows or files the source has for it. Parts of a split thus share no picture.
 Loading decodes every image once. So a picture that cannot be read is found, and named, before training starts.
 """
 
@@ -24,9 +29,11 @@ import datasets
 import PIL.Image
 import torch
 
-from mpclip.data.image_checks import named, refuse_paths_outside, to_rgb, undecodable, without_captions
-from mpclip.data.image_columns import merge_same_file
+from mpclip.data.image_checks import named, to_rgb, undecodable, without_captions
 from mpclip.data.image_sources import open_split
+from mpclip.data.reading import ReadingOptions
+from mpclip.data.same_pictures import merge_same_pictures
+from mpclip.data.splits import part_of_split
 
 __all__ = ["ImageTextDataset", "load_image_text", "to_rgb"]
 
@@ -35,11 +42,9 @@ def load_image_text(
     source: str | Path,
     split: str,
     *,
-    image_column: str | None = None,
-    caption_column: str | None = None,
     need_captions: bool = True,
-    bad_images: Literal["skip", "fail"] = "skip",
     limit: int | None = None,
+    **reading: Any,
 ) -> datasets.Dataset:
     """Open one split of an image-text data set. Every image of it decodes and every row has a caption.
 
@@ -47,16 +52,20 @@ def load_image_text(
         source: what to open; the forms are listed at the top of this module.
         split: name of the split, or a part of it as `datasets` writes it: "validation[:50%]", "train[100:200]". If the
             source is a single table with a column `split`, the names are the values of that column.
-        image_column: name of the column of images (in metadata files: of image paths). Needed only if it is not image, img
-            or jpg (in metadata files: file_name).
-        caption_column: name of the column of captions. Needed only if it is not captions, caption, text, sentences or raw.
-            A cell is one caption, a list of them, a JSON list in a string, or a list of `{"raw": caption}`. Rows of one
-            image file become one row with all their captions; its other columns are those of the first of them.
         need_captions: False also keeps rows without a caption, and opens tables without a column of captions. `captions` is
             then an empty list.
-        bad_images: what happens to images that cannot be decoded and to rows without a caption. "skip" leaves them out, with
-            a warning that has their number and names; "fail" raises an error with the same text.
         limit: number of images to look at, from the start of the split; None for all.
+        reading: the options of `mpclip.data.reading.ReadingOptions`, all with defaults:
+
+            * `image_column`, `caption_column`: names of columns, needed if they are not the usual ones. A cell is one caption,
+              a list of them (of Python, or as JSON, Python and numpy write it), or `{"raw": caption}`. Rows of one picture
+              become one row with all their captions; its other columns are those of the first of them;
+            * `caption_separator`: what stands between the captions of a cell;
+            * `class_caption`: a template such as "a photo of a {}", for data with classes instead of captions;
+            * `image_folder`: where the pictures lie that a table names;
+            * `follow_links`: whether symbolic links may lead out of the data set's folder;
+            * `bad_images`: what happens to images that cannot be decoded and to rows without a caption. "skip" leaves them
+              out, with a warning that has their number and names; "fail" raises an error with the same text.
 
     Returns:
         A table with `image` (`datasets.Image`; read as a PIL image, RGB, upright), `captions` (list of non-empty str) and
@@ -68,18 +77,13 @@ def load_image_text(
         ValueError: unknown split, columns not found, an image path that leaves the folder, no row left, or bad rows
             with `bad_images="fail"`.
     """
-    if bad_images not in ("skip", "fail"):
-        raise ValueError(f"bad_images={bad_images!r}: expected 'skip' or 'fail'")
+    how = ReadingOptions(**reading)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1, or None for all images")
 
-    name, _, part = split.partition("[")
-    rows = open_split(str(source), name, image_column, caption_column, need_captions)
-    refuse_paths_outside(rows, str(source))
-    rows = merge_same_file(rows)
-    if part:
-        span = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})[0]
-        rows = rows.select(range(span.from_ or 0, len(rows) if span.to is None else span.to))
+    rows = open_split(str(source), split.partition("[")[0], how, need_captions)
+    rows = merge_same_pictures(rows, str(source))
+    rows = part_of_split(rows, str(source), split)
     rows = rows.select(range(min(limit or len(rows), len(rows))))
 
     faults = {"without a caption": without_captions(rows)} if need_captions else {}
@@ -88,7 +92,7 @@ def load_image_text(
         if not reasons:
             continue
         message = f"{source}, split {split!r}: {len(reasons)} of {len(rows)} rows {what}: {named(rows, reasons)}"
-        if bad_images == "fail":
+        if how.bad_images == "fail":
             raise ValueError(f"{message}. Repair or remove them, or pass bad_images='skip'")
         warnings.warn(f"{message}. They are skipped", stacklevel=2)
     good = [i for i in range(len(rows)) if not any(i in reasons for reasons in faults.values())]

@@ -1,0 +1,104 @@
+"""webdataset shards: tar files in which files of one name belong together.
+
+    0001.jpg, 0001.txt                  a picture and its caption
+    0002.jpg, 0002.json                 a picture and {"caption": "..."}
+
+The files are read where they lie in the tar; nothing is ever unpacked to the disk but into the cache of `datasets`.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import datasets
+
+from mpclip.data.captions import caption_columns, captions_of_cell, refuse_joined
+from mpclip.data.reading import ReadingOptions
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif", "avif", "jp2")
+TEXTS = ("txt", "caption", "captions", "text")  # endings of a file with a caption
+FEATURES = datasets.Features(
+    {"image": datasets.Image(), "captions": datasets.List(datasets.Value("string")), "file_name": datasets.Value("string")}
+)
+
+
+def rows_of_tars(tars: list[Path], reading: ReadingOptions, need_captions: bool) -> datasets.Dataset:
+    """The pictures of shards with `captions` and `file_name` (shard/name). They are in the cache of `datasets` afterwards.
+
+    Args:
+        tars: the shards.
+        reading: `caption_column` names the ending of the files with captions, or the key in the JSON files.
+
+    Raises:
+        ValueError: a member leads out of its tar, a caption is not what it should be, or there is no picture.
+    """
+    paths = [str(tar.absolute()) for tar in tars]
+    stamps = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, paths)]
+    _refuse_escaping(tars)
+    try:
+        rows = datasets.Dataset.from_generator(
+            _rows, features=FEATURES, gen_kwargs={"paths": paths, "stamps": stamps, "caption_column": reading.caption_column}
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        raise ValueError(str(cause) if isinstance(cause, ValueError) else f"{tars[0]} and the like: {cause}") from error
+    if need_captions:
+        refuse_joined(rows["captions"][:], reading, ("\n",))  # a caption per line, as in CLIP_benchmark's shards
+    return rows
+
+
+def _refuse_escaping(tars: list[Path]) -> None:
+    """Refuse members whose names lead out of the tar, and links. Runs over the headers alone, at every opening."""
+    for path in tars:
+        try:
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    name = PurePosixPath(member.name)
+                    if name.is_absolute() or ".." in name.parts or member.issym() or member.islnk():
+                        what = "is a link" if member.issym() or member.islnk() else "leads out of the tar"
+                        raise ValueError(f"{path}: refused the member {member.name!r}, which {what}")
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"{path} is no whole tar file ({error})") from error
+
+
+def _rows(paths: list[str], stamps: list[tuple], caption_column: str | None) -> Iterator[dict[str, Any]]:
+    """The rows of shards. `stamps` makes `datasets` tell a changed shard from the one in its cache."""
+    for path in paths:
+        with tarfile.open(path) as tar:
+            key, files = None, {}
+            for member in tar:
+                name = PurePosixPath(member.name)
+                if not member.isfile() or name.name.startswith("."):
+                    continue
+                base, _, ending = name.name.partition(".")
+                if key not in (None, str(name.parent / base)):
+                    yield from _row(path, key, files, caption_column)
+                    files = {}
+                key = str(name.parent / base)
+                files[ending.lower()] = tar.extractfile(member).read()
+            yield from _row(path, key, files, caption_column)
+
+
+def _row(path: str, key: str | None, files: dict[str, bytes], caption_column: str | None) -> Iterator[dict[str, Any]]:
+    """The row of the files of one name, if a picture is among them."""
+    pictures = [ending for ending in files if ending.rsplit(".", 1)[-1] in PICTURES]
+    if not pictures:
+        return
+    place = f"{path}, {key}"
+    try:
+        cells: dict[str, Any] = {ending: files[ending].decode() for ending in (*TEXTS, caption_column) if ending in files}
+        if "json" in files and (not cells or caption_column not in (None, *cells)):
+            described = json.loads(files["json"])
+            cells |= described if isinstance(described, dict) else {}
+        names = caption_columns(list(cells), None) if caption_column is None else [caption_column]
+        captions = [caption for name in names for caption in captions_of_cell(cells.get(name))]
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{place}: {error}") from error
+    yield {
+        "image": {"bytes": files[pictures[0]], "path": f"{key}.{pictures[0]}"},
+        "captions": captions,
+        "file_name": f"{Path(path).name}/{key}.{pictures[0]}",
+    }

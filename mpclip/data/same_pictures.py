@@ -1,0 +1,133 @@
+"""Which rows of a table show the same picture: the same file, or files and cells with the same bytes.
+
+Rows of one picture must be one row. As several they would compete with one another as wrong answers, and parts of a split would
+share pictures. Pictures are compared by size first. Only where sizes are equal, their bytes are hashed.
+"""
+
+import logging
+import os
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Hashable
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.compute
+import xxhash
+from tqdm.auto import tqdm
+
+from mpclip.files import hash_files, xxh128_file
+
+logger = logging.getLogger(__name__)
+
+BATCH = 100  # pictures in memory at a time
+NAMES_SHOWN = 3
+
+
+def merge_same_pictures(rows: datasets.Dataset, source: str) -> datasets.Dataset:
+    """Make one row of all rows with the same picture: the first of them, with the captions of all.
+
+    Files that are equal under several names are told by a warning, since their rows may have meant different pictures.
+
+    Args:
+        rows: a table with `image` and `captions`.
+        source: where it comes from, for the warning.
+    """
+    paths, sizes = _paths_and_sizes(rows)
+    contents = _contents(rows, paths, sizes, _repeated(paths, sizes))
+    place: dict[Hashable, int] = {}  # picture -> its place among the rows kept
+    kept: list[int] = []
+    captions: list[list[str]] = []
+    equal_files: dict[str, str] = {}  # file -> the first file that is equal
+    for i, (path, row_captions) in enumerate(zip(paths, rows["captions"][:], strict=True)):
+        at = place.setdefault(contents[i], len(kept))
+        if at == len(kept):
+            kept.append(i)
+            captions.append([])
+        elif path and path != paths[kept[at]]:
+            equal_files[path] = paths[kept[at]] or "a picture in the table"
+        captions[at] += row_captions
+    if len(kept) == len(rows):
+        return rows
+    if equal_files:
+        shown = ", ".join(f"{Path(a).name} = {Path(b).name}" for a, b in list(equal_files.items())[:NAMES_SHOWN])
+        warnings.warn(
+            f"{source}: {len(equal_files)} files show a picture that another file shows ({shown}). Each picture is one row, "
+            "with the captions of all its files",
+            stacklevel=3,
+        )
+    logger.info("%s: %d rows of %d pictures", source, len(rows), len(kept))
+    feature = rows.features["captions"]
+    return rows.select(kept).remove_columns("captions").add_column("captions", captions, feature=feature)
+
+
+def shared_pictures(first: datasets.Dataset, second: datasets.Dataset) -> int:
+    """The number of rows of `second` whose picture is in `first`, too.
+
+    Args:
+        first, second: tables with `image`.
+    """
+    (paths, sizes), (other_paths, other_sizes) = map(_paths_and_sizes, (first, second))
+    common = set(sizes) & set(other_sizes) - {0}
+    known = set(_contents(first, paths, sizes, common).values())
+    return sum(content in known for content in _contents(second, other_paths, other_sizes, common).values())
+
+
+def _paths_and_sizes(rows: datasets.Dataset) -> tuple[list[str | None], list[int]]:
+    """For each row its file (None where the table holds the picture) and the bytes of its picture (0 where there is none)."""
+    paths: list[str | None] = []
+    sizes: list[int] = []
+    for cells in _cells(rows, 1000):
+        content, path = (pyarrow.compute.struct_field(cells, name) for name in ("bytes", "path"))
+        held = pyarrow.compute.binary_length(content).to_pylist()
+        for size, name in zip(held, path.to_pylist(), strict=True):
+            paths.append(name if size is None else None)
+            sizes.append(size or 0)
+    of_file = {path: _size(path) for path in dict.fromkeys(paths) if path}
+    return paths, [of_file[path] if path else size for path, size in zip(paths, sizes, strict=True)]
+
+
+def _repeated(paths: list[str | None], sizes: list[int]) -> set[int]:
+    """The sizes that several pictures have. A file that several rows name is one picture."""
+    once = {path or i: size for i, (path, size) in enumerate(zip(paths, sizes, strict=True))}
+    return {size for size, count in Counter(once.values()).items() if count > 1} - {0}
+
+
+def _contents(rows: datasets.Dataset, paths: list[str | None], sizes: list[int], hashed: set[int]) -> dict[int, Hashable]:
+    """Row number -> what is equal for rows with the same picture.
+
+    Args:
+        rows, paths, sizes: the table, and what `_paths_and_sizes` made of it.
+        hashed: the sizes of pictures that are told apart by their bytes. Of others, the file or the row number tells.
+    """
+    contents: dict[int, Hashable] = {i: path or i for i, path in enumerate(paths)}
+    files = [path for path in dict.fromkeys(filter(None, paths)) if _size(path) in hashed]
+    digests = hash_files([Path(file) for file in files], xxh128_file, title="Comparing pictures")
+    of_file = {file: digests[Path(file)] for file in files}
+    held = [i for i, path in enumerate(paths) if path is None and sizes[i] in hashed]
+    contents |= {i: (sizes[i], of_file[path]) for i, path in enumerate(paths) if path in of_file}
+    with tqdm(total=len(held), desc="Comparing pictures", unit="picture", delay=3) as progress:
+        numbers = iter(held)
+        for cells in _cells(rows.select(held), BATCH) if held else ():
+            for content, i in zip(pyarrow.compute.struct_field(cells, "bytes"), numbers, strict=False):
+                contents[i] = (sizes[i], xxhash.xxh3_128_hexdigest(content.as_buffer()))
+            progress.update(len(cells))
+    return contents
+
+
+def _cells(rows: datasets.Dataset, batch_size: int):
+    """The column `image` in batches, as Arrow holds it: structs of `bytes` and `path`."""
+    rows = rows.with_format(None).select_columns(["image"]).with_format("arrow")
+    for table in rows.iter(batch_size=batch_size):
+        yield from table["image"].chunks
+
+
+def _size(path: str) -> int:
+    """The bytes of a file; 0 for what is no file, such as a pipe, which never ends."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
