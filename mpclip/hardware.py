@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Literal, get_args
 
 from mpclip.files import cache_folder, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISIONS = get_args(Precision)
 CLEARLY_FASTER = 1.2  # a dtype other than float32 is chosen if the layer runs so many times faster in it
 ENOUGH = 5e-3  # seconds; a matrix product that takes as long is large enough to tell its speed
 

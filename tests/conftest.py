@@ -202,6 +202,7 @@ def arguments(folder, out, *extra: str) -> list[str]:
         "per_device_train_batch_size": 4,
         "logging_steps": 1,
         "use_cpu": "true",
+        "precision": "float32",  # on every machine
         "disable_tqdm": "true",
     }
     return [part for name, value in options.items() for part in (f"--{name}", str(value))] + list(extra)

@@ -7,6 +7,7 @@ import pytest
 
 from mpclip import hardware
 from mpclip.hardware import choose_precision, main, speeds
+from mpclip.training import parse_options
 
 # matrix product and layer, GFLOPS -> the choice
 MACHINES = {
@@ -75,6 +76,29 @@ def test_a_slow_choice_is_carried_out_with_a_warning(measured, caplog):
     assert caplog.records[1].getMessage().startswith("Computing in float32 on cpu, the fastest here")
     with pytest.raises(ValueError, match="precision='half': expected one of auto, float32, bfloat16, float16"):
         choose_precision("half", "cpu")
+
+
+@pytest.mark.parametrize(
+    "machine, given, precision",
+    [
+        ("AMX", [], "bfloat16"),
+        ("AVX2", [], "float32"),
+        ("AVX2", ["--precision", "bfloat16"], "bfloat16"),
+        ("AVX2", ["--bf16", "true"], "bfloat16"),
+        ("AMX", ["--bf16", "false"], "float32"),
+        ("AMX", ["--precision", "float32"], "float32"),
+    ],
+)
+def test_training_computes_in_the_dtype_that_was_chosen(machine, given, precision, measured, tmp_path):
+    measured(machine)
+    training = parse_options(["--output_dir", str(tmp_path), "--use_cpu", "true", *given]).training
+    assert (training.precision, training.bf16, training.fp16) == (precision, precision == "bfloat16", False)
+
+
+def test_two_names_for_the_dtype_must_agree(tmp_path):
+    argv = ["--output_dir", str(tmp_path), "--precision", "float32", "--bf16", "true"]
+    with pytest.raises(ValueError, match="precision='float32' contradicts bf16=True, fp16=False: give one of them"):
+        parse_options(argv)
 
 
 def test_a_folder_that_cannot_be_written_changes_nothing(measured, monkeypatch):

@@ -8,6 +8,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_torch_xla_available
 
 from modeling_mpclip.model_options import Range, refuse_illegal_values, refuse_out_of_range
+from mpclip.hardware import best_device, choose_precision
 
 from .options import DataArguments, ModelArguments, TrainingDefaults
 
@@ -38,9 +39,20 @@ class MPCLIPTrainingArguments(TrainingDefaults, TrainingArguments):
             refuse_out_of_range(name, getattr(self, name), legal)
         # transformers takes the best device by itself, but refuses bf16 on a machine without any unless use_cpu is set.
         self.use_cpu = self.use_cpu or not (torch.accelerator.is_available() or is_torch_xla_available())
+        self._set_precision()
         super().__post_init__()
         for tracker in self.report_to:
             _refuse_missing(tracker)
+
+    def _set_precision(self) -> None:
+        """Settle `precision`, and the options that transformers has in its place."""
+        given = {"bfloat16": self.bf16, "float16": self.fp16, "float32": self.bf16 is False and not self.fp16}
+        named = next((dtype for dtype, is_given in given.items() if is_given), "auto")
+        if self.precision != "auto" and named not in ("auto", self.precision):
+            raise ValueError(f"precision={self.precision!r} contradicts bf16={self.bf16}, fp16={self.fp16}: give one of them.")
+        device = "cpu" if self.use_cpu else best_device()
+        self.precision = choose_precision(named if named != "auto" else self.precision, device)
+        self.bf16, self.fp16 = self.precision == "bfloat16", self.precision == "float16"
 
 
 def _refuse_missing(tracker: str) -> None:

@@ -1,7 +1,7 @@
 """The options of `train_hf.py`, each declared once: name, default, legal values, help.
 
 `ModelArguments`: the options of a model (`ModelOptions`, shared with its config), its towers, and which weights are trained.
-`DataArguments`: the training data. `TrainingDefaults`: what differs from `transformers.TrainingArguments`; arguments.py
+`DataArguments`: the training data, with the options of mpclip/data/reading.py. `TrainingDefaults`: what differs from `transformers.TrainingArguments`; arguments.py
 combines the two. This module does not import torch, so that `--help` is fast.
 """
 
@@ -13,11 +13,13 @@ from modeling_mpclip.model_options import (
     Count,
     Index,
     ModelOptions,
+    NonNegative,
     Range,
-    Weight,
     option,
     refuse_illegal_values,
 )
+from mpclip.data.reading import ReadingOptions
+from mpclip.hardware import Precision
 
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(above=0, most=1)]
@@ -72,11 +74,13 @@ class ModelArguments(ModelOptions):
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ReadingOptions):
     """Where pictures and captions come from."""
 
     dataset: str | None = option(
-        None, "Hub id, folder of images with metadata.jsonl or metadata.csv, parquet file, or saved `datasets` folder."
+        None,
+        "Hub id, or folder or file: images with metadata.jsonl or .csv, captions.csv, COCO, Karpathy or Flickr annotations, "
+        "webdataset, parquet, or a saved `datasets` folder.",
     )
     group_column: str | None = option(
         None, "Column whose value names a row's group. Rows of a group share a batch, as hard negatives of one another."
@@ -84,13 +88,6 @@ class DataArguments:
     group_size: Count = option(2, "Number of rows of a group (group_column) that share a batch.")
     train_split: str = option("train", "Split to train on, or a part of it such as 'train[:1000]'.")
     eval_split: str | None = option("validation", "Split to evaluate on. 'none': no evaluation.")
-    image_column: str | None = option(None, "Column of the image. Default: image, img or jpg.")
-    caption_column: str | None = option(
-        None, "Column of the caption or captions. Default: captions, caption, text, sentences or raw."
-    )
-    bad_images: Literal["skip", "fail"] = option(
-        "skip", "How corrupt or missing images are treated. 'skip': they are named and skipped. 'fail': they end the run."
-    )
     smallest_crop: Share = option(
         1.0,
         "Smallest area of the random crops to train on, as a share of the image's area. Crops are not mirrored. 1: whole "
@@ -111,6 +108,7 @@ class DataArguments:
     cache_dir: str = option("runs/cache", "Folder of the stored states. Other runs on the same data reuse them.")
 
     def __post_init__(self):
+        super().__post_init__()
         refuse_illegal_values(self, type(self))
         if self.eval_split == "none":
             self.eval_split = None
@@ -121,10 +119,12 @@ class TrainingDefaults:
     """A learning rate per parameter group, and other defaults than those of transformers' TrainingArguments."""
 
     output_dir: str = option("runs/mpclip", "Folder of the checkpoints and of the final model.")
-    learning_rate: Weight = option(1e-3, "Learning rate of the newly initialised modules: projections, pooling, logit scale.")
-    text_learning_rate: Weight = option(1e-4, "Learning rate of the LLM's trained layers or adapters.")
-    vision_learning_rate: Weight = option(1e-5, "Learning rate of the vision encoder.")
-    adaptive_learning_rate: Weight = option(1e-3, "Learning rate of the adaptive tokens.")
+    learning_rate: NonNegative = option(
+        1e-3, "Learning rate of the newly initialised modules: projections, pooling, logit scale."
+    )
+    text_learning_rate: NonNegative = option(1e-4, "Learning rate of the LLM's trained layers or adapters.")
+    vision_learning_rate: NonNegative = option(1e-5, "Learning rate of the vision encoder.")
+    adaptive_learning_rate: NonNegative = option(1e-3, "Learning rate of the adaptive tokens.")
     per_device_train_batch_size: Count = option(
         128,
         "Image-text pairs per step and process. A process contrasts only its own pairs, so an image is contrasted with this "
@@ -132,9 +132,15 @@ class TrainingDefaults:
     )
     per_device_eval_batch_size: Count = option(64, "Images or texts per batch in evaluation.")
     num_train_epochs: Positive = option(10.0, "Passes over the images. Every pass draws a new caption for each image.")
-    warmup_steps: Weight = option(0.1, "Steps of linear warm-up; below 1, a share of all steps.")
+    warmup_steps: NonNegative = option(0.1, "Steps of linear warm-up; below 1, a share of all steps.")
     lr_scheduler_type: str = option("cosine", "Schedule of the learning rates, by its name in transformers.")
-    weight_decay: Weight = option(0.05, "Weight decay of matrices. Biases, norms and scales have none.")
+    precision: Precision = option(
+        "auto",
+        "Dtype to compute in; weights are kept in float32. 'auto': the one that this machine computes fastest in. "
+        "`python -m mpclip.hardware` shows which one that is.",
+    )
+    bf16: bool | None = option(None, "The name in transformers: true is precision=bfloat16, false is precision=float32.")
+    weight_decay: NonNegative = option(0.05, "Weight decay of matrices. Biases, norms and scales have none.")
     logging_steps: Positive = option(10, "Steps between two log lines; below 1, a share of all steps.")
     eval_strategy: str = option("epoch", "When to evaluate: 'no', 'steps' or 'epoch'.")
     save_strategy: str = option("epoch", "When to save a checkpoint: 'no', 'steps', 'epoch' or 'best'.")
