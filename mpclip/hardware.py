@@ -138,6 +138,18 @@ def choose_precision(asked: str = "auto", device: str | None = None) -> str:
     return asked
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the dtype of a model's weights to a command. Its value is for `choose_precision`."""
+    parser.add_argument(
+        "--precision",
+        "--dtype",  # its name in earlier versions
+        choices=PRECISIONS,
+        default="auto",
+        help="dtype of the model's weights; embeddings are float32 all the same. auto: the one that this machine computes "
+        "fastest in, which python -m mpclip.hardware shows (default: %(default)s)",
+    )
+
+
 @cache
 def speeds(device: str = "cpu") -> dict:
     """How fast a device computes in each dtype. Measured once per machine; later calls read the result from a file.
