@@ -266,7 +266,7 @@ def test_crops_need_pixels(folder, tmp_path):
     "recipe, argv, message",
     [
         ("num_promts: 3", [], "Unknown option 'num_promts' in .*Did you mean 'num_prompts'"),
-        ("", ["--num_promts", "3"], "Unknown option 'num_promts' in the command line"),
+        ("seed: 1", ["--num_promts", "3"], "Unknown option 'num_promts' in the command line"),
         ("- a", [], "must be a mapping"),
         ("text_tuning: some", [], r"invalid choice: 'some' \(choose from '?frozen'?, '?last'?, '?lora'?, '?full'?\)"),
         ("bad_images: keep", [], r"invalid choice: 'keep' \(choose from '?skip'?, '?fail'?\)"),
