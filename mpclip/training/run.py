@@ -23,6 +23,8 @@ from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
 from modeling_mpclip.model_options import OPTION_NAMES
 from mpclip.data.backbones import resolve_backbone
 from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.data.reading import reading_of
+from mpclip.data.same_pictures import warn_of_shared_pictures
 from mpclip.files import write_json
 
 from .arguments import MPCLIPTrainingArguments, RunOptions
@@ -93,13 +95,7 @@ def open_rows(options: DataArguments, split: str) -> datasets.Dataset:
     Raises:
         ValueError, OSError: as `load_image_text`.
     """
-    return load_image_text(
-        options.dataset,
-        split,
-        image_column=options.image_column,
-        caption_column=options.caption_column,
-        bad_images=options.bad_images,
-    )
+    return load_image_text(options.dataset, split, **reading_of(options))
 
 
 def cached_states(
@@ -162,6 +158,7 @@ def build_trainer(
     rows = {"train": open_split(data, data.train_split)}
     if data.eval_split:
         rows["eval"] = open_split(data, data.eval_split)
+        warn_of_shared_pictures(rows["train"], rows["eval"], data.train_split, data.eval_split)
 
     base, processor = build_model(model_options, data.max_text_length)
     model = prepare_tuning(base, model_options)
