@@ -41,6 +41,7 @@ from benchmarks.systems import Task, compare_systems
 from eval.metrics import flat, retrieval_metrics, retrieval_ranks
 from modeling_mpclip.segments import normalized
 from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.data.reading import reading_of
 from mpclip.training.arguments import RunOptions
 from mpclip.training.collator import MPCLIPCollator
 from mpclip.training.command_line import parse_options
@@ -57,8 +58,7 @@ def _rows(dataset: str, split: str, **options) -> datasets.Dataset:
 
 def open_once(options: DataArguments, split: str) -> datasets.Dataset:
     """The rows of a split, like `mpclip.training.run.open_rows`; all cells share them, so that images are checked once."""
-    columns = {name: getattr(options, name) for name in ("image_column", "caption_column", "bad_images")}
-    return _rows(options.dataset, split, **columns)
+    return _rows(options.dataset, split, **reading_of(options))
 
 
 def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:

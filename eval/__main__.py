@@ -16,6 +16,7 @@ import sys
 import time
 
 from eval.options import add_common_options
+from mpclip.data.reading import reading_given, reading_of
 
 # Task -> module and class. The first line of the module's docstring is the task's line in the help.
 TASKS = {
@@ -64,21 +65,27 @@ def evaluate(options: argparse.Namespace, command: list[str] | None = None):
     """
     from mpclip.encoding import load_encoder
     from mpclip.export.int8 import int8_config
-    from mpclip.hardware import describe_machine
+    from mpclip.hardware import choose_precision, describe_machine
 
     started = time.monotonic()
     task = task_class(options.task)(options)
-    data = task.load(options.data, options.split, options.limit)
+    data = task.load(options.data, options.split, options.limit, **reading_of(options))
     weights = {"quantization_config": int8_config()} if options.quantize == "int8" else {}
-    encoder = load_encoder(options.model, options.dtype, options.device, **weights)
+    precision = choose_precision(options.precision, options.device)
+    encoder = load_encoder(options.model, precision, options.device, **weights)
     result = task.run(encoder, data, batch_size=options.batch_size, shared=True, cache=options.cache)
-    given = ("model", "data", "split", "limit", "dtype", "quantize", "batch_size")
-    result.origin |= {name: getattr(options, name) for name in given} | {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(str(encoder.device)),
-        "command": command and shlex.join(command),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    given = ("model", "data", "split", "limit", "quantize", "batch_size")
+    result.origin |= (
+        {name: getattr(options, name) for name in given}
+        | reading_given(options)
+        | {
+            "dtype": precision,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "machine": describe_machine(str(encoder.device)),
+            "command": command and shlex.join(command),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    )
     result.save(options.json)
     return result
 

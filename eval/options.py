@@ -2,9 +2,8 @@
 
 import argparse
 
-from mpclip.hardware import usable_device
-
-PRECISIONS = ("float32", "bfloat16")
+from mpclip.data.reading import add_reading_options
+from mpclip.hardware import add_precision, usable_device
 
 
 def add_common_options(parser: argparse.ArgumentParser, takes: str) -> None:
@@ -23,12 +22,7 @@ def add_common_options(parser: argparse.ArgumentParser, takes: str) -> None:
     parser.add_argument("--split", required=True, help="name of the split, such as validation, test or 'train[:100]'")
     parser.add_argument("--json", required=True, metavar="OUT.json", help="where to write the result")
     parser.add_argument("--batch_size", type=int, default=64, help="pictures or texts at a time (default: %(default)s)")
-    parser.add_argument(
-        "--dtype",
-        choices=PRECISIONS,
-        default="float32",
-        help="precision of the weights; embeddings are always compared in float32 (default: %(default)s)",
-    )
+    add_precision(parser)
     parser.add_argument(
         "--quantize", choices=("int8",), help="load the LLM's weights as int8, in whatever type they are saved (needs torchao)"
     )
@@ -37,3 +31,4 @@ def add_common_options(parser: argparse.ArgumentParser, takes: str) -> None:
     parser.add_argument(
         "--cache", metavar="FOLDER", help="keep embeddings there, so that a later run does not compute them again"
     )
+    add_reading_options(parser)

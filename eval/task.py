@@ -26,13 +26,14 @@ class Task(Protocol):
     def __init__(self, options: argparse.Namespace | None = None):
         """Take the values of the task's own options; None takes their defaults."""
 
-    def load(self, source: str, split: str, limit: int | None = None) -> Any:
+    def load(self, source: str, split: str, limit: int | None = None, **reading) -> Any:
         """Open the data.
 
         Args:
             source: folder, file or Hub id.
             split: name of the split.
             limit: take the first `limit` rows only.
+            reading: the options of `mpclip.data.reading.ReadingOptions`.
 
         Raises:
             ValueError, OSError: the data are not what the task takes; the message says what it takes.

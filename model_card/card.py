@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from eval.tables import markdown_table
 from mpclip.data.image_text import load_image_text
+from mpclip.data.reading import READING_NAMES
 from mpclip.files import read_json
 
 from .attention_grid import attention_grid, pooling_maps
@@ -254,8 +255,8 @@ def _draw(picture: Path, folder: Path, config: dict, training: dict, model, proc
         if rows is None:
             arguments = training["DataArguments"]
             split = arguments["eval_split"] or arguments["train_split"]
-            columns = {name: arguments[name] for name in ("image_column", "caption_column")}
-            rows = load_image_text(arguments["dataset"], split, **columns)
+            reading = {name: arguments[name] for name in READING_NAMES if name in arguments}
+            rows = load_image_text(arguments["dataset"], split, **reading)
         if model is None:
             from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 

@@ -31,7 +31,7 @@ class Differences:
     def add_options(parser: argparse.ArgumentParser) -> None:
         pass
 
-    def load(self, source: str, split: str, limit: int | None = None):
+    def load(self, source: str, split: str, limit: int | None = None, **reading):
         """The scenes, with columns `image`, `captions`, `scene` and `family`.
 
         Raises:
@@ -39,7 +39,7 @@ class Differences:
         """
         from mpclip.data.image_text import load_image_text
 
-        rows = load_image_text(source, split, limit=limit)
+        rows = load_image_text(source, split, limit=limit, **reading)
         if missing := sorted({"scene", "family"} - set(rows.column_names)):
             raise ValueError(f"{source} has no column {' and no '.join(missing)}; expected {self.takes}")
         return rows

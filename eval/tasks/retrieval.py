@@ -18,7 +18,7 @@ class Retrieval:
     """The task; see `eval.task.Task`."""
 
     name = "retrieval"
-    takes = "pictures with captions: a folder with metadata.jsonl or .csv, parquet, a saved data set, or a Hub id"
+    takes = "pictures with captions: whatever --dataset of training takes, such as a folder, a table, parquet or a Hub id"
 
     def __init__(self, options: argparse.Namespace | None = None):
         self.grid: str | None = getattr(options, "grid", None)
@@ -27,11 +27,11 @@ class Retrieval:
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--grid", metavar="OUT.png", help=f"also draw {GRID_QUERIES} captions with the pictures they find")
 
-    def load(self, source: str, split: str, limit: int | None = None):
+    def load(self, source: str, split: str, limit: int | None = None, **reading):
         """The pictures, with columns `image` and `captions`. Those that cannot be read are named and left out."""
         from mpclip.data.image_text import load_image_text
 
-        return load_image_text(source, split, limit=limit)
+        return load_image_text(source, split, limit=limit, **reading)
 
     def run(self, encoder, rows, **encoding) -> Result:
         """Embed pictures and captions and measure; see `eval.task.Task.run`."""

@@ -78,7 +78,15 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     for declared in fields(ReadingOptions):
         about = declared.metadata["help"].replace("%", "%%")
         if declared.type is bool:
-            group.add_argument(f"--{declared.name}", action="store_true", help=about)
+            truth = dict(nargs="?", const=True, default=False, type=_truth, metavar="true")
+            group.add_argument(f"--{declared.name}", **truth, help=about)
         else:
             legal = choices(ReadingOptions, declared.name) or None
             group.add_argument(f"--{declared.name}", default=declared.default, choices=legal, help=about)
+
+
+def _truth(value: str) -> bool:
+    """True or false, as the command line of training takes them."""
+    if value.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, found {value!r}")
+    return value.lower() == "true"

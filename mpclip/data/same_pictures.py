@@ -75,6 +75,21 @@ def shared_pictures(first: datasets.Dataset, second: datasets.Dataset) -> int:
     return sum(content in known for content in _contents(second, other_paths, other_sizes, common).values())
 
 
+def warn_of_shared_pictures(trained: datasets.Dataset, evaluated: datasets.Dataset, train_split: str, eval_split: str) -> None:
+    """Warn if pictures to evaluate on are also trained on: the evaluation then rewards what was learned by heart.
+
+    Args:
+        trained, evaluated: tables with `image`.
+        train_split, eval_split: their names, for the warning.
+    """
+    if count := shared_pictures(trained, evaluated):
+        warnings.warn(
+            f"{count} of {len(evaluated)} pictures of {eval_split!r} are also in {train_split!r}: the evaluation is too good "
+            "by them. Remove them from one of the two",
+            stacklevel=3,
+        )
+
+
 def _paths_and_sizes(rows: datasets.Dataset) -> tuple[list[str | None], list[int]]:
     """For each row its file (None where the table holds the picture) and the bytes of its picture (0 where there is none)."""
     paths: list[str | None] = []

@@ -20,6 +20,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mpclip.data.reading import add_reading_options, reading_given, reading_of
 from mpclip.files import write_json
 from mpclip.hardware import usable_device
 from mpclip.search.stores import KINDS, STORES
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
     )
     build.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     build.add_argument("--verify", action="store_true", help="hash all files of the index and all weights")
+    add_reading_options(build)
     build.set_defaults(run=_build)
 
     query = commands.add_parser("query", help="find pictures")
@@ -88,6 +90,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
 def _build(options: argparse.Namespace) -> None:
     from mpclip.search.build import build_index
 
+    if options.split is None and (given := reading_given(options).keys() - {"follow_links"}):
+        raise ValueError(f"{', '.join(sorted(given))}: options of a data set; name its split with --split")
     built = build_index(
         options.model,
         options.data,
@@ -99,6 +103,7 @@ def _build(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         device=options.device,
         verify=options.verify,
+        **reading_of(options),
     )
     print(
         f"{options.index}: {built['pictures']:,} pictures, {built['embedded']:,} of them embedded now; "

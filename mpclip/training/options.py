@@ -1,8 +1,8 @@
 """The options of `train_hf.py`, each declared once: name, default, legal values, help.
 
 `ModelArguments`: the options of a model (`ModelOptions`, shared with its config), its towers, and which weights are trained.
-`DataArguments`: the training data, with the options of mpclip/data/reading.py. `TrainingDefaults`: what differs from `transformers.TrainingArguments`; arguments.py
-combines the two. This module does not import torch, so that `--help` is fast.
+`DataArguments`: the training data, with the options of mpclip/data/reading.py. `TrainingDefaults`: what differs from
+`transformers.TrainingArguments`; arguments.py combines the two. This module does not import torch, so that `--help` is fast.
 """
 
 from dataclasses import dataclass
