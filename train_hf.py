@@ -20,8 +20,11 @@ an evaluation: recall at 1, 5 and 10 over the whole evaluation split, from texts
 metrics (`eval_results.json`), the record of the run (`training.json`) and the model card (`README.md`). With LoRA the model is
 the merged one. If such a run continued a `--checkpoint`, the adapter for that checkpoint is saved to adapter/.
 
-To resume an interrupted run, start it again: it continues from its last checkpoint. `--resume_from_checkpoint false` starts a
-new run instead and moves the old checkpoints to `--output_dir`/_earlier-1/.
+To resume an interrupted run, start it again: it continues from its last complete checkpoint. `--resume_from_checkpoint false`
+starts a new run instead and moves the old checkpoints to `--output_dir`/_earlier-1/. Ctrl-C and SIGTERM end a run after the
+current step, with a checkpoint. A second run in the same folder is refused. A run that is finished is not run again.
+
+A loss, a gradient or a weight that is NaN or infinite ends the run, and nothing of it is saved.
 
 `--push_to_hub true --hub_model_id you/model` pushes the final model. `--hub_strategy` every_save, checkpoint or all_checkpoints
 also pushes during training. A repository that cannot be written to is refused at the start. A push that fails later does not
@@ -29,9 +32,12 @@ end the training. During training the failure is logged. At the end the model is
 shown, and the exit status is 1.
 """
 
+import signal
 import sys
+from pathlib import Path
 
 from mpclip.training.command_line import help_text, parse_options
+from mpclip.training.stop import StopSignals
 
 
 def main(argv: list[str] | None = None, prog: str = "train_hf.py") -> dict[str, float]:
@@ -45,31 +51,56 @@ def main(argv: list[str] | None = None, prog: str = "train_hf.py") -> dict[str, 
         The final metrics by name; {} for `--help`.
 
     Raises:
-        SystemExit: an option, a file or a repository cannot be used; the message names it and says what to do.
+        SystemExit: an option, a file or a repository cannot be used; the message names it and says what to do. Or a signal has
+            ended the run.
     """
     argv = sys.argv[1:] if argv is None else argv
     if asked := {"-h", "--help", "--help_all"} & set(argv):
         print(help_text(__doc__, every="--help_all" in asked))
         return {}
+    with StopSignals() as signals:
+        try:
+            return _run(argv, prog, signals)
+        except KeyboardInterrupt as stopped:  # before the options were read
+            raise _exit(stopped, prog, "Stopped before the run began.") from None
 
+
+def _run(argv: list[str], prog: str, signals: StopSignals) -> dict[str, float]:
     import logging
+    from contextlib import nullcontext
 
     from model_card.card import write_card
+    from mpclip.training.finite import NotFinite
+    from mpclip.training.folder_lock import locked
     from mpclip.training.hub_push import PushFailed
-    from mpclip.training.resume import OtherRun
+    from mpclip.training.resume import OtherRun, find_start, how_to_go_on, results_of_finished
     from mpclip.training.run import build_trainer, train
 
+    options, expected = None, (ValueError, OSError)
     try:
         options = parse_options(argv)
+        arguments, folder = options.training, Path(options.training.output_dir)
         logging.basicConfig(format="%(message)s")
-        logging.getLogger("train_hf").setLevel(logging.INFO if options.training.should_log else logging.WARNING)
-        trainer = build_trainer(options, write_card=write_card)
-    except (ValueError, OSError) as error:
+        logging.getLogger("train_hf").setLevel(logging.INFO if arguments.should_log else logging.WARNING)
+        with locked(folder) if arguments.process_index == 0 else nullcontext():
+            start = find_start(options)
+            if start.finished and not arguments.push_to_hub:
+                return results_of_finished(folder)
+            trainer = build_trainer(options, write_card=write_card)
+            expected = (OtherRun, NotFinite, PushFailed, OSError)  # any other error is a fault of ours, and keeps its traceback
+            return train(trainer, options=options, command=["python", "train_hf.py", *argv], start=start, signals=signals)
+    except expected as error:
         raise SystemExit(f"{prog}: {error}") from error
-    try:
-        return train(trainer, options=options, command=["python", "train_hf.py", *argv])
-    except (OtherRun, PushFailed) as error:
-        raise SystemExit(f"{prog}: {error}") from error
+    except KeyboardInterrupt as stopped:
+        if options is None:
+            raise
+        raise _exit(stopped, prog, how_to_go_on(options, argv, prog)) from None
+
+
+def _exit(stopped: KeyboardInterrupt, prog: str, told: str) -> SystemExit:
+    """The exit status of a program that a signal has ended is 128 plus the signal's number, as in shells."""
+    print(f"{prog}: {told}", file=sys.stderr)
+    return SystemExit(128 + getattr(stopped, "number", signal.SIGINT))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`MPCLIPCollator`: examples of `ImageTextDataset` -> a batch of tensors, from pixels and token ids or from cached states."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -46,3 +46,16 @@ class MPCLIPCollator:
         if self.image_states is not None:
             return self.image_states.batch(list(images))
         return dict(self.processor(images=list(images)))
+
+
+class WithRows:
+    """A collator whose batches also have `row`, (B,): the `index` of each example. Without it where examples have none."""
+
+    def __init__(self, collator: Callable[[list[dict]], dict[str, torch.Tensor]]):
+        self.collator = collator
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        batch = self.collator(examples)
+        if "index" in examples[0]:
+            batch["row"] = torch.tensor([example["index"] for example in examples])  # (B,)
+        return batch

@@ -1,91 +1,160 @@
-"""Resuming an interrupted run: finds the checkpoint, and refuses one of a run with other options."""
+"""Resuming a run: where it starts, and whether the checkpoints in its folder are those of a run with the same options."""
 
-import itertools
+import datetime
 import json
 import logging
-from dataclasses import asdict
+import os
+import shlex
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mpclip.files import read_json, write_json
 
 from .arguments import RunOptions
+from .checkpoints import RUN_FILE, checkpoints_in, fault_of, last_complete_checkpoint, set_aside_checkpoints
 from .options import DataArguments, ModelArguments
 
 logger = logging.getLogger("train_hf")
 
-RUN_FILE = "run.json"  # beside the checkpoints: the options that they were trained with
+FINISHED = "finished"  # key of `RUN_FILE`: when the final model was saved
 # The training arguments that influence the weights.
 SHAPING_ARGUMENTS = (
     *("learning_rate", "text_learning_rate", "vision_learning_rate", "adaptive_learning_rate", "weight_decay"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "num_train_epochs", "max_steps"),
     *("warmup_steps", "lr_scheduler_type", "seed", "bf16", "fp16", "train_sampling_strategy"),
 )
+# Options whose value may be the path of a folder or a file. Every spelling of a path is the same value.
+PLACES = ("dataset", "checkpoint", "text_model", "vision_model", "text_from_scratch")
 
 
 class OtherRun(ValueError):
-    """The checkpoint to resume from belongs to a run with other options."""
+    """The run cannot resume from the checkpoint: it belongs to another run, or it is not complete."""
 
 
-def checkpoint_to_resume(options: RunOptions, *, writes: bool) -> str | None:
-    """Find the checkpoint that a run resumes from.
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
 
-    A new run writes its options to `RUN_FILE`; a resumed run compares its options with that file. `resume_from_checkpoint`
-    selects the checkpoint: a folder, or "false" for a new run. By default it is the newest complete checkpoint in the output
-    folder.
+    Attributes:
+        checkpoint: the folder of the checkpoint to resume from; None for a new run.
+        finished: whether the run was finished before, so that nothing is left to do.
+    """
+
+    checkpoint: str | None
+    finished: bool = False
+
+
+def find_start(options: RunOptions) -> Start:
+    """Find where a run starts. Nothing is written.
+
+    `resume_from_checkpoint` decides: a folder, or "false" for a new run. By default it is the newest complete checkpoint in
+    the output folder.
 
     Args:
         options: of the run.
-        writes: whether this process writes to the output folder. One process of a job does.
-
-    Returns:
-        The folder of the checkpoint; None for a new run.
 
     Raises:
-        OtherRun: the checkpoint belongs to a run with other options; the message names them.
+        OtherRun: the checkpoint belongs to a run with other options, or the one that is named is not complete.
     """
     folder, asked = Path(options.training.output_dir), str(options.training.resume_from_checkpoint)
+    processes, scaled = options.training.world_size, options.training.fp16
+    if asked.lower() == "false":
+        return Start(None)
     now = shaping_options(options)
     if asked.lower() in ("none", "true"):
-        found = last_complete_checkpoint(folder)
-        if found:
-            logger.info("Resuming from %s. --resume_from_checkpoint false would start a new run.", found)
+        recorded = read_json(folder / RUN_FILE)
+        if FINISHED in recorded and not changed_options(recorded, now) and (folder / "training.json").exists():
+            newest = next(iter(checkpoints_in(folder)), None)
+            return Start(newest and str(newest), finished=True)
+        found = last_complete_checkpoint(folder, processes, scaled)
     else:
-        found = None if asked.lower() == "false" else asked
+        found = Path(asked).expanduser()
+        if fault := _fault_of_named(found, processes, scaled):
+            raise OtherRun(f"--resume_from_checkpoint {asked}: {fault}")
     if found is not None:
-        _refuse_other_run(folder / RUN_FILE, now)
-    elif writes:
-        set_aside_checkpoints(folder)
-        write_json(folder / RUN_FILE, now)
-    return found
+        _refuse_other_run(found, now, folder)
+    return Start(found and str(found))
 
 
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint in a folder, or None. Trainer writes `trainer_state.json` last."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for checkpoint in checkpoints:
-        if (checkpoint / "trainer_state.json").exists():
-            return str(checkpoint)
-        logger.warning("%s is incomplete and is skipped.", checkpoint)
-    return None
+def _fault_of_named(checkpoint: Path, processes: int, scaled: bool) -> str | None:
+    """What is wrong with a checkpoint that the user has named, and what to name instead."""
+    fault = fault_of(checkpoint, processes, scaled)
+    if fault is None:
+        return None
+    beside = [path for path in (checkpoint, checkpoint.parent) if checkpoints_in(path)]
+    if not beside:
+        return f"{fault}. Give the folder checkpoint-N of a run, or leave the option out."
+    names = ", ".join(path.name for path in checkpoints_in(beside[0])[:10])
+    return f"{fault}. The checkpoints in {beside[0]} are {names}. Give one of them, or leave the option out."
 
 
-def set_aside_checkpoints(folder: Path) -> None:
-    """Move the checkpoints of an earlier run, and its `RUN_FILE`, into a subfolder `_earlier-N`.
+def _refuse_other_run(checkpoint: Path, now: dict, folder: Path) -> None:
+    file = checkpoint.absolute().parent / RUN_FILE
+    if not file.exists():
+        raise OtherRun(
+            f"There is no {RUN_FILE} beside {checkpoint}, so the options of its run are unknown. Give another --output_dir, or "
+            "--resume_from_checkpoint false to start a new run."
+        )
+    if changed := changed_options(read_json(file), now):
+        told = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items())
+        raise OtherRun(
+            f"{checkpoint.parent} holds checkpoints of a run with other options ({told}). "
+            "Give another --output_dir, the old options, or --resume_from_checkpoint false to start a new run."
+        )
 
-    Otherwise a new run that is interrupted before its first checkpoint would later resume from them. A run with another tuning
-    would also read their files, if its own checkpoints have the same names.
+
+def prepare_folder(options: RunOptions, start: Start) -> None:
+    """Make the output folder that of this run: a new one sets the checkpoints of others aside and writes its options.
 
     Args:
-        folder: the output folder.
+        options: of the run.
+        start: from `find_start`.
     """
-    checkpoints = list(folder.glob("checkpoint-*"))
-    if not checkpoints:
-        return
-    earlier = next(path for n in itertools.count(1) if not (path := folder / f"_earlier-{n}").exists())
-    earlier.mkdir()
-    for path in [*checkpoints, *folder.glob(RUN_FILE)]:
-        path.rename(earlier / path.name)
-    logger.warning("A new run starts. The checkpoints of the earlier run are now in %s; delete them if not needed.", earlier)
+    folder, now = Path(options.training.output_dir), shaping_options(options)
+    if start.checkpoint is not None:
+        logger.info("Resuming from %s. --resume_from_checkpoint false would start a new run.", start.checkpoint)
+        if (folder / RUN_FILE).exists() and not changed_options(read_json(folder / RUN_FILE), now):
+            return
+    set_aside_checkpoints(folder)
+    write_json(folder / RUN_FILE, now)
+
+
+def mark_finished(folder: Path) -> None:
+    """Note in the output folder that the final model of its run is saved."""
+    moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_json(folder / RUN_FILE, read_json(folder / RUN_FILE) | {FINISHED: moment})
+
+
+def results_of_finished(folder: Path) -> dict[str, float]:
+    """The final metrics of a finished run, from its files, with a line in the log that it is finished."""
+    logger.info(
+        "The run in %s is finished (%s), and its files are left as they are. To train its model further: --checkpoint %s "
+        "--output_dir ANOTHER. To run anew: another --output_dir, or --resume_from_checkpoint false.",
+        *(folder, read_json(folder / RUN_FILE)[FINISHED], folder),
+    )
+    return read_json(folder / "eval_results.json") or read_json(folder / "train_results.json")
+
+
+def how_to_go_on(options: RunOptions, argv: list[str], prog: str) -> str:
+    """What a stopped run has saved, and the command that goes on.
+
+    Args:
+        options: of the run.
+        argv: its command line, without the name of the program.
+        prog: that name.
+    """
+    last = next(iter(checkpoints_in(Path(options.training.output_dir))), None)
+    saved = f"Stopped. {last} is saved." if last else "Stopped before the first checkpoint."
+    if options.data.cache_states:
+        saved += f" The states that are stored in {options.data.cache_dir} are kept."
+    secret, name = options.training.hub_token, "--resume_from_checkpoint"
+    words = [word for i, word in enumerate(argv) if not word.startswith(name) and (i == 0 or argv[i - 1] != name)]
+    words = [word.replace(secret, "<HUB_TOKEN>") if secret else word for word in words]
+    if str(options.training.resume_from_checkpoint).lower() == "false" and last:
+        words += [name, "true"]
+    command = shlex.join([*(["python"] if prog.endswith(".py") else []), *prog.split(), *words])
+    launched = " (by the same launcher)" if options.training.world_size > 1 else ""
+    return f"{saved} To go on{launched}: {command}"
 
 
 def shaping_options(options: RunOptions) -> dict:
@@ -107,15 +176,12 @@ def changed_options(before: dict, now: dict) -> dict[str, tuple]:
     """
     defaults = json.loads(json.dumps(asdict(ModelArguments()) | asdict(DataArguments()), default=str))
     before, now = defaults | before, defaults | now
-    names = sorted(before.keys() | now.keys())
-    return {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
+    names = sorted((before.keys() | now.keys()) - {FINISHED})
+    return {name: (before.get(name), now.get(name)) for name in names if not _same(name, before.get(name), now.get(name))}
 
 
-def _refuse_other_run(file: Path, now: dict) -> None:
-    changed = changed_options(read_json(file), now)
-    if changed:
-        told = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items())
-        raise OtherRun(
-            f"{file.parent} holds checkpoints of a run with other options ({told}). "
-            "Give another --output_dir, the old options, or --resume_from_checkpoint false to start a new run."
-        )
+def _same(name: str, before: object, now: object) -> bool:
+    """Whether two values of an option mean the same."""
+    if before == now or name not in PLACES or not (isinstance(before, str) and isinstance(now, str)):
+        return before == now
+    return os.path.realpath(os.path.expanduser(before)) == os.path.realpath(os.path.expanduser(now))

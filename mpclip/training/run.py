@@ -11,12 +11,14 @@ import copy
 import logging
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import datasets
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, set_seed
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
@@ -25,21 +27,30 @@ from mpclip.data.backbones import resolve_backbone
 from mpclip.data.image_text import ImageTextDataset, load_image_text
 from mpclip.data.reading import reading_of
 from mpclip.data.same_pictures import warn_of_shared_pictures
-from mpclip.files import write_json
+from mpclip.files import read_json, write_json
 
 from .arguments import MPCLIPTrainingArguments, RunOptions
+from .batch_size import refuse_few_examples, refuse_no_negatives
+from .checkpoints import STATE_FILE, checkpoints_in, remove_half_saved
 from .collator import MPCLIPCollator
+from .folder_lock import locked
 from .hub_push import HubPusher
 from .options import DataArguments, ModelArguments
 from .record import record_of
-from .resume import checkpoint_to_resume
+from .resume import Start, find_start, mark_finished, prepare_folder
 from .state_cache import ImageStates, TextStates, cache_image_states, cache_text_states
+from .step_end import StopAtStepEnd
+from .stop import Interrupted, StopSignals
 from .trainer import MPCLIPTrainer
 from .tuning import boundary_layer, prepare_tuning
 
 logger = logging.getLogger("train_hf")
 
 OpenSplit = Callable[[DataArguments, str], datasets.Dataset]
+
+
+class NotSaved(OSError):
+    """A checkpoint or the final model could not be written. Checkpoints of before are kept."""
 
 
 def build_model(options: ModelArguments, max_text_length: int) -> tuple[MPCLIPModel, MPCLIPProcessor]:
@@ -119,8 +130,7 @@ def cached_states(
         States of texts and of images for [`MPCLIPCollator`]. None where the options do not ask for a cache.
     """
     data, training = options.data, options.training
-    precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
-    how = {"format": data.cache_format, "device": training.device, "precision": precision}
+    how = {"format": data.cache_format, "device": training.device, "precision": training.precision}
     if not data.cache_states:
         return None, None
     folder = Path(data.cache_dir)
@@ -156,6 +166,7 @@ def build_trainer(
     hub_pusher = HubPusher(options.training, data.cache_dir) if options.training.push_to_hub else None
     set_seed(arguments.seed)
     rows = {"train": open_split(data, data.train_split)}
+    refuse_few_examples(len(rows["train"]), arguments, f"pictures with captions in {data.dataset}, split {data.train_split!r}")
     if data.eval_split:
         rows["eval"] = open_split(data, data.eval_split)
         warn_of_shared_pictures(rows["train"], rows["eval"], data.train_split, data.eval_split)
@@ -178,44 +189,111 @@ def build_trainer(
         eval_collator=collator("eval") if "eval" in rows else None,
         train_groups=_groups(rows["train"], data.group_column),
         group_size=data.group_size,
+        named_rows=rows,
         hub_pusher=hub_pusher,
         write_card=write_card and partial(write_card, rows=rows.get("eval", rows["train"])),
         processing_class=processor,
     )
 
 
-def train(trainer: MPCLIPTrainer, *, options: RunOptions, command: list[str] | None = None) -> dict[str, float]:
+def train(
+    trainer: MPCLIPTrainer,
+    *,
+    options: RunOptions,
+    command: list[str] | None = None,
+    start: Start | None = None,
+    signals: StopSignals | None = None,
+) -> dict[str, float]:
     """Run or resume training, evaluate, and save the model with its processor, metrics, training.json and model card.
 
     Args:
         trainer: from `build_trainer`.
         options: the options that `build_trainer` got.
         command: the command line, for training.json.
+        start: from `find_start`; by default it is looked for.
+        signals: end the training after a step, with a checkpoint. By default they are not watched.
 
     Returns:
         The final metrics by name: those of the evaluation, or those of training if there is no evaluation split.
 
     Raises:
         OtherRun: the output folder has checkpoints of a run with other options.
+        FolderInUse: another run is writing to the output folder.
+        NotFinite: a loss, a gradient or a weight is not finite. Nothing of it is saved.
+        NotSaved: a checkpoint or the model could not be written.
+        Interrupted: a signal has ended the training.
         PushFailed: the model is saved but could not be pushed.
     """
     folder, writes = Path(trainer.args.output_dir), trainer.is_world_process_zero()
-    resumed_from = checkpoint_to_resume(options, writes=writes)
-    metrics = trainer.train(resume_from_checkpoint=resumed_from).metrics
-    trainer.save_metrics("train", metrics, combined=False)
-    if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.save_metrics("eval", metrics, combined=False)
-    if writes:
-        record = record_of(trainer, options=options, command=command or [], resumed_from=resumed_from)
-        write_json(folder / "training.json", record)
-    save_final(trainer, with_adapter=options.model.checkpoint is not None)
-    _write_card(trainer)
-    if writes:
-        logger.info("The model is in %s", folder)
-        if trainer.hub_pusher is not None:
-            trainer.hub_pusher.push_final()
+    with locked(folder) if writes else nullcontext():
+        start = start or find_start(options)
+        if writes:
+            prepare_folder(options, start)
+        metrics = _fit(trainer, start.checkpoint, signals)
+        if trainer.eval_dataset is not None:
+            metrics = trainer.evaluate()
+            trainer.save_metrics("eval", metrics, combined=False)
+        record = record_of(trainer, options=options, command=command or [], resumed_from=start.checkpoint) if writes else {}
+        try:
+            save_final(trainer, with_adapter=options.model.checkpoint is not None)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise NotSaved(f"The model could not be saved in {folder}: {_cause(error)}. {_whats_left(folder)}") from error
+        if writes:
+            write_json(folder / "training.json", record)
+        _write_card(trainer)
+        if writes:
+            mark_finished(folder)
+            logger.info("The model is in %s", folder)
+            if trainer.hub_pusher is not None:
+                trainer.hub_pusher.push_final()
     return metrics
+
+
+def _fit(trainer: MPCLIPTrainer, checkpoint: str | None, signals: StopSignals | None) -> dict[str, float]:
+    """Run the training loop, and save its metrics.
+
+    Returns:
+        The metrics. If the checkpoint was that of the last step already, those of the run that made it.
+    """
+    folder, stop = Path(trainer.args.output_dir), StopAtStepEnd(trainer, signals or StopSignals())
+    trainer.add_callback(stop)
+    steps_before = read_json(Path(checkpoint, STATE_FILE))["global_step"] if checkpoint else 0
+    with _removing_half_saved(trainer), signals.waiting() if signals else nullcontext():
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    trained = result.global_step > steps_before
+    if trained and not stop.before_the_end:
+        trainer.save_metrics("train", result.metrics, combined=False)
+    if stop.signal is not None:
+        raise Interrupted(stop.signal)
+    return result.metrics if trained else read_json(folder / "train_results.json")
+
+
+@contextmanager
+def _removing_half_saved(trainer: MPCLIPTrainer) -> Iterator[None]:
+    """Context manager: a checkpoint that could not be saved to its end is removed, and [`NotSaved`] says so."""
+    folder = Path(trainer.args.output_dir)
+    try:
+        yield
+    except BaseException as error:
+        removed = remove_half_saved(folder, trainer.state.global_step) if trainer.is_world_process_zero() else None
+        if removed and isinstance(error, Exception):
+            raise NotSaved(f"{removed} could not be saved and is removed: {_cause(error)}. {_whats_left(folder)}") from error
+        raise
+
+
+def _whats_left(folder: Path) -> str:
+    """The newest checkpoint and the free space of its disk, as the end of a message."""
+    last = next(iter(checkpoints_in(folder)), None)
+    kept = f"The same command goes on from {last}." if last else "There is no other checkpoint."
+    return f"Its disk has {shutil.disk_usage(folder).free / 1e6:,.0f} MB left: free some, or give another --output_dir. {kept}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of the operating system behind another one, if there is one."""
+    behind = error
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__cause__ or behind.__context__
+    return behind or error
 
 
 def save_final(trainer: MPCLIPTrainer, *, with_adapter: bool) -> None:
@@ -240,6 +318,7 @@ def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:
     """A copy of the training arguments for Trainer: without its own pushes, and without evaluation if there is no split."""
     arguments = copy.copy(options.training)
     arguments.push_to_hub = False  # HubPusher pushes
+    arguments.logging_nan_inf_filter = False  # MPCLIPTrainer ends the run
     arguments.dataloader_pin_memory &= arguments.device.type != "cpu"
     if not options.data.eval_split:
         arguments.eval_strategy, arguments.load_best_model_at_end = "no", False
@@ -247,7 +326,8 @@ def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:
 
 
 def _refuse_illegal(options: RunOptions, cached_images: bool) -> None:
-    """Raise a ValueError for options that cannot work together."""
+    """Raise a ValueError for options that cannot work, alone or together."""
+    refuse_no_negatives(options.training)
     if options.data.dataset is None:
         raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
     if options.training.n_gpu > 1:

@@ -15,7 +15,9 @@ from modeling_mpclip.modeling_mpclip import LogitScale, MPCLIPModel
 from mpclip.data.image_text import ImageTextDataset
 from mpclip.encoding import ModelEncoder, encode_dataset
 
-from .collator import MPCLIPCollator
+from .batch_size import refuse_few_examples, refuse_no_negatives
+from .collator import MPCLIPCollator, WithRows
+from .finite import Batch, FiniteSteps, refuse_embeddings, refuse_weights
 from .hub_push import HubPusher
 from .samplers import GroupSampler, LengthSampler
 from .tuning import learning_rate_group
@@ -48,6 +50,7 @@ class MPCLIPTrainer(Trainer):
         data_collator: an [`MPCLIPCollator`]. Default: one without cached states.
         eval_collator: the collator of the evaluation set, if its states are cached. Default: `data_collator`.
         train_groups: the group of each training row; `group_size` rows of a group share a batch (`GroupSampler`).
+        named_rows: "train" and "eval" -> the table from which messages take file names, if the data sets lack that column.
         hub_pusher: pushes to the Hub instead of Trainer.
         write_card: called as `write_card(folder, repo_id=, model=, processor=)` instead of Trainer's own model card.
         model, args, kwargs: as for `Trainer`.
@@ -69,6 +72,7 @@ class MPCLIPTrainer(Trainer):
         eval_collator: MPCLIPCollator | None = None,
         train_groups: list | None = None,
         group_size: int = 2,
+        named_rows: dict[str, datasets.Dataset] | None = None,
         hub_pusher: HubPusher | None = None,
         write_card: Callable | None = None,
         **kwargs,
@@ -86,11 +90,15 @@ class MPCLIPTrainer(Trainer):
         self.write_card = write_card
         self.eval_collator = eval_collator or self.data_collator
         self.train_groups, self.group_size = train_groups, group_size
+        self.named_rows = named_rows or {}
         self.add_callback(_BoundLogitScale())
+        self.finite_steps = FiniteSteps(self)
+        self.add_callback(self.finite_steps)
         self.hub_pusher = hub_pusher
         if hub_pusher is not None:
             self.add_callback(hub_pusher)
         self._parts: dict[str, list[torch.Tensor]] = {}
+        self._embeds: list[torch.Tensor] = []  # of the last batch: of its pictures and of its texts, (B, D) each
 
     # Training ---------------------------------------------------------------------------------------------------------
 
@@ -117,12 +125,32 @@ class MPCLIPTrainer(Trainer):
                 ],
                 **kwargs,
             )
+            self.optimizer.register_load_state_dict_post_hook(_moments_in_shape)
         return self.optimizer
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Trainer's own, with the row numbers of each batch as `row`, so that a message can name its examples."""
+        refuse_no_negatives(self.args)
+        refuse_few_examples(len(self.train_dataset), self.args)
+        collator = self.data_collator
+        self.data_collator = WithRows(collator)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def training_step(self, model, inputs, *args, **kwargs) -> torch.Tensor:
+        """As `Trainer.training_step`. What [`FiniteSteps`] looks at is kept until the optimizer's step."""
+        rows, self._embeds = inputs.pop("row", None), []
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.finite_steps.batches.append(Batch(loss, rows, self._embeds))
+        return loss
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The total loss of the config. Its parts are kept for the log."""
         base = self.accelerator.unwrap_model(model)
         outputs = model(**inputs, negated=bool(base.config.negation_weight))
+        self._embeds = [outputs.image_embeds.detach(), outputs.text_embeds.detach()]
         losses = total_loss(outputs, base.config, base.logit_scale, draw_first_prompts(base.config, model.training))
         for part in LOSS_PARTS:
             if part in losses:
@@ -188,6 +216,7 @@ class MPCLIPTrainer(Trainer):
         images = None if self.eval_collator.image_states is None else range(len(dataset))
         options = {"shared": True, "progress": not self.args.disable_tqdm}
         embeds = encode_dataset(self.encoder(), dataset.rows, self.args.eval_batch_size, images, **options)
+        refuse_embeddings(embeds, dataset, self.named_rows.get("eval"), self.args)
         return tuple(embeds[name].numpy() for name in ("image_embeds", "text_embeds", "caption_image")), None
 
     def encoder(self) -> ModelEncoder:
@@ -201,6 +230,11 @@ class MPCLIPTrainer(Trainer):
         )
 
     # Saving -----------------------------------------------------------------------------------------------------------
+
+    def save_model(self, *args, **kwargs) -> None:
+        """As `Trainer.save_model`. Weights that are not finite are refused with [`NotFinite`]."""
+        refuse_weights(self.accelerator.unwrap_model(self.model), self.args)
+        super().save_model(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -245,6 +279,14 @@ def _examples(dataset, captions: str, args):
     if not isinstance(dataset, datasets.Dataset) or "captions" not in dataset.column_names:
         return dataset
     return ImageTextDataset(dataset, captions, 0 if args is None else args.seed)
+
+
+def _moments_in_shape(optimizer: torch.optim.Optimizer) -> None:
+    """Give the moments of the logit scale its shape, (1,). In earlier checkpoints they are 0-dimensional, as it was."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if parameter.shape == (1,) and name != "step" and torch.is_tensor(value):
+                state[name] = value.reshape(1)
 
 
 class _BoundLogitScale(TrainerCallback):

@@ -1,0 +1,44 @@
+"""Refuses runs in which nothing would be learned: no step is made, or a batch has no negatives."""
+
+from .arguments import MPCLIPTrainingArguments
+
+
+def refuse_no_negatives(arguments: MPCLIPTrainingArguments) -> None:
+    """Refuse a schedule without steps, and a batch of one.
+
+    In a batch of one pair, the softmax loss is 0. The sigmoid loss only pulls that pair together, until all embeddings are
+    equal. Gradient accumulation and more processes add no negatives.
+
+    Raises:
+        ValueError: the option, its value, and what to set.
+    """
+    if arguments.per_device_train_batch_size < 2:
+        raise ValueError(
+            f"per_device_train_batch_size={arguments.per_device_train_batch_size}: a pair is contrasted with the other pairs "
+            "of its batch, and there are none. Set it to 2 or more; the larger, the better. gradient_accumulation_steps adds "
+            "no negatives."
+        )
+    if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
+        given = "max_steps=0" if arguments.max_steps == 0 else f"num_train_epochs={arguments.num_train_epochs:g}"
+        raise ValueError(f"{given}: no step would be made. Set it above 0, or leave it out.")
+
+
+def refuse_few_examples(count: int, arguments: MPCLIPTrainingArguments, what: str = "examples") -> None:
+    """Refuse a training set that does not fill one batch of each process.
+
+    Args:
+        count: number of training examples, without those that were skipped.
+        arguments: of the run.
+        what: the examples in words, for the message.
+
+    Raises:
+        ValueError: both numbers, and the option to set.
+    """
+    size, processes = arguments.per_device_train_batch_size, arguments.world_size
+    needed = size * processes if arguments.dataloader_drop_last else 2 * processes
+    if count >= needed:
+        return
+    batch = f"a batch of {size}" + (f" for each of {processes} processes, {size * processes} in all" if processes > 1 else "")
+    possible = count // processes
+    advice = f"Set --per_device_train_batch_size to {possible} or less" if possible > 1 else "Give more pictures"
+    raise ValueError(f"There are {count} {what}, fewer than {batch}, so no step could be made. {advice}.")
