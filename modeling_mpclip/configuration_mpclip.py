@@ -1,6 +1,8 @@
 """MPCLIPConfig: the configs of both towers and the options of `ModelOptions`. Contradicting options are refused."""
 
+import copy
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import transformers
 
@@ -14,6 +16,18 @@ from .prompt_tree import (
     default_templates,
 )
 from .sentence_files import save_sentence_files
+
+if TYPE_CHECKING:  # never runs; transformers copies the modules that are imported
+    from .pipelines_mpclip import MPCLIPZeroShotImageClassificationPipeline  # noqa: F401
+
+# Our classes for pipelines of transformers: task -> class, and the auto class that loads the model.
+PIPELINES = {
+    "zero-shot-image-classification": {
+        "impl": "pipelines_mpclip.MPCLIPZeroShotImageClassificationPipeline",
+        "pt": ["AutoModelForZeroShotImageClassification"],
+    },
+    "image-feature-extraction": {"impl": "pipelines_mpclip.MPCLIPImageFeatureExtractionPipeline", "pt": ["AutoModel"]},
+}
 
 # Whoever loads a model imports this module first. The check runs before PreTrainedConfig is used, which old versions lack.
 refuse_old_versions()
@@ -53,6 +67,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         self.text_only = text_only
         self.prompt_tree = prompt_tree
         self.adaptive_token_ids = adaptive_token_ids or []
+        kwargs.pop("custom_pipelines", None)  # a property here
         for option in fields(ModelOptions):
             setattr(self, option.name, kwargs.pop(option.name, option.default))
         refuse_illegal_values(self, ModelOptions)
@@ -144,6 +159,20 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         tree = compile_prompt_tree(tokenizer, self.templates, self.negated_templates)
         self.prompt_tree = tree.to_dict()
         return tree
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """The pipelines for which `transformers.pipeline` takes our classes out of the checkpoint's folder.
+
+        Empty where this file does not come from a checkpoint but from the installed package: `pipeline` would then ask for
+        trust_remote_code=True, which a model of the package does not need.
+        """
+        from_checkpoint = __name__.startswith("transformers_modules.")
+        return copy.deepcopy(PIPELINES) if from_checkpoint and not self.text_only else {}  # `pipeline` changes what it gets
+
+    def to_dict(self) -> dict:
+        """As of the base class, with `custom_pipelines` for every model that takes pictures."""
+        return super().to_dict() | ({} if self.text_only else {"custom_pipelines": copy.deepcopy(PIPELINES)})
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Save the config, and beside it the two files from which sentence-transformers learns how to load the folder.

@@ -14,7 +14,10 @@ from transformers.video_utils import is_valid_video
 from .checkpoint_guard import refuse_old_versions
 from .hub_card import CARD, card_in, is_form
 from .model_options import MAX_TEXT_LENGTH
+from .picture_files import load_rgb
+from .pictures import flat, in_unit_range, rgb_pictures
 from .prompt_tree import add_adaptive_tokens
+from .source_names import tower_source
 
 refuse_old_versions()  # here too, because a processor can be loaded without the model
 
@@ -45,10 +48,11 @@ class MPCLIPProcessor(ProcessorMixin):
         """The processor that belongs to `MPCLIPModel.from_pretrained_towers(text, vision, templates=templates)`.
 
         Args:
-            text, vision: Hub id or folder of each tower.
+            text, vision: Hub id or folder of each tower, or the name of a packaged one.
             templates: the prompt templates, negated ones included. Their [APT-i] tokens are added to the tokenizer.
             max_text_length: tokens that a text is cut to if truncation is requested. The prompts are not counted.
         """
+        text, vision = tower_source(text), tower_source(vision)
         tokenizer = AutoTokenizer.from_pretrained(text)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -61,7 +65,8 @@ class MPCLIPProcessor(ProcessorMixin):
         """Prepare texts, images and videos as inputs of [`MPCLIPModel`].
 
         Args:
-            images: one image or a list of B (PIL, numpy or torch).
+            images: one image or a list of B: PIL images, or arrays of numpy or torch. All modes, number types and shapes
+                that `pictures.to_rgb` lists are converted to RGB, upright and with white under what is transparent.
             text: one string or a list of B.
             videos: one video or a list of B. A video is a list or an array of frames; numbers of frames may differ.
             kwargs: for the tokenizer or the image processor, flat or as `text_kwargs` and `images_kwargs`. By default texts are
@@ -72,16 +77,39 @@ class MPCLIPProcessor(ProcessorMixin):
             `pixel_values_videos` (B, T, C, H, W) and `frame_mask` (B, T), 0 for padding frames.
 
         Raises:
-            ValueError: no input is given, or a video has no frame.
+            ValueError: no input is given, a video has no frame, or an image has values or a shape that no picture has.
         """
         if images is None and text is None and videos is None:
             raise ValueError("Nothing to process: give text, images or videos.")
+        if isinstance(text, (list, tuple)) and not text:
+            raise ValueError("text is an empty list: give at least one text, or leave it out.")
         batch = BatchFeature()
         if images is not None or text is not None:
-            batch.update(super().__call__(images=images, text=text, **kwargs))
+            batch.update(super().__call__(**self._converted(images, kwargs), text=text))
         if videos is not None:
             batch.update(self._videos([videos] if is_valid_video(videos) else videos, **kwargs))
         return batch
+
+    def _converted(self, images, kwargs: dict) -> dict:
+        """The arguments of a call, with its images as PIL images in RGB."""
+        if images is None:
+            return kwargs
+        images = [load_rgb(image) if isinstance(image, (str, Path)) else image for image in flat(images)]
+        if not images:
+            raise ValueError("images is an empty list: give at least one image, or leave it out.")
+        given = {**kwargs, **kwargs.get("images_kwargs", {})}
+        changed = {"images": rgb_pictures(images, given.get("input_data_format"))}
+        if not given.get("do_rescale", getattr(self.image_processor, "do_rescale", True)):
+            # The caller means values that range from 0 to 1 already. Converted, they range from 0 to 255 like all others.
+            unit = [in_unit_range(image) for image in images]
+            if any(unit) and not all(unit):
+                raise ValueError("do_rescale=False, and only some images range from 0 to 1: give images of one range.")
+            changed |= {"do_rescale": True} if all(unit) else {}
+        others = {name: value for name, value in kwargs.items() if name not in {"input_data_format", *changed}}
+        if "images_kwargs" in others:
+            nested = others["images_kwargs"].items()
+            others["images_kwargs"] = {name: x for name, x in nested if name not in {"input_data_format", *changed}}
+        return others | changed
 
     def _videos(self, videos: list, **kwargs) -> dict[str, torch.Tensor]:
         """Process the frames of B videos as images, and pad the videos to T frames."""
@@ -89,8 +117,8 @@ class MPCLIPProcessor(ProcessorMixin):
         if 0 in lengths:
             empty = [i for i, length in enumerate(lengths) if length == 0]
             raise ValueError(f"The videos {empty} have no frame. Leave them out, or give each at least one frame.")
-        frames = [frame for video in videos for frame in video]
-        pixels = torch.as_tensor(super().__call__(images=frames, **kwargs)["pixel_values"])  # (sum of lengths, C, H, W)
+        frames = self._converted(list(videos), kwargs)
+        pixels = torch.as_tensor(super().__call__(**frames)["pixel_values"])  # (sum of lengths, C, H, W)
         mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (B, T)
         padded = pixels.new_zeros(*mask.shape, *pixels.shape[1:])  # (B, T, C, H, W)
         padded[mask] = pixels

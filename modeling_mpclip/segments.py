@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+LEAST_REST = 0.01  # norm of a query minus what it excludes; below it, the direction is that of rounding errors
+
 
 def assembled(
     segments: torch.Tensor, weights: torch.Tensor | None = None, excluded: torch.Tensor | None = None
@@ -65,8 +67,35 @@ def excluding(embeds: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
 
     Returns:
         (B, D), normalised.
+
+    Raises:
+        ValueError: nothing is left of a query, because the excluded texts mean the same.
     """
-    return F.normalize(embeds - excluded.sum(dim=0), dim=-1)
+    rest = embeds - excluded.sum(dim=0)
+    if not torch.compiler.is_compiling() and (rest.norm(dim=-1) < LEAST_REST).any():
+        raise ValueError(
+            "A query and what it excludes have the same embedding, so nothing is left to search for. Exclude something else."
+        )
+    return F.normalize(rest, dim=-1)
+
+
+def refuse_excluding_itself(queries: Sequence, excluded: Sequence) -> None:
+    """Refuse queries that exclude themselves.
+
+    Args:
+        queries: texts; anything else among them is passed over.
+        excluded: texts that all queries exclude.
+
+    Raises:
+        ValueError: a query equals an excluded text, apart from spaces around it; the message names both.
+    """
+    unwanted = {text.strip() for text in excluded if isinstance(text, str)}
+    for query in queries:
+        if isinstance(query, str) and query.strip() in unwanted:
+            raise ValueError(
+                f"The query {query!r} is also among the excluded texts {list(excluded)}, so nothing is left to search for. "
+                "Leave it out on one side."
+            )
 
 
 def checked_weights(weights: torch.Tensor | Sequence[float], num_prompts: int) -> torch.Tensor:

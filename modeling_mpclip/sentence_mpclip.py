@@ -7,19 +7,18 @@
 
 Texts and images give L2-normalised float32 embeddings of D dimensions, K segments of D / K, as with `MPCLIPModel`.
 
-A string without spaces that ends like an image file, such as "cat.jpg", is the path of an image. If there is no such file, a
-FileNotFoundError is raised; the path is never embedded as a text. {"text": "cat.jpg"} is a text. {"image": path} and a
-`pathlib.Path` are images.
+A string that is the path of a picture file is that picture, whatever its name. A string that looks like the path of a picture
+("cat.jpg") or like a URL and is none is refused; it is never embedded as a text. {"text": "cat.jpg"} is a text.
+{"image": path} and a `pathlib.Path` are images. sentence-transformers itself knows few endings of pictures. So a list of paths
+that mixes some of them, such as ".jpg" and ".avif", must hold `pathlib.Path` objects.
 """
 
 import contextlib
-import re
 import shutil
 from pathlib import Path
 
 import torch
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
-from transformers.image_utils import load_image
 
 try:
     from sentence_transformers.base.modality import infer_batch_modality
@@ -27,10 +26,9 @@ try:
 except ImportError as error:
     raise ImportError("This needs sentence-transformers 6.0 or later: pip install 'sentence-transformers>=6.0'.") from error
 
-from .segments import assembled, checked_count, checked_weights
+from .picture_files import open_named, picture_named
+from .segments import assembled, checked_count, checked_weights, refuse_excluding_itself
 
-IMAGE_FILE = re.compile(r"\S+\.(jpe?g|png|gif|bmp|tiff?|webp)", re.IGNORECASE)
-URL_SCHEMES = ("http://", "https://", "data:")
 PICTURES = "assets"  # folder of the pictures that the model card shows
 
 
@@ -44,7 +42,8 @@ class MPCLIPSentenceModule(InputModule):
 
     `encode` takes these arguments in addition to its own:
         num_prompts: m; use the first m prompts alone, which is cheaper. The embeddings of texts and images then have D * m / K
-            dimensions and equal those with truncate_dim=D * m / K.
+            dimensions and equal those with truncate_dim=D * m / K and normalize_embeddings=True. `truncate_dim` alone keeps the
+            first dimensions as they are, so their norm is below 1.
         aspect_weights: K factors of the segments, applied after normalisation as in `MPCLIPModel.forward`. Weight the queries
             only. The norm of the embedding is then no longer 1.
         exclude: one or more texts that the queries exclude (`segments.excluding`). They apply to all inputs of the call,
@@ -174,25 +173,28 @@ class MPCLIPSentenceModule(InputModule):
             and `excluded_attention_mask` (E, N').
 
         Raises:
-            FileNotFoundError: an input is the path of an image file that does not exist.
-            ValueError: inputs of several kinds, an empty `exclude`, or the URL of an image.
+            FileNotFoundError: an input looks like the path of an image file, and there is no such file.
+            ValueError: inputs of several kinds, an image that cannot be read, a URL, an empty `exclude`, or one that names
+                an input.
         """
+        excluded = [exclude] if isinstance(exclude, str) else exclude
+        if excluded is not None:
+            if len(exclude) == 0:
+                raise ValueError(f"exclude={exclude!r} names nothing: give one or more texts, or leave it out.")
+            refuse_excluding_itself([x.get("text") if isinstance(x, dict) else x for x in inputs], excluded)
         if not self.model.config.text_only:
-            inputs = [_as_image(x) if isinstance(x, Path) or _names_image(x) else x for x in inputs]
+            inputs = [_picture_or_text(x) for x in inputs]
         are_images = infer_batch_modality(inputs, supported_modalities=self.modalities) == "image"
         inputs = [next(iter(x.values())) if isinstance(x, dict) and len(x) == 1 else x for x in inputs]  # {"image": picture}
         options = processing_kwargs or {}
         text_options = {"max_length": max_length, **options.get("text", {})}
         if are_images:
-            images = [_open_image(image) for image in inputs]
-            features = dict(self.processor(images=images, return_tensors="pt", **options.get("image", {})))
+            features = dict(self.processor(images=inputs, return_tensors="pt", **options.get("image", {})))
         else:
             features = self._tokenize(inputs, prompt, **text_options)
-        if exclude is not None:
-            if len(exclude) == 0:
-                raise ValueError(f"exclude={exclude!r} names nothing: give one or more texts, or leave it out.")
-            excluded = self._tokenize([exclude] if isinstance(exclude, str) else list(exclude), prompt, **text_options)
-            features |= {f"excluded_{name}": value for name, value in excluded.items()}
+        if excluded is not None:
+            tokens = self._tokenize(list(excluded), prompt, **text_options)
+            features |= {f"excluded_{name}": value for name, value in tokens.items()}
         return features
 
     def _tokenize(self, texts: list[str], prompt: str | None, **options) -> dict[str, torch.Tensor]:
@@ -208,7 +210,7 @@ class MPCLIPSentenceModule(InputModule):
         num_prompts: int | None = None,
         aspect_weights: list[float] | None = None,
         exclude: str | list[str] | None = None,
-    ) -> "SegmentedFeatures":
+    ) -> "SentenceFeatures":
         """Embed a batch.
 
         Args:
@@ -233,68 +235,28 @@ class MPCLIPSentenceModule(InputModule):
         segments = segments.float()  # (B, m, D/K)
         excluded = embed_texts("excluded_").float() if "excluded_input_ids" in features else None
         weights = None if aspect_weights is None else checked_weights(aspect_weights, K).to(segments.device)  # (K,)
-        return SegmentedFeatures(features, segments, excluded, weights)
+        embeds = assembled(segments, weights, excluded)  # (B, m * D/K)
+        return SentenceFeatures({**features, "prompt_embeds": segments, "sentence_embedding": embeds})
 
 
-class SegmentedFeatures(dict):
-    """Features of a batch. Their `sentence_embedding` can be cut only between two segments.
+class SentenceFeatures(dict):
+    """Features of a batch, which say why a kind of embedding is not among them."""
 
-    For `truncate_dim` and MatryoshkaLoss, sentence-transformers replaces `sentence_embedding` by its first d dimensions. Here
-    that gives the embedding by the first d / (D / K) prompts instead: normalised again, and weighted after that.
-
-    Args:
-        features: from `preprocess`.
-        segments: (B, m, D / K) float32; None if `features` are those of another `SegmentedFeatures`.
-        excluded: (E, m, D / K) float32, the segments of the excluded texts, or None.
-        weights: (K,) aspect weights, or None.
-    """
-
-    def __init__(
-        self,
-        features: dict[str, torch.Tensor],
-        segments: torch.Tensor | None = None,
-        excluded: torch.Tensor | None = None,
-        weights: torch.Tensor | None = None,
-    ):
-        super().__init__(features)
-        if segments is None:  # accelerate builds the object anew from its items when it converts outputs to float32
-            return
-        own = {"prompt_embeds": segments, "excluded_prompt_embeds": excluded, "aspect_weights": weights}
-        self.update({name: value for name, value in own.items() if value is not None})
-        super().__setitem__("sentence_embedding", self.assemble(segments.shape[1]))
-
-    def __setitem__(self, name: str, value: torch.Tensor) -> None:
-        if name == "sentence_embedding" and value.shape[-1] < self[name].shape[-1]:
-            m, size = self["prompt_embeds"].shape[1:]
-            if value.shape[-1] % size or value.shape[-1] == 0:
-                allowed = ", ".join(str(size * i) for i in range(1, m + 1))
-                raise ValueError(
-                    f"An embedding of {value.shape[-1]} dimensions would end inside a prompt's segment of {size}. "
-                    f"Set truncate_dim to one of {allowed}."
-                )
-            value = self.assemble(value.shape[-1] // size)
-        super().__setitem__(name, value)
-
-    def assemble(self, m: int) -> torch.Tensor:
-        """(B, m * D / K): the embedding by the first m prompts."""
-        return assembled(self["prompt_embeds"][:, :m], self.get("aspect_weights"), self.get("excluded_prompt_embeds"))
+    def __missing__(self, name: str):
+        if name == "token_embeddings":
+            raise ValueError(
+                "output_value='token_embeddings': MP-CLIP embeds a text as a whole, through its prompts, and has no embedding "
+                "of each token. Use output_value='sentence_embedding', or output_value=None, which also gives the segments of "
+                "each text, as `prompt_embeds`."
+            )
+        raise KeyError(name)
 
 
-def _names_image(x) -> bool:
-    """True for a string without spaces that ends like an image file. Hardly any caption does."""
-    return isinstance(x, str) and IMAGE_FILE.fullmatch(x) is not None and not x.startswith(URL_SCHEMES)
-
-
-def _as_image(path: str | Path) -> dict[str, str]:
-    """The path of an existing image file as an input of sentence-transformers."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no image file {str(path)!r}. If this is a text, pass {{'text': {str(path)!r}}}.")
-    return {"image": str(path)}
-
-
-def _open_image(image):
-    """An upright RGB image from a PIL image or a file. Arrays are returned unchanged."""
-    image = str(image) if isinstance(image, Path) else image
-    if isinstance(image, str) and image.startswith(URL_SCHEMES):
-        raise ValueError(f"Images are not fetched from URLs: {image[:80]!r} is one. Download it and pass the path of the file.")
-    return load_image(image) if isinstance(image, str) or hasattr(image, "convert") else image
+def _picture_or_text(x):
+    """A string, a path or {"image": path} as an opened picture, where it names one. Other inputs are returned unchanged."""
+    if isinstance(x, dict) and isinstance(x.get("image"), (str, Path)):
+        return x | {"image": open_named(x["image"])}
+    if isinstance(x, Path):
+        return open_named(x)
+    picture = picture_named(x) if isinstance(x, str) else None
+    return x if picture is None else picture

@@ -1,5 +1,6 @@
 """A checkpoint as a sentence-transformers model: equal to MPCLIPModel, our own arguments, training, saving again."""
 
+import io
 import json
 import textwrap
 from pathlib import Path
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.utils import convert_to_fp32
 from conftest import arguments
+from PIL import Image
 from sentence_helpers import IMAGES, MAX_LENGTH, PAIRS, TEXTS, contents, load, save_checkpoint, train
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
@@ -19,7 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import train_hf
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
-from modeling_mpclip.sentence_mpclip import MPCLIPSentenceModule, SegmentedFeatures
+from modeling_mpclip.sentence_mpclip import MPCLIPSentenceModule
 
 K, SEGMENT = 3, 4  # of the tiny checkpoints
 
@@ -70,32 +71,60 @@ def test_images_equal_the_model(checkpoint, model, tmp_path):
     images = [str(tmp_path / "red.png"), {"image": IMAGES[1]}, IMAGES[2].convert("RGBA"), np.array(IMAGES[3])]
     embeds = model.encode(images, convert_to_tensor=True)
     torch.testing.assert_close(embeds, directly(checkpoint, images=IMAGES), atol=1e-5, rtol=1e-5)
-    for url in ("https://example.com/cat.png", "data:image/png;base64,AAAA"):
-        with pytest.raises(ValueError, match="not fetched from URLs"):
-            model.encode([url])
     with pytest.raises(ValueError, match=r"Encode each modality separately"):
         model.encode([IMAGES[0], "a text"])
 
 
-def test_paths_are_images_and_a_path_to_nothing_is_no_text(model, tmp_path):
-    IMAGES[0].save(tmp_path / "red one.tif")
-    IMAGES[1].save(tmp_path / "green.png")
-    paths = [tmp_path / "red one.tif", str(tmp_path / "green.png"), {"image": tmp_path / "red one.tif"}, IMAGES[1]]
-    embeds = model.encode(paths, convert_to_tensor=True)
-    torch.testing.assert_close(embeds, model.encode(IMAGES[:2] * 2, convert_to_tensor=True), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model.encode(paths[0], convert_to_tensor=True), embeds[0], atol=1e-5, rtol=1e-5)
-    for missing in ("nowhere.jpg", "photos/Nowhere.JPEG", tmp_path / "no where.png"):
-        for inputs in ([missing], [tmp_path / "green.png", missing]):
-            with pytest.raises(FileNotFoundError, match=rf"no image file '.*{Path(missing).name}'. If this is a text"):
-                model.preprocess(inputs)
+FORMATS = ("PNG", "JPEG", "AVIF", "PPM", "JPEG2000", "TIFF", "PNG")
+FILES = dict(zip(("a.png", "b.JFIF", "c.avif", "d.ppm", "e.jp2", "f g.tif", "h"), FORMATS, strict=True))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_picture_file_is_a_picture_whatever_its_name(model, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    IMAGES[0].save(name, FILES[name])
+    decoded = model.preprocess([Image.open(name)])["pixel_values"]
+    for form in (name, str(tmp_path / name), tmp_path / name, {"image": name}, {"image": Path(name)}):
+        assert torch.equal(model.preprocess([form])["pixel_values"], decoded)
+    assert model.preprocess([{"text": name}])["input_ids"].tolist() == [model.tokenizer(name, truncation=True)["input_ids"]]
+
+
+def test_a_name_of_a_picture_that_is_none_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.png").write_text("no picture")
+    Path("cut.bmp").write_bytes(picture_bytes("BMP")[:200])
+    Path("cut").write_bytes(picture_bytes("PNG")[:60])  # no ending, but its header is a picture's
+    Path("folder.jpg").mkdir()
+    missing = ["nowhere.jpg", "a/Nowhere.JPEG", "no where.jpg", "folder.jpg"]
+    for name in [*missing, "x.heic", "x.avif", "x.jfif", "x.jp2", "x.ppm", "x.ico", Path("no where"), {"image": "nowhere"}]:
+        shown = name["image"] if isinstance(name, dict) else name
+        with pytest.raises(FileNotFoundError, match=rf"no image file '{shown}'\. If this is a text, pass {{'text': "):
+            model.encode([name])
+    for name in ("notes.png", "cut.bmp", "cut", Path("notes.png")):
+        with pytest.raises(ValueError, match=rf"'{name}' is not a picture that Pillow can read .*pass {{'text': "):
+            model.encode([name])
+    for url in ("https://example.com/cat.png", "HTTP://example.com/img?id=3", "data:image/png;base64,AAAA", "s3://bucket/cat"):
+        for form in (url, {"image": url}):
+            with pytest.raises(ValueError, match=r"not fetched from URLs: .*pass {'text': "):
+                model.encode([form])
     with pytest.raises(FileNotFoundError, match=r"no image file 'nowhere\.jpg'"):
         model.encode(["a dog", "nowhere.jpg"])
-    # and a text stays one: a caption, a URL's neighbour, what is named so
-    assert "input_ids" in model.preprocess(["the picture photo.jpg", "jpg", "e.g. a png"])
-    green = str(tmp_path / "green.png")
-    for text in ("nowhere.jpg", green):
-        named = {"text": text}
-        assert model.preprocess([named])["input_ids"].tolist() == [model.tokenizer(text, truncation=True)["input_ids"]]
+
+
+def test_texts_that_are_names_of_other_files_stay_texts(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tests").mkdir()
+    Path("README.md").write_text("# P6 not a picture")
+    Path("cat").write_bytes(bytes(range(64)))
+    captions = ["tests", "README.md", "cat", "jpg", "e.g. a png", "a file that ends in .jpg", "data: a png"]
+    captions += ["see http://example.com", "https://example.com is down", "two\nlines.jpg", "long " * 2000 + "a.jpg"]
+    for text in captions:
+        assert "input_ids" in model.preprocess([text]), text
+
+
+def picture_bytes(form: str) -> bytes:
+    IMAGES[0].save(written := io.BytesIO(), form)
+    return written.getvalue()
 
 
 def test_what_sentence_transformers_asks_a_model(model):
@@ -122,16 +151,21 @@ def test_prompts_stand_before_texts_excluded_ones_included(checkpoint):
 
 
 @pytest.mark.parametrize("inputs", [TEXTS, IMAGES], ids=["texts", "images"])
-def test_truncation_keeps_whole_prompts(model, inputs):
+def test_truncation_cuts_the_vector_and_normalises_only_when_asked(model, inputs):
     whole = model.encode(inputs, convert_to_tensor=True)
+    for width in (1, 6, SEGMENT, 2 * SEGMENT, K * SEGMENT):
+        cut = model.encode(inputs, truncate_dim=width, convert_to_tensor=True)
+        torch.testing.assert_close(cut, whole[:, :width], atol=1e-6, rtol=1e-6)
+        unit = model.encode(inputs, truncate_dim=width, normalize_embeddings=True, convert_to_tensor=True)
+        torch.testing.assert_close(unit, F.normalize(whole[:, :width], dim=-1), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("inputs", [TEXTS, IMAGES], ids=["texts", "images"])
+def test_the_first_prompts_alone_equal_the_first_dimensions_normalised(model, inputs):
     for m in range(1, K + 1):
-        expected = F.normalize(whole[:, : m * SEGMENT], dim=-1)
-        cut = model.encode(inputs, truncate_dim=m * SEGMENT, convert_to_tensor=True)
+        cut = model.encode(inputs, truncate_dim=m * SEGMENT, normalize_embeddings=True, convert_to_tensor=True)
         computed = model.encode(inputs, num_prompts=m, convert_to_tensor=True)
-        torch.testing.assert_close(cut, expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(computed, expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"one of 4, 8, 12"):
-        model.encode(inputs, truncate_dim=6)
+        torch.testing.assert_close(computed, cut, atol=1e-5, rtol=1e-5)
     for wrong in (0, K + 1):
         with pytest.raises(ValueError, match=f"num_prompts={wrong}; this model has 3"):
             model.encode(inputs, num_prompts=wrong)
@@ -157,9 +191,10 @@ def test_aspect_weights_on_queries_weigh_every_segment(checkpoint, model):
     by_hand = both_sides[0].flatten(1) @ both_sides[1].flatten(1).T
     torch.testing.assert_close(queries @ images.flatten(1).T, by_hand, atol=1e-5, rtol=1e-5)
     expected = F.normalize(plain[:, :2].flatten(1), dim=-1) * torch.tensor(weights[:2]).repeat_interleave(SEGMENT)
-    for shorter in ({"truncate_dim": 8}, {"num_prompts": 2}):
-        cut = model.encode(TEXTS, aspect_weights=weights, convert_to_tensor=True, **shorter)
-        torch.testing.assert_close(cut, expected, atol=1e-5, rtol=1e-5)
+    fewer = model.encode(TEXTS, aspect_weights=weights, convert_to_tensor=True, num_prompts=2)
+    torch.testing.assert_close(fewer, expected, atol=1e-5, rtol=1e-5)
+    cut = model.encode(TEXTS, aspect_weights=weights, convert_to_tensor=True, truncate_dim=8)
+    torch.testing.assert_close(cut, queries[:, :8], atol=1e-6, rtol=1e-6)
     with pytest.raises(ValueError, match="one number for each of the 3 prompts"):
         model.encode(TEXTS, aspect_weights=[1.0, 2.0])
     for wrong in (float("nan"), float("inf")):
@@ -176,12 +211,15 @@ def test_exclusion_subtracts_what_is_excluded(model):
     image = model.encode(IMAGES[0], exclude="cars", convert_to_tensor=True)
     expected = F.normalize(model.encode(IMAGES[0], convert_to_tensor=True) - cars, dim=-1)
     torch.testing.assert_close(image, expected, atol=1e-5, rtol=1e-5)
-    all_at_once = dict(exclude="cars", aspect_weights=[1, 2, 3])
-    cut = model.encode("a street", truncate_dim=8, **all_at_once)
-    np.testing.assert_allclose(cut, model.encode("a street", num_prompts=2, **all_at_once), atol=1e-5)
     for nothing in ([], ""):
         with pytest.raises(ValueError, match="names nothing"):
             model.encode("a street", exclude=nothing)
+    for excluded in ("cars", " cars ", ["people", "cars"]):
+        with pytest.raises(ValueError, match=r"query 'cars' is also among the excluded texts \["):
+            model.encode(["a street", "cars"], exclude=excluded)
+    cut_alike = ["x" * 300, "x" * 301]  # equal after `max_seq_length` tokens
+    with pytest.raises(ValueError, match="same embedding, so nothing is left"):
+        model.encode(cut_alike[0], exclude=cut_alike[1])
     with pytest.raises(ValueError, match="Expected texts"):
         model.encode("a street", exclude=[IMAGES[0]])
 
@@ -353,21 +391,11 @@ def test_trains_for_less_memory(checkpoint, tmp_path, options):
     np.testing.assert_allclose(ours[0], plain[0], rtol=0.05 if "bf16" in options else 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_float32_outputs_after_mixed_precision_are_cut_as_before(dtype):
-    """accelerate rebuilds them, for either dtype; fp16 itself does not train on a CPU."""
-    segments, excluded, weights = torch.randn(2, K, SEGMENT), torch.randn(3, K, SEGMENT), torch.rand(K)
-    features = {"attention_mask": torch.ones(2, 5), "half": torch.ones(2, dtype=dtype)}
-    plain = SegmentedFeatures(features, segments, excluded, weights)
-    rebuilt = convert_to_fp32(SegmentedFeatures(features, segments, excluded, weights))
-    assert type(rebuilt) is SegmentedFeatures and rebuilt.keys() == plain.keys() and rebuilt["half"].dtype == torch.float32
-    for width in (12, 8, 4):
-        for output in (plain, rebuilt):
-            output["sentence_embedding"] = output["sentence_embedding"][:, :width]
-        assert torch.equal(rebuilt["sentence_embedding"], plain["sentence_embedding"])
-        assert rebuilt["sentence_embedding"].shape == (2, width)
-    with pytest.raises(ValueError, match="one of 4, 8, 12"):
-        rebuilt["sentence_embedding"] = rebuilt["sentence_embedding"][:, :3]
+def test_token_embeddings_are_refused_in_words(model):
+    with pytest.raises(ValueError, match="output_value='token_embeddings': MP-CLIP embeds a text as a whole"):
+        model.encode(["a street"], output_value="token_embeddings")
+    everything = model.encode(["a street"], output_value=None)[0]
+    assert everything["prompt_embeds"].shape == (K, SEGMENT) and everything["sentence_embedding"].shape == (K * SEGMENT,)
 
 
 def test_similarity_is_evaluated(model):

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from modeling_mpclip.pictures import rgb_pictures
+
 from .batches import by_length, in_batches
 from .fingerprint import model_fingerprint
 
@@ -41,11 +43,11 @@ class Encoder(ABC):
         return embeds[[place[text] for text in texts]]
 
     def images(self, images: Sequence, batch_size: int = 64, **options) -> Tensor:
-        """(I, D) embeddings of pictures (PIL, RGB). `options` are those of `in_batches`."""
+        """(I, D) embeddings of pictures, which become RGB by `pictures.to_rgb`. `options` are those of `in_batches`."""
         return in_batches(self.embed_images, images, batch_size, **{"title": "Embedding images", **options})
 
     def clips(self, clips: Sequence[Sequence[Picture]], batch_size: int = 8, **options) -> Tensor:
-        """(V, D) embeddings of clips, each a list of frames (PIL, RGB). `options` are those of `in_batches`."""
+        """(V, D) embeddings of clips, each a list of pictures. `options` are those of `in_batches`."""
         return in_batches(self.embed_clips, clips, batch_size, **{"title": "Embedding clips", **options})
 
     def fingerprint(self) -> str:
@@ -139,7 +141,7 @@ class PeerEncoder(Encoder):
         return self._features(self.model.get_text_features, text=list(texts), **self.text_options)
 
     def embed_images(self, images: Sequence) -> Tensor:
-        return self._features(self.model.get_image_features, images=list(images))
+        return self._features(self.model.get_image_features, images=rgb_pictures(images))
 
     @torch.inference_mode()
     def _features(self, embed: Callable, **inputs) -> Tensor:
@@ -166,7 +168,7 @@ class SentenceEncoder(Encoder):
         return self._encode(list(texts))
 
     def embed_images(self, images: Sequence) -> Tensor:
-        return self._encode(list(images))
+        return self._encode(rgb_pictures(images))
 
     def _encode(self, inputs: list) -> Tensor:
         embeds = self.model.encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False)

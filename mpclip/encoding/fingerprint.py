@@ -96,5 +96,5 @@ def _lasting(settings):
     """Settings without the entries that differ between copies of a checkpoint, and without the dtype: the weights have it."""
     if not isinstance(settings, dict):
         return settings
-    passing = ("_name_or_path", "transformers_version", "_commit_hash", "auto_map", "dtype")
+    passing = ("_name_or_path", "transformers_version", "_commit_hash", "auto_map", "custom_pipelines", "dtype")
     return {key: _lasting(value) for key, value in settings.items() if key not in passing}
