@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import torch
 
-from mpclip.data.image_sources import open_split
+from mpclip.data.image_sources import open_table
 from mpclip.data.image_text import ImageTextDataset, load_image_text, to_rgb
 
 
@@ -448,7 +448,7 @@ def test_flickr8k():
     with pytest.raises(ValueError, match=r"\['train', 'validation'\]"):
         load_image_text(folder, "test")
     # Without the check, which would decode every photograph.
-    assert {split: len(open_split(str(folder), split)) for split in ("train", "validation")} == {
+    assert {split: len(open_table(str(folder), split)[1]) for split in ("train", "validation")} == {
         "train": 6000,
         "validation": 1000,
     }

@@ -15,7 +15,7 @@ def canonical_columns(rows: datasets.Dataset, source: str, reading: ReadingOptio
     Args:
         rows: a table as it was opened.
         source: where it comes from, for error messages.
-        reading, need_captions: as in `open_split`.
+        reading, need_captions: as in `open_table`.
 
     Returns:
         The table with `image` (`datasets.Image`), `captions` (list of non-empty str) and its other columns.

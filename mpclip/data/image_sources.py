@@ -38,14 +38,19 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 DATA_SUFFIXES = (".parquet", ".arrow", *TAR_SUFFIXES, *LISTING_SUFFIXES)
 
 
-def open_split(source: str, split: str, reading: ReadingOptions | None = None, need_captions: bool = True) -> datasets.Dataset:
-    """The rows of one split with the columns `image` and `captions`, as many for a picture as the source has.
+def open_table(
+    source: str, split: str, reading: ReadingOptions | None = None, need_captions: bool = True
+) -> tuple[datasets.Dataset, list[int]]:
+    """A table with the columns `image` and `captions`, as many rows for a picture as the source has, and the rows of one split.
 
     Args:
         source: one of the forms that `mpclip.data.image_text` lists.
         split: name of the split.
         reading: how it is read; None for the defaults.
         need_captions: as in `load_image_text`.
+
+    Returns:
+        The table, and the numbers of those of its rows that are in the split.
 
     Raises:
         FileNotFoundError: there is nothing at `source`.
@@ -57,10 +62,10 @@ def open_split(source: str, split: str, reading: ReadingOptions | None = None, n
     name = split if split in parts else next(iter(parts))
     rows = parts[name]()
     if len(parts) == 1 and "split" in rows.column_names:
-        return rows_of_split(rows, source, split)
+        return rows, rows_of_split(rows, source, split)
     if name != split:
         raise ValueError(f"{source} has no split {split!r}; splits found: [{name!r}], and no column `split`. {PART_HINT}")
-    return rows
+    return rows, list(range(len(rows)))
 
 
 def _parts(source: str, reading: ReadingOptions, need_captions: bool) -> dict[str, Opener]:

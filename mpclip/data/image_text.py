@@ -30,7 +30,7 @@ import PIL.Image
 import torch
 
 from mpclip.data.image_checks import named, to_rgb, undecodable, without_captions
-from mpclip.data.image_sources import open_split
+from mpclip.data.image_sources import open_table
 from mpclip.data.reading import ReadingOptions
 from mpclip.data.same_pictures import merge_same_pictures
 from mpclip.data.splits import part_of_split
@@ -81,8 +81,8 @@ def load_image_text(
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1, or None for all images")
 
-    rows = open_split(str(source), split.partition("[")[0], how, need_captions)
-    rows = merge_same_pictures(rows, str(source))
+    rows, numbers = open_table(str(source), split.partition("[")[0], how, need_captions)
+    rows = merge_same_pictures(rows, numbers, str(source))
     rows = part_of_split(rows, str(source), split)
     rows = rows.select(range(min(limit or len(rows), len(rows))))
 

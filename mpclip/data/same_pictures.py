@@ -9,16 +9,16 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import datasets
 import pyarrow
 import pyarrow.compute
 import xxhash
-from tqdm.auto import tqdm
 
 from mpclip.files import hash_files, xxh128_file
+from mpclip.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -26,31 +26,29 @@ BATCH = 100  # pictures in memory at a time
 NAMES_SHOWN = 3
 
 
-def merge_same_pictures(rows: datasets.Dataset, source: str) -> datasets.Dataset:
-    """Make one row of all rows with the same picture: the first of them, with the captions of all.
+def merge_same_pictures(rows: datasets.Dataset, numbers: Sequence[int], source: str) -> datasets.Dataset:
+    """Take rows of a table, and make one row of all with the same picture: the first of them, with the captions of all.
 
     Files that are equal under several names are told by a warning, since their rows may have meant different pictures.
 
     Args:
         rows: a table with `image` and `captions`.
-        source: where it comes from, for the warning.
+        numbers: of the rows to take. They are selected last, since `datasets` would copy a selection to change a column of it.
+        source: where the table comes from, for the warning.
     """
-    paths, sizes = _paths_and_sizes(rows)
-    contents = _contents(rows, paths, sizes, _repeated(paths, sizes))
-    place: dict[Hashable, int] = {}  # picture -> its place among the rows kept
-    kept: list[int] = []
-    captions: list[list[str]] = []
+    chosen = rows.select(numbers)
+    paths, sizes = _paths_and_sizes(chosen)
+    contents = _contents(chosen, paths, sizes, _repeated(paths, sizes))
+    first: dict[Hashable, int] = {}  # picture -> its first row among those chosen
+    captions: dict[int, list[str]] = {}  # that row -> the captions of the picture
     equal_files: dict[str, str] = {}  # file -> the first file that is equal
-    for i, (path, row_captions) in enumerate(zip(paths, rows["captions"][:], strict=True)):
-        at = place.setdefault(contents[i], len(kept))
-        if at == len(kept):
-            kept.append(i)
-            captions.append([])
-        elif path and path != paths[kept[at]]:
-            equal_files[path] = paths[kept[at]] or "a picture in the table"
-        captions[at] += row_captions
-    if len(kept) == len(rows):
-        return rows
+    for i, (path, row_captions) in enumerate(zip(paths, chosen["captions"][:], strict=True)):
+        at = first.setdefault(contents[i], i)
+        captions.setdefault(at, []).extend(row_captions)
+        if path and path != paths[at]:
+            equal_files[path] = paths[at] or "a picture in the table"
+    if len(captions) == len(chosen):
+        return chosen
     if equal_files:
         shown = ", ".join(f"{Path(a).name} = {Path(b).name}" for a, b in list(equal_files.items())[:NAMES_SHOWN])
         warnings.warn(
@@ -58,9 +56,11 @@ def merge_same_pictures(rows: datasets.Dataset, source: str) -> datasets.Dataset
             "with the captions of all its files",
             stacklevel=3,
         )
-    logger.info("%s: %d rows of %d pictures", source, len(rows), len(kept))
-    feature = rows.features["captions"]
-    return rows.select(kept).remove_columns("captions").add_column("captions", captions, feature=feature)
+    logger.info("%s: %d rows of %d pictures", source, len(chosen), len(captions))
+    merged = {numbers[i]: row for i, row in captions.items()}
+    column = [merged.get(number, []) for number in range(len(rows))]
+    rows = rows.remove_columns("captions").add_column("captions", column, feature=rows.features["captions"])
+    return rows.select(list(merged))
 
 
 def shared_pictures(first: datasets.Dataset, second: datasets.Dataset) -> int:
@@ -123,12 +123,12 @@ def _contents(rows: datasets.Dataset, paths: list[str | None], sizes: list[int],
     of_file = {file: digests[Path(file)] for file in files}
     held = [i for i, path in enumerate(paths) if path is None and sizes[i] in hashed]
     contents |= {i: (sizes[i], of_file[path]) for i, path in enumerate(paths) if path in of_file}
-    with tqdm(total=len(held), desc="Comparing pictures", unit="picture", delay=3) as progress:
+    with progress("Comparing pictures", len(held), "picture") as shown:
         numbers = iter(held)
         for cells in _cells(rows.select(held), BATCH) if held else ():
             for content, i in zip(pyarrow.compute.struct_field(cells, "bytes"), numbers, strict=False):
                 contents[i] = (sizes[i], xxhash.xxh3_128_hexdigest(content.as_buffer()))
-            progress.update(len(cells))
+            shown.update(len(cells))
     return contents
 
 

@@ -28,8 +28,8 @@ def files_by_split(files: list[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def rows_of_split(rows: datasets.Dataset, source: str, split: str) -> datasets.Dataset:
-    """The rows of a table whose column `split` names one split. Rows that name none belong to none: a warning counts them.
+def rows_of_split(rows: datasets.Dataset, source: str, split: str) -> list[int]:
+    """The numbers of the rows whose column `split` names one split. Rows that name none belong to none: a warning counts them.
 
     Raises:
         ValueError: no row is of this split.
@@ -45,9 +45,9 @@ def rows_of_split(rows: datasets.Dataset, source: str, split: str) -> datasets.D
             stacklevel=4,
         )
     if split not in named:
-        found = sorted({value for i, value in enumerate(named) if i not in set(unnamed)})
+        found = sorted(set(named) - {named[i] for i in unnamed})
         raise ValueError(f"{source} has no split {split!r}; splits found in its column `split`: {found}. {PART_HINT}")
-    return rows.select([i for i, value in enumerate(named) if value == split])
+    return [i for i, value in enumerate(named) if value == split]
 
 
 def part_of_split(rows: datasets.Dataset, source: str, split: str) -> datasets.Dataset:
