@@ -17,7 +17,6 @@ import json
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.record import as_arguments, command_parser, provenance
@@ -28,6 +27,7 @@ from mpclip.data.backbones import prepare_backbone
 from mpclip.data.image_text import load_image_text
 from mpclip.encoding import encode_dataset, load_encoder
 from mpclip.files import read_json, write_json
+from mpclip.progress import track
 
 WRITER = "smollm2-135m"  # the LLM that writes the sentences
 REQUEST = "Describe in one sentence and in more detail the photo of which the caption is: {caption}"
@@ -55,7 +55,7 @@ def write_expansions(captions: list[str], cache: Path, batch_size: int = 64) -> 
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         writer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-        for start in tqdm(range(0, len(missing), batch_size), desc="Expanding captions", disable=None):
+        for start in track(range(0, len(missing), batch_size), "Expanding captions", -(-len(missing) // batch_size), "batch"):
             batch = missing[start : start + batch_size]
             asked = [[{"role": "user", "content": REQUEST.format(caption=caption)}] for caption in batch]
             inputs = tokenizer.apply_chat_template(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from benchmarks.contenders import Contenders, K
 from benchmarks.timing import Clock
+from mpclip.progress import track
 from mpclip.training.samplers import LengthSampler
 
 
@@ -105,7 +105,7 @@ def sweep(bench: Contenders, clock: Clock, size: int) -> list[dict]:
     cells += [("text tokens", n, K, n, size) for n in (8, 32, 64, 128, 256)]
     cells += [("batch size", b, K, 16, b) for b in (1, 4, 8, 16, 32)]
     rows = []
-    for axis, value, num_prompts, length, batch_size in tqdm(cells, desc="sweeps", disable=None):
+    for axis, value, num_prompts, length, batch_size in track(cells, "sweeps", len(cells), "cell"):
         tree = bench.tree(num_prompts)
         ids = torch.randint(100, 10000, (batch_size, length), device=bench.device)  # (B, N)
         mask = torch.ones_like(ids)

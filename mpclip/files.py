@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mpclip.progress import progress
+
 
 def cache_folder() -> Path:
     """The folder for what is computed once per machine: $MPCLIP_CACHE, or ~/.cache/mpclip."""
@@ -91,7 +93,7 @@ def xxh128_file(path: str | os.PathLike) -> str:
 
 
 def sha256_files(paths: Collection[Path]) -> dict[Path, str]:
-    """SHA-256 of several files: path -> 64 hexadecimal digits. The files are read in parallel, with a progress bar."""
+    """SHA-256 of several files: path -> 64 hexadecimal digits. The files are read in parallel."""
     return hash_files(paths, sha256_file)
 
 
@@ -101,26 +103,23 @@ def hash_files(
     title: str = "Checking files",
     quiet: bool = False,
 ) -> dict[Path, str]:
-    """Hashes of several files, which are read in parallel. A progress bar appears after three seconds.
+    """Hashes of several files, which are read in parallel.
 
     Args:
         paths: the files.
         hash_file: `sha256_file` or `xxh128_file`.
-        title: of the progress bar.
-        quiet: show no progress bar. Set it in all processes of a job but one.
+        title, quiet: as for `progress`.
 
     Returns:
         path -> its hash.
     """
-    from tqdm.auto import tqdm  # not at the top: `--help` of a command must be fast
-
     sizes = [os.stat(path).st_size for path in paths]
-    progress = tqdm(total=sum(sizes), desc=title, unit="B", unit_scale=True, delay=3, disable=quiet)
     found = {}
-    with progress, ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
+    shown = progress(title, sum(sizes), "byte", quiet=quiet, scaled=True)
+    with shown, ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
         for path, size, digest in zip(paths, sizes, pool.map(hash_file, paths), strict=True):
             found[path] = digest
-            progress.update(size)
+            shown.update(size)
     return found
 
 

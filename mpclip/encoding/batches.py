@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mpclip.files import aside
+from mpclip.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def in_batches(
     batch_size: int,
     title: str,
     *,
-    progress: bool = True,
+    quiet: bool = False,
     shared: bool = False,
     resume: "Parts | None" = None,
 ) -> Tensor:
@@ -42,8 +42,7 @@ def in_batches(
         embed: a batch of up to `batch_size` items -> (B, D) tensor.
         items: anything that can be sliced, such as a list or a column of a data set.
         batch_size: items per batch.
-        title: of the progress bar.
-        progress: show the progress bar, if the output is a terminal.
+        title, quiet: as for `progress`.
         shared: share the batches among the processes of a job (`accelerate launch`). All processes must call the function, and
             each gets all embeddings.
         resume: stores finished parts and loads those of an interrupted call. None: nothing is stored.
@@ -57,12 +56,17 @@ def in_batches(
         starts = starts[state.process_index :: state.num_processes]
     done = resume.load() if resume is not None else {}
     waiting: dict[int, Tensor] = {}
-    bar = tqdm(total=len(starts) * batch_size, desc=title, disable=None if progress else True, unit="")
-    with torch.inference_mode(), bar:
+    shown = progress(
+        title,
+        sum(min(batch_size, len(items) - start) for start in starts),
+        "item",
+        quiet=quiet or (state is not None and not state.is_local_main_process),
+    )
+    with torch.inference_mode(), shown:
         for start in starts:
             if start not in done:
                 done[start] = waiting[start] = embed(items[start : start + batch_size]).float().cpu()  # (B, D)
-            bar.update(min(batch_size, len(items) - start))
+            shown.update(min(batch_size, len(items) - start))
             if resume is not None and (len(waiting) == PART_BATCHES or (start == starts[-1] and waiting)):
                 resume.save(waiting)
                 waiting = {}

@@ -40,11 +40,11 @@ class QueryEncoder:
 
     def embed_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
         """(B, D) float32 on the CPU, L2-normalised."""
-        return self.encoder.images(pictures, progress=False)
+        return self.encoder.images(pictures, quiet=True)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """(B, D) float32 on the CPU, L2-normalised."""
-        return self.encoder.texts(texts, progress=False)
+        return self.encoder.texts(texts, quiet=True)
 
     def embed_queries(
         self,

@@ -58,7 +58,7 @@ class SentencePairTrainer(MPCLIPTrainer):
     def predictions(self, dataset) -> tuple:
         """The cosine of each of the P pairs (P,), and its score (P,)."""
         texts = [text for side in SIDES for text in dataset[side][:]]
-        first, second = self.encoder().texts(texts, self.args.eval_batch_size, shared=True, progress=False).chunk(2)  # (P, D)
+        first, second = self.encoder().texts(texts, self.args.eval_batch_size, shared=True, quiet=True).chunk(2)  # (P, D)
         return (first * second).sum(dim=1).numpy(), dataset["score"][:]
 
 

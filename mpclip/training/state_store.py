@@ -25,9 +25,9 @@ import torch
 import transformers
 from accelerate import PartialState
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from mpclip.files import aside, hash_files, read_json, sha256_file, write_text, xxh128_file
+from mpclip.progress import progress
 
 logger = logging.getLogger(__name__)
 SHARD_ROWS = 1024
@@ -245,25 +245,26 @@ def open_store(
         write_text(target / "key.json", text)
     waiting = shards_to_compute(target, key) if waiting is None else dict(waiting)
     if waiting:
-        with tqdm(
-            total=key["count"],
-            initial=key["count"] - sum(map(len, waiting.values())),
-            desc=title,
-            unit="row",
-            disable=not PartialState().is_local_main_process,
-        ) as progress:
+        done = key["count"] - sum(map(len, waiting.values()))
+        with progress(title, key["count"], initial=done, quiet=not PartialState().is_local_main_process) as shown:
             for patient in (False, True):  # first the unlocked shards, then wait for the locked ones
                 for name in list(waiting):
-                    if _fill(target / name, waiting[name], FORMATS[key["format"]], compute, patient):
-                        progress.update(len(waiting.pop(name)))
+                    if _fill(target / name, waiting[name], FORMATS[key["format"]], compute, patient, shown.update):
+                        del waiting[name]
     return StateStore(target, width)
 
 
-def _fill(shard: Path, rows: range, format: StateFormat, compute: Callable, patient: bool) -> bool:
-    """Compute a shard, unless another process has done so. False if it is locked and `patient` is not set."""
+def _fill(
+    shard: Path, rows: range, format: StateFormat, compute: Callable, patient: bool, count: Callable[[int], None]
+) -> bool:
+    """Compute a shard, unless another process has done so. False if it is locked and `patient` is not set.
+
+    `count` is told the number of rows that were finished.
+    """
     try:
         with FileLock(shard.with_suffix(".lock"), blocking=patient):
             if _whole([shard]):
+                count(len(rows))
                 return True
             if _recorded_hash(shard):
                 logger.warning("%s is damaged or missing; its states are computed again.", shard)
@@ -273,6 +274,7 @@ def _fill(shard: Path, rows: range, format: StateFormat, compute: Callable, pati
                 with datasets.arrow_writer.ArrowWriter(path=str(written), features=_FEATURES) as writer:
                     for states in compute(rows):
                         writer.write({"states": format.encode(states)})
+                        count(1)
                     writer.finalize()
                 digest = xxh128_file(written)
             write_text(shard.with_suffix(".xxh128"), digest)

@@ -37,12 +37,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mpclip.data.openmoji.generate import Scene, differences_between, generate_scenes
 from mpclip.data.openmoji.objects import OBJECTS, Drawings
 from mpclip.data.openmoji.pictures import contact_sheet, render_scene
 from mpclip.files import aside, read_json, write_json, write_text
+from mpclip.progress import track
 
 __all__ = ["contact_sheet", "differences_between", "generate_scenes", "main", "render_scene", "write_scenes"]
 
@@ -98,7 +97,7 @@ def write_scenes(
     write_json(begun, manifest, indent=2)
 
     drawings = Drawings()
-    for scene in tqdm(scenes, desc=f"drawing scenes into {folder}", unit="scene"):
+    for scene in track(scenes, f"drawing scenes into {folder}", len(scenes), "scene"):
         file = folder / scene.file_name
         if not file.exists():
             with aside(file) as written:
