@@ -19,6 +19,7 @@ from .logit_scale import LogitScale
 from .outputs_mpclip import MPCLIPOutput
 from .pretrained_towers import adaptive_rows, load_towers, tower_arguments
 from .segments import assembled, checked_weights
+from .source_names import refuse_missing_folder
 from .text_families import text_tower_class
 from .text_side import TextSide
 from .tower_inputs import asked
@@ -101,6 +102,8 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
             OSError: a file of the checkpoint is missing or damaged; the message names it.
         """
         source = pretrained_model_name_or_path
+        if source is not None:
+            refuse_missing_folder(source)
         where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
         # For an adapter AutoModel passes the base model as source, and the adapter here.
         adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
@@ -132,8 +135,9 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         """Build a model from two pretrained towers. Projections, pooling and adaptive tokens are newly initialised.
 
         Args:
-            text: Hub id or folder of a decoder LLM.
-            vision: Hub id or folder of a vision encoder, or of a dual encoder that contains one (CLIP, SigLIP).
+            text: Hub id or folder of a decoder LLM, or the name of a packaged one ("smollm2-135m").
+            vision: Hub id or folder of a vision encoder, or of a dual encoder that contains one (CLIP, SigLIP), or the name of
+                a packaged one.
             tokenizer: of the LLM; compiles the prompts and receives the [APT-i] tokens. By default loaded from `text`;
                 `MPCLIPProcessor.from_pretrained_towers` then makes an equal one.
             adaptive_init: M or more words or phrases. [APT-i] starts as the mean embedding of the i-th one. By default the

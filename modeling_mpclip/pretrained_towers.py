@@ -9,6 +9,7 @@ from transformers.utils import logging
 from .checkpoint_guard import not_finite
 from .configuration_mpclip import MPCLIPConfig
 from .image_tower import pooler_arguments
+from .source_names import naming_missing_tower, tower_source
 from .text_families import text_tower_class
 
 
@@ -44,12 +45,16 @@ def load_towers(
         config_kwargs: options of [`MPCLIPConfig`].
 
     Raises:
-        ValueError: options contradict each other, or the weights of a tower are missing or not finite.
+        ValueError: options contradict each other, or the weights of a tower are missing, not finite or quantised.
         OSError: a tower is not found.
+        ImportError: as `tower_source`.
     """
     from_scratch = text_config is not None
-    text_config = text_config or AutoConfig.from_pretrained(text).get_text_config()
-    vision_config = AutoConfig.from_pretrained(vision)
+    text, vision = tower_source(text), tower_source(vision)
+    with naming_missing_tower(text):
+        text_config = text_config or AutoConfig.from_pretrained(text).get_text_config()
+    with naming_missing_tower(vision):
+        vision_config = AutoConfig.from_pretrained(vision)
     vision_config = getattr(vision_config, "vision_config", vision_config)
     config = MPCLIPConfig(text_config, vision_config, **config_kwargs)
     tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(text)
@@ -90,6 +95,7 @@ def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs:
     Expected differences are not reported: the adaptive embeddings are new, and heads of the checkpoint are not used.
     """
     kwargs = {"dtype": torch.float32, **(kwargs or {})}
+    _refuse_quantised(source, kwargs.get("quantization_config") or getattr(config, "quantization_config", None))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -108,6 +114,25 @@ def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs:
             "again, or give another checkpoint."
         )
     return tower
+
+
+def _refuse_quantised(source: str, quantization) -> None:
+    """Raise a ValueError if a tower would be quantised: transformers saves quantised weights of whole models only.
+
+    Args:
+        source: folder or Hub id of the tower, for the message.
+        quantization: the `quantization_config`, an object or a dict, or None. One that only dequantises passes.
+    """
+    if quantization is None:
+        return
+    settings = quantization if isinstance(quantization, dict) else vars(quantization)
+    if not settings.get("dequantize"):
+        method = settings.get("quant_method")
+        raise ValueError(
+            f"{source} would be quantised ({getattr(method, 'value', method)}), and a model with one quantised tower cannot be "
+            "saved. Build it from unquantised towers, save it, and quantise it when you load it: "
+            "MPCLIPModel.from_pretrained(folder, quantization_config=...)."
+        )
 
 
 def adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | None) -> torch.Tensor:

@@ -36,7 +36,7 @@ def parse(folder, content: str | bytes, *argv: str):
         ("num_prompts: 2.5", 1, "num_prompts: invalid int value: '2.5'"),
         ("text_tuning: lsat", 1, "text_tuning: invalid choice: 'lsat' .*'last'"),
         ("cache_states: 5", 1, "cache_states: .*expected one of yes/no, true/false"),
-        ("seed: 1\ntemplates: The [APT-1]: x", 2, r"this is not YAML \(mapping values .*put a text in quotes"),
+        ("seed: 1\ntemplates: The [APT-1]: x", 2, r"this is not YAML \(mapping values .*texts with a colon"),
         ("# none\n\nlearnin_rate: 1", 3, "Did you mean 'learning_rate'"),
     ],
 )
@@ -69,7 +69,8 @@ def test_a_recipe_behind_an_option_is_told(tmp_path):
 def test_what_is_meant_arrives(tmp_path):
     options = parse(
         tmp_path,
-        "﻿eval_strategy: 'no'\nload_best_model_at_end: no\nlearning_rate: 1e-3\nrun_name: 010\nseed: 1_000\nnegated_templates: []\n"
+        "\ufeffeval_strategy: 'no'\nload_best_model_at_end: no\nlearning_rate: 1e-3\nrun_name: 010\nseed: 1_000\n"
+        "negated_templates: []\n"
         "lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}\nresume_from_checkpoint: false\n"
         "templates: ['-: [APT-1]']\ntrain_split: '-x'\nnum_prompts: 1\neval_split: null\n",
     )

@@ -16,6 +16,7 @@ is installed now, or if a file has another size than the one written, the folder
 """
 
 import argparse
+import difflib
 import importlib.metadata
 import os
 import shutil
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from modeling_mpclip.source_names import refuse_missing_folder
 from mpclip.data.backbone_conversions import convert_efficientnet_lite0, convert_gguf
 from mpclip.files import cache_folder, read_json, sha256_file, write_json
 
@@ -93,8 +95,31 @@ def resolve_backbone(name_or_path: str | os.PathLike) -> str:
     """The checkpoint folder of a backbone, prepared if need be. Any other name or path is returned as it is.
 
     A key of `BACKBONES` always means the backbone. For a folder of the same name write `./NAME`.
+
+    Raises:
+        FileNotFoundError: a folder that is not there.
+        ValueError, ImportError: as `refuse_misspelt` and `prepare_backbone`.
     """
+    refuse_misspelt(name_or_path)
     return os.fspath(prepare_backbone(name_or_path) if name_or_path in BACKBONES else name_or_path)
+
+
+def refuse_misspelt(name_or_path: str | os.PathLike) -> None:
+    """Refuse a folder that is not there, and what is nearly the name of a backbone. Hub ids pass.
+
+    Raises:
+        FileNotFoundError: a folder that is not there.
+        ValueError: neither a folder, nor a Hub id with an owner, and near the name of a backbone.
+    """
+    refuse_missing_folder(name_or_path)
+    name = os.fspath(name_or_path)
+    if name in BACKBONES or "/" in name or os.path.exists(name):
+        return
+    if nearest := difflib.get_close_matches(name.lower(), BACKBONES):
+        raise ValueError(
+            f"There is no packaged tower {name!r}. Did you mean {' or '.join(map(repr, nearest))}? (A Hub id has an owner, "
+            f"owner/{name}; a folder has to exist.)"
+        )
 
 
 def prepare_backbone(name: str, folder: str | os.PathLike | None = None) -> Path:

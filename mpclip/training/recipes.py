@@ -78,8 +78,8 @@ def _parse(file: Path) -> tuple[yaml.SafeLoader, yaml.MappingNode]:
         if "'\\t'" in str(error.problem):
             raise ValueError(f"{file}, line {line}: there is a tab. Use spaces instead.") from error
         raise ValueError(
-            f"{file}, line {line}: this is not YAML ({error.problem}). Write one `key: value` per line, and put a text in quotes "
-            "that has a colon, a # or brackets in it."
+            f"{file}, line {line}: this is not YAML ({error.problem}). Write one `key: value` per line, texts with a colon, "
+            "a # or brackets in quotes."
         ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}.") from error
