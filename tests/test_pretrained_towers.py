@@ -3,13 +3,16 @@
 import builtins
 
 import pytest
-from conftest import save_towers
+from conftest import arguments, save_towers
 from transformers import BitsAndBytesConfig, GgufConfig
 
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from modeling_mpclip.pretrained_towers import _refuse_quantised
 from modeling_mpclip.source_names import refuse_missing_folder, tower_source
 from mpclip.data import backbones
+from mpclip.encoding import load_encoder
+from mpclip.export.int8 import quantize
+from mpclip.training import build_trainer, parse_options
 
 SMALL = {"num_prompts": 3, "projection_dim": 12, "pooling_width": 16, "pooling_heads": 2}
 
@@ -67,6 +70,22 @@ def test_a_folder_that_is_not_there_is_called_so(name, tmp_path, monkeypatch):
             load(name)
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         MPCLIPModel.from_pretrained_towers(name, name)
+
+
+@pytest.mark.parametrize("option", ["text_model", "vision_model", "text_from_scratch", "checkpoint"])
+@pytest.mark.parametrize(
+    "name, message", [("./nowhere", "There is no folder ./nowhere"), ("smollm2-13m", "Did you mean 'smollm2")]
+)
+def test_a_run_refuses_a_missing_tower_before_it_opens_the_data(option, name, message, folder, tmp_path):
+    options = parse_options(arguments(folder, tmp_path / "out", f"--{option}", name))
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        build_trainer(options, open_split=lambda *_: pytest.fail("the data were opened"))
+
+
+def test_other_commands_call_a_missing_folder_so(tmp_path):
+    for load in (load_encoder, lambda name: quantize(name, tmp_path / "out")):
+        with pytest.raises(FileNotFoundError, match=r"There is no folder \./nowhere"):
+            load("./nowhere")
 
 
 def test_hub_ids_and_folders_pass(tmp_path, monkeypatch):

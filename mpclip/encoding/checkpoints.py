@@ -5,6 +5,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 
+from modeling_mpclip.source_names import refuse_missing_folder
 from mpclip.hardware import best_device
 
 from .encoder import Encoder, ModelEncoder, PeerEncoder, SentenceEncoder
@@ -28,6 +29,7 @@ def load_encoder(name: str, dtype: str = "float32", device: str | None = None, *
         ValueError: the model is neither a dual encoder nor a sentence-transformers model.
         OSError: there is no such folder or Hub id.
     """
+    refuse_missing_folder(name)
     device = device or best_device()
     kwargs = {"dtype": getattr(torch, dtype), **model_kwargs}
     kind = _model_type(name)

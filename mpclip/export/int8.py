@@ -22,6 +22,8 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, TorchAoConfig
 
+from modeling_mpclip.source_names import refuse_missing_folder
+
 from .text import keep_prompts
 
 # The modules with all linear layers that do not belong to the LLM.
@@ -56,6 +58,7 @@ def quantize(checkpoint: str, out: str | Path) -> None:
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty. Give a folder that does not exist yet.")
+    refuse_missing_folder(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{checkpoint} holds quantised weights already. Copy it, or give the checkpoint it was made from.")

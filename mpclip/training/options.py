@@ -66,6 +66,18 @@ class ModelArguments(ModelOptions):
         self.templates = self._numbered(self.templates)
         self.negated_templates = self._numbered(self.negated_templates)
 
+    def refuse_missing_sources(self) -> None:
+        """Refuse towers and checkpoints that are folders which are not there, and misspelt packaged towers.
+
+        Raises:
+            FileNotFoundError, ValueError: as `refuse_misspelt`.
+        """
+        from mpclip.data.backbones import refuse_misspelt
+
+        named = [self.checkpoint] if self.checkpoint else [self.text_model, self.vision_model, self.text_from_scratch]
+        for source in filter(None, named):
+            refuse_misspelt(source)
+
     def _numbered(self, templates: list[str] | None) -> list[str] | None:
         """["[APT-{i}]:"] -> ["[APT-1]:", ..., "[APT-K]:"]. Of other lists, the first K templates."""
         if templates is None or len(templates) != 1 or "{i}" not in templates[0]:

@@ -330,6 +330,7 @@ def _refuse_illegal(options: RunOptions, cached_images: bool) -> None:
     refuse_no_negatives(options.training)
     if options.data.dataset is None:
         raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
+    options.model.refuse_missing_sources()
     if options.training.n_gpu > 1:
         raise ValueError(
             f"One process sees {options.training.n_gpu} GPUs, and torch would split every batch among them. Start one process "
