@@ -7,7 +7,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from modeling_mpclip.segments import assembled, checked_weights
+from modeling_mpclip.segments import assembled, checked_weights, refuse_excluding_itself
 from mpclip.encoding import load_encoder
 
 
@@ -67,12 +67,14 @@ class QueryEncoder:
             (Q, D) float32 on the CPU.
 
         Raises:
-            ValueError: no query, an empty exclusion, or not K finite weights.
+            ValueError: no query, an empty exclusion or one that is also a query, or not K finite weights.
         """
         if not texts and not pictures:
             raise ValueError("no query: give a text, a picture, or both")
         if not all(text.strip() for text in exclude):
             raise ValueError(f"exclude {list(exclude)}: an empty text names nothing; leave it out")
+        if not pictures:  # with pictures, the rest of the query is what they show besides
+            refuse_excluding_itself(texts, exclude)
         K = self.aspects
         factors = None if weights is None else checked_weights(weights, K)  # (K,)
         queries = self.embed_pictures(pictures) if pictures else torch.empty(0)  # (P, D)
