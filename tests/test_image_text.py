@@ -223,7 +223,7 @@ def test_bad_images_are_named_and_skipped(tmp_path):
     assert "images/1.png (not an image)" in message
     assert "images/2.png (" in message and "truncated" in message
     assert "images/3.png (no such file)" in message
-    assert "images/4.png (" in message and "decompression bomb" in message
+    assert "images/4.png (" in message and "100.0 megapixels" in message
 
 
 def test_bad_images_fail_where_asked(tmp_path):
@@ -342,7 +342,7 @@ def test_exif_rotation_and_odd_shapes(tmp_path):
     write_folder(tmp_path, records(2))
     picture(0, size=(12, 8)).save(tmp_path / "images/0.png", exif=exif)
     picture(0, size=(1, 5000)).save(tmp_path / "images/1.png")
-    assert [row["image"].size for row in load_image_text(tmp_path, "train", bad_images="fail")] == [(8, 12), (1, 5000)]
+    assert [row["image"].size for row in load_image_text(tmp_path, "train", bad_images="fail")] == [(8, 12), (1, 64)]
 
 
 def test_to_rgb_of_half_transparent_red():

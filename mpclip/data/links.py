@@ -1,6 +1,7 @@
 """Which files belong to a data set: those in its folder. A symbolic link that leads out of it is followed only by an option."""
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 
@@ -59,9 +60,12 @@ class Bounds:
         return path
 
     def refuse_linked_files(self, folder: Path, suffixes: tuple[str, ...]) -> None:
-        """Refuse links in a folder that lead out of the data set: linked folders, and linked files of these suffixes."""
+        """Refuse linked files with these endings that lead out; warn of linked folders: `datasets` ignores them."""
         for place, folders, files in os.walk(folder):
-            for name in [*folders, *(name for name in files if name.endswith(suffixes))]:
+            for name in files:
                 path = os.path.join(place, name)
-                if os.path.islink(path) and (fault := self.fault(path)):
+                if name.endswith(suffixes) and os.path.islink(path) and (fault := self.fault(path)):
                     raise ValueError(f"refused {path}, {fault}")
+            for name in folders:
+                if os.path.islink(path := os.path.join(place, name)):
+                    warnings.warn(f"{path} is a linked folder and is left out: give it as a data set of its own", stacklevel=5)

@@ -148,5 +148,12 @@ def _storable(cells: list) -> list:
         datasets.Dataset.from_dict({"cells": cells})
         return cells
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
-        texts = (cell if cell is None or isinstance(cell, str) else json.dumps(cell, ensure_ascii=False) for cell in cells)
-        return [text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+        return [_text(cell) for cell in cells]
+
+
+def _text(cell: Any) -> str | None:
+    """A cell as text; half a character in it becomes the sign for one that is unknown."""
+    if cell is None or cell != cell:  # NaN
+        return None
+    text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -95,7 +95,9 @@ def _row(path: str, key: str | None, files: dict[str, bytes], caption_column: st
             cells |= described if isinstance(described, dict) else {}
         names = caption_columns(list(cells), None) if caption_column is None else [caption_column]
         captions = [caption for name in names for caption in captions_of_cell(cells.get(name))]
-    except (UnicodeDecodeError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: a text is not UTF-8 ({error})") from error
+    except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
     yield {
         "image": {"bytes": files[pictures[0]], "path": f"{key}.{pictures[0]}"},
