@@ -7,7 +7,7 @@ from transformers.utils import can_return_tuple
 
 from .image_tower import AttentionPooling, SegmentProjection, build_vision_model, has_class_token, vision_tokens
 from .outputs_mpclip import MPCLIPImageOutput
-from .tower_inputs import asked, masked_mean
+from .tower_inputs import asked, masked_mean, refuse_no_pixels, refuse_no_tokens
 
 
 class ImageSide:
@@ -34,6 +34,11 @@ class ImageSide:
         vision_config = self.config.vision_config
         return getattr(vision_config, "hidden_size", None) or vision_config.hidden_dim
 
+    @property
+    def _channels(self) -> int:
+        """Channels of a picture."""
+        return getattr(self.config.vision_config, "num_channels", 3)
+
     def vision_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) pixels -> (B, N, C) vision tokens. The other methods take them as `vision_hidden_states`."""
         return self._encode_images(pixel_values).last_hidden_state
@@ -46,6 +51,7 @@ class ImageSide:
     ) -> BaseModelOutput:
         """Run the vision encoder on (B, C, H, W) pixels; `last_hidden_state` is the (B, N, C) tokens."""
         self._refuse_images_if_text_only()
+        refuse_no_pixels("pixel_values", pixel_values, "(B, C, H, W)", self._channels)
         output = self.vision_model(
             pixel_values=pixel_values.to(self.vision_model.dtype), **asked(output_attentions, output_hidden_states)
         )
@@ -79,6 +85,8 @@ class ImageSide:
         if (pixel_values is None) == (vision_hidden_states is None):
             raise ValueError("Give exactly one of pixel_values and vision_hidden_states.")
         if vision_hidden_states is not None:
+            self._refuse_images_if_text_only()
+            refuse_no_tokens(vision_hidden_states, self.image_token_dim)
             return self._pool_image(BaseModelOutput(vision_hidden_states))
         return self._pool_image(self._encode_images(pixel_values, output_attentions, output_hidden_states))
 
@@ -103,8 +111,8 @@ class ImageSide:
         Raises:
             ValueError: an argument has another shape, a video has no frame, or the model is text-only.
         """
-        if pixel_values_videos.dim() != 5:
-            raise ValueError(f"pixel_values_videos has the shape {tuple(pixel_values_videos.shape)}; expected (B, T, C, H, W).")
+        self._refuse_images_if_text_only()
+        refuse_no_pixels("pixel_values_videos", pixel_values_videos, "(B, T, C, H, W)", self._channels)
         B, T = pixel_values_videos.shape[:2]
         encoded = self._encode_images(pixel_values_videos.flatten(0, 1), output_attentions, output_hidden_states)
         N = encoded.last_hidden_state.shape[1]  # last_hidden_state is (B*T, N, C)
@@ -121,7 +129,6 @@ class ImageSide:
 
     def _pool_image(self, encoded: BaseModelOutput, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
         """Pool and project (B, N, C) tokens of `frames` frames; `mask` (B, N) is False for tokens of padding frames."""
-        self._refuse_images_if_text_only()
         tokens = encoded.last_hidden_state.to(self.image_projection.weight.dtype)  # they may have another dtype
         attentions = None
         if self.image_pooling is not None:

@@ -1,18 +1,20 @@
 """The text side of the model: token ids or cached hidden states -> prompt embeddings."""
 
 import torch
-from transformers import PreTrainedModel
+import torch.nn.functional as F
 from transformers.utils import can_return_tuple
 
 from .outputs_mpclip import MPCLIPTextOutput
 from .prompt_attention import PromptLayout, tree_tensors
 from .prompt_tree import PromptTree
 from .segments import assembled, checked_count, checked_weights
-from .tower_inputs import asked, masked_mean
+from .tower_inputs import asked, masked_mean, refuse_foreign_ids, refuse_no_texts, refuse_other_mask, warn_of_padding
 
 
 class TextSide:
     """Part of [`MPCLIPModel`]; uses its `config`, `text_model` and `text_projection`."""
+
+    _has_looked_for_padding = False
 
     def prompt_tree(self, negated: bool = False, num_prompts: int | None = None) -> PromptTree:
         """The compiled prompts; an empty tree for the text poolings without prompts.
@@ -53,7 +55,7 @@ class TextSide:
                 "Hidden states can be kept only if everything below them is frozen, and adaptive_tokens='input' learns "
                 "embeddings below the first layer. Use adaptive_tokens='boundary'."
             )
-        attention_mask = _mask_or_ones(attention_mask, input_ids)
+        input_ids, attention_mask = self._checked_texts(input_ids, attention_mask)
         layout = PromptLayout(attention_mask, self.prompt_tree(negated))
         return self.text_model.lower(input_ids, layout, self.text_model.split_layer)
 
@@ -93,14 +95,14 @@ class TextSide:
         m = checked_count(num_prompts, self.config.num_prompts)
         tree = self.prompt_tree(negated, m)
         if text_hidden_states is None:
-            attention_mask = _mask_or_ones(attention_mask, input_ids)
-            _check_ids(input_ids, self.text_model)
-        elif attention_mask is None or attention_mask.shape[1] + len(tree) != text_hidden_states.shape[1]:
+            input_ids, attention_mask = self._checked_texts(input_ids, attention_mask)
+        elif attention_mask is None or attention_mask.shape[-1] + len(tree) != text_hidden_states.shape[1]:
             raise ValueError(
                 f"text_hidden_states has {text_hidden_states.shape[1]} columns, {len(tree)} of which are prompts. Give the "
                 f"attention_mask of the text, with the other {text_hidden_states.shape[1] - len(tree)} columns."
             )
         else:
+            refuse_other_mask(attention_mask, (text_hidden_states.shape[0], text_hidden_states.shape[1] - len(tree)))
             # The cache may have a smaller dtype than the model.
             text_hidden_states = text_hidden_states.to(self.text_model.dtype)  # (B, N + T, H)
         readouts = self._readouts(attention_mask, tree)
@@ -138,19 +140,23 @@ class TextSide:
             return (attention_mask.long() * columns).argmax(dim=1, keepdim=True)  # (B, 1)
         return (N + tree_tensors(tree, attention_mask.device).readouts).expand(B, -1)  # (B, R)
 
+    def _checked_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Refuse what is no batch of texts. Returns ids and mask, (B, N) each; without a mask every token counts."""
+        refuse_no_texts(input_ids, attention_mask)
+        # An embedding matrix may be wrapped by an adapter, but has a weight. Adaptive tokens have embeddings of their own.
+        rows = self.text_model.get_input_embeddings().weight.shape[0]
+        refuse_foreign_ids(input_ids, max(rows - 1, *self.text_model.adaptive_token_ids, 0))
+        if attention_mask is None:
+            self._look_for_padding(input_ids)
+            attention_mask = torch.ones_like(input_ids)
+        if input_ids.shape[1] == 0 and self.config.text_pooling != "prompts":
+            # Empty texts alone, and no prompt: a column of padding, as they have beside other texts.
+            input_ids, attention_mask = (F.pad(x, (0, 1)) for x in (input_ids, attention_mask))  # (B, 1)
+        return input_ids, attention_mask
 
-def _mask_or_ones(attention_mask: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
-    """The attention mask (B, N); without one, ones for all tokens."""
-    return torch.ones_like(input_ids) if attention_mask is None else attention_mask
-
-
-def _check_ids(input_ids: torch.Tensor, text_model: PreTrainedModel) -> None:
-    """Refuse token ids that have no embedding. Only on the CPU: on an accelerator the check would force a synchronisation."""
-    if input_ids.device.type != "cpu" or input_ids.numel() == 0 or torch.compiler.is_compiling():
-        return
-    highest = max(text_model.embed_tokens.num_embeddings - 1, *text_model.adaptive_token_ids, 0)
-    if input_ids.max() > highest or input_ids.min() < 0:
-        raise ValueError(
-            f"input_ids range from {int(input_ids.min())} to {int(input_ids.max())}, but the ids of this model are 0 to "
-            f"{highest}. Tokenize with the tokenizer that was saved with the model."
-        )
+    def _look_for_padding(self, input_ids: torch.Tensor) -> None:
+        """Warn if texts without a mask seem to be padded. An accelerator would wait each time, so there only once."""
+        if input_ids.device.type == "cpu" or not self._has_looked_for_padding:
+            self._has_looked_for_padding = True
+            pad_token_id = getattr(self.config, "pad_token_id", None)
+            warn_of_padding(input_ids, self.config.text_config.pad_token_id if pad_token_id is None else pad_token_id)
