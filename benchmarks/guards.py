@@ -46,6 +46,7 @@ from modeling_mpclip import MPCLIPModel, MPCLIPProcessor, checkpoint_guard
 from mpclip.data.backbones import resolve_backbone
 from mpclip.files import write_json
 from mpclip.search.chunks import write_chunk
+from mpclip.search.embed import CHUNK
 from mpclip.training import state_cache
 from mpclip.training.command_line import parse_options
 from mpclip.training.run import build_trainer
@@ -132,21 +133,21 @@ def training(folder: Path, examples: int, repeats: int) -> list[dict]:
 def searching(folder: Path, model: Path, pictures: int, repeats: int) -> list[dict]:
     """Rows `search` and `search, --verify`, on a flat index of that many pictures."""
     generator, grey = np.random.default_rng(0), _jpeg(size=64)
-    keys = [f"{i:07}.jpg" for i in range(pictures)]
+    keys = {f"{i:07}.jpg": f"{i:064}" for i in range(pictures)}
 
-    def embedded(encoder, pictures, todo: list[str], integrity, batch_size: int) -> dict:
+    def embedded(pictures, todo: list[str], known: set[str], writer, max_megapixels: float) -> tuple[dict, dict]:
         """Random vectors for all pictures, in place of their embeddings."""
-        for number, start in enumerate(range(0, len(todo), mpclip.search.build.CHUNK)):
-            names = todo[start : start + mpclip.search.build.CHUNK]
-            vectors = generator.standard_normal((len(names), WIDTH), dtype=np.float32)
+        for number, start in enumerate(range(0, len(todo), CHUNK)):
+            part = [keys[name] for name in todo[start : start + CHUNK]]
+            vectors = generator.standard_normal((len(part), WIDTH), dtype=np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            columns = {"key": names, "stamp": ["-"] * len(names), "caption": names, "thumbnail": [grey] * len(names)}
-            integrity.accept([write_chunk(integrity.index / "chunks", number, columns, vectors)])
-        return {}
+            columns = {"key": part, "stamp": part, "thumbnail": [grey] * len(part)}
+            writer.integrity.accept([write_chunk(writer.folder, number, columns, vectors)])
+        return keys, {}
 
-    named = SimpleNamespace(stamps=dict.fromkeys(keys, "-"))
+    named = SimpleNamespace(stamps=keys, refused={}, caption=str)
     with (
-        mock.patch.object(mpclip.search.build, "_embed", embedded),
+        mock.patch.object(mpclip.search.build, "embed_pictures", embedded),
         mock.patch.object(mpclip.search.build, "open_pictures", return_value=named),
     ):
         mpclip.search.build.build_index(str(model), "pictures", folder, device="cpu")

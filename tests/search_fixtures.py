@@ -18,6 +18,11 @@ PICTURES = 11
 WEIGHTS = [0.2, 1.0, 3.0]
 
 
+def counts(embedded: int, removed: int = 0) -> dict:
+    """What a build of all the photos returns."""
+    return {"pictures": PICTURES, "names": PICTURES, "embedded": embedded, "removed": removed, "unreadable": {}}
+
+
 def add_picture(path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)

@@ -110,7 +110,7 @@ def test_every_door_gives_equal_embeddings_and_recall(folder, tmp_path):
 
     build_index(saved, data, tmp_path / "index", "validation")
     chunks = Chunks(tmp_path / "index" / "chunks")
-    ids = [i for _, i in chunks.keys().values()]
+    ids = list(chunks.keys().values())
     torch.testing.assert_close(torch.from_numpy(chunks.embeddings(ids).copy()), embeds["image_embeds"], atol=1e-6, rtol=1e-5)
 
     sentences = SentenceTransformer(saved, trust_remote_code=True)

@@ -13,10 +13,10 @@ import PIL.Image
 import pytest
 import torch
 from conftest import make_model, make_processor, make_tokenizer
-from search_fixtures import PICTURES, WEIGHTS, K, add_picture
+from search_fixtures import PICTURES, WEIGHTS, K, add_picture, counts
 
 import mpclip.files
-import mpclip.search.build
+import mpclip.search.embed
 import mpclip.search.integrity
 import mpclip.search.stores
 from mpclip.search.build import build_index
@@ -29,7 +29,7 @@ pytest_plugins = ["search_fixtures"]
 
 
 def test_a_killed_build_goes_on(model, encoder, photos, tmp_path, monkeypatch, embedded):
-    monkeypatch.setattr(mpclip.search.build, "CHUNK", 4)
+    monkeypatch.setattr(mpclip.search.embed, "CHUNK", 4)
     counted = QueryEncoder.embed_pictures
 
     def killed(self, pictures):
@@ -48,7 +48,7 @@ def test_a_killed_build_goes_on(model, encoder, photos, tmp_path, monkeypatch, e
     monkeypatch.setattr(QueryEncoder, "embed_pictures", counted)
     embedded.clear()
     built = build_index(model, str(photos), tmp_path / "index", batch_size=2)
-    assert embedded == [2, 1] and built == {"pictures": PICTURES, "embedded": 3, "removed": 0, "unreadable": {}}
+    assert embedded == [2, 1] and built == counts(embedded=3)
     build_index(model, str(photos), tmp_path / "at_once")
     answers = [query_index(PictureIndex(tmp_path / name, encoder), ["a street"], top=PICTURES) for name in ("index", "at_once")]
     assert [hit.picture for hit in answers[0][0].hits] == [hit.picture for hit in answers[1][0].hits]
@@ -95,7 +95,7 @@ def test_pictures_come_go_and_change(model, encoder, photos, tmp_path, embedded)
     add_picture(photos / "a/b/01.jpg", 78)
     embedded.clear()
     built = build_index(model, str(photos), tmp_path / "index")
-    assert built == {"pictures": PICTURES, "embedded": 2, "removed": 1, "unreadable": {}} and embedded == [2]
+    assert built == counts(embedded=2, removed=1) and embedded == [2]
     index = PictureIndex(tmp_path / "index", encoder)
     hits = query_index(index, ["a street"], top=99)[0].hits
     assert len(hits) == PICTURES and {hit.picture for hit in hits} == set(open_pictures(str(photos)).stamps)
@@ -140,7 +140,11 @@ def test_broken_and_foreign_files(model, encoder, photos, tmp_path):
     sizes = {hit.picture: PIL.Image.open(io.BytesIO(hit.thumbnail)).size for hit in hits}
     assert sizes["00.png"] == (60, 48) and sizes["turned.png"] == (48, 60)
 
-    (photos / "cut.png").write_bytes(whole)  # mended
+    (photos / "cut.png").write_bytes((photos / "turned.png").read_bytes())  # mended: a picture that is there already
+    with pytest.warns(UserWarning, match="2 of 3 pictures left out"):
+        built = build_index(model, str(photos), tmp_path / "index")
+    assert (built["embedded"], built["pictures"], built["names"]) == (0, PICTURES + 1, PICTURES + 2)
+    add_picture(photos / "cut.png", 90)
     with pytest.warns(UserWarning, match="2 of 3 pictures left out"):
         assert build_index(model, str(photos), tmp_path / "index")["embedded"] == 1
 
@@ -247,13 +251,12 @@ def test_no_pickle(model, photos, tmp_path, monkeypatch, store):
 
 
 def test_ids_outlive_the_chunk_size(model, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(mpclip.search.build, "CHUNK", 4)
+    monkeypatch.setattr(mpclip.search.embed, "CHUNK", 4)
     build_index(model, str(photos), tmp_path / "index")
-    monkeypatch.setattr(mpclip.search.build, "CHUNK", 512)
+    monkeypatch.setattr(mpclip.search.embed, "CHUNK", 512)
     add_picture(photos / "later.png", 77)
     before = Chunks(tmp_path / "index/chunks").keys()
     build_index(model, str(photos), tmp_path / "index")
     after = Chunks(tmp_path / "index/chunks")
     assert after.keys().items() > before.items()
-    ids = [i for _, i in after.keys().values()]
-    assert [row["key"] for row in after.rows(ids)] == list(after.keys())
+    assert [row["key"] for row in after.rows(after.keys().values())] == list(after.keys())

@@ -84,7 +84,7 @@ def test_command(model, photos, tmp_path, capsys, monkeypatch):
     assert [answer["text"] for answer in answers] == ["a street", "a boat", "the red mat"]
     assert answers[0]["exclude"] == ["cars", "a dog"] and answers[0]["weights"] == WEIGHTS
     assert [len(answer["hits"]) for answer in answers] == [12] * 3
-    assert set(answers[0]["hits"][0]) == {"picture", "caption", "score", "aspects"}
+    assert set(answers[0]["hits"][0]) == {"picture", "caption", "score", "aspects", "also"}
     page = Page(html.read_text(encoding="utf-8"))
     assert "12 pictures of photos, searched with model" in page.words  # and no path
     assert str(tmp_path) not in html.read_text(encoding="utf-8")

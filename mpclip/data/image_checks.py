@@ -1,17 +1,18 @@
 """Checks of a table of images and captions: images that do not decode, rows without a caption, paths that lead elsewhere."""
 
 import os
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
 import PIL.Image
-from tqdm import tqdm
 
 from modeling_mpclip.pictures import to_rgb
 from mpclip.data.image_columns import paths_referred
 from mpclip.data.links import Bounds
+from mpclip.data.picture_folder import NOT_A_FILE
+from mpclip.data.picture_size import MAX_MEGAPIXELS, pixel_limit, too_large
+from mpclip.progress import progress
 
 NAMES_SHOWN = 20  # bad rows that a message names; it only counts the rest
 
@@ -35,8 +36,13 @@ def without_captions(rows: datasets.Dataset) -> dict[int, str]:
     return {i: "no caption" for i, captions in enumerate(rows["captions"][:]) if not captions}
 
 
-def undecodable(rows: datasets.Dataset) -> dict[int, str]:
-    """{row number: what is wrong} for images that do not decode to RGB. Decodes every image, with a thread per core."""
+def undecodable(rows: datasets.Dataset, max_megapixels: float = MAX_MEGAPIXELS) -> dict[int, str]:
+    """{row number: what is wrong} for images that do not decode to RGB. Decodes every image, with a thread per core.
+
+    Args:
+        rows: a table with `image`.
+        max_megapixels: larger images are not decoded.
+    """
     decoder = datasets.Image()
     cells = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
 
@@ -44,6 +50,8 @@ def undecodable(rows: datasets.Dataset) -> dict[int, str]:
         cell = cells[i]["image"]
         if cell is None:
             return "no image"
+        if cell["bytes"] is None and os.path.exists(cell["path"]) and not os.path.isfile(cell["path"]):
+            return NOT_A_FILE  # opening a pipe could wait for ever
         try:
             to_rgb(decoder.decode_example(cell))
         except FileNotFoundError:
@@ -51,18 +59,16 @@ def undecodable(rows: datasets.Dataset) -> dict[int, str]:
         except PIL.UnidentifiedImageError:
             return "not an image"
         except Exception as error:  # Pillow's decoders raise a dozen types, SyntaxError and struct.error among them
-            return str(error) or type(error).__name__
+            return too_large(error, max_megapixels) or str(error) or type(error).__name__
         return None
 
     reasons = {}
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        # Pillow raises an error for a decompression bomb only at twice its limit. Below that it just warns.
-        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-        with tqdm(total=len(rows), desc="Checking images", unit="image", disable=None) as progress:
-            for start in range(0, len(rows), 1000):  # in parts, since map takes all of its input at once
-                numbers = range(start, min(start + 1000, len(rows)))
-                reasons |= {i: reason for i, reason in zip(numbers, pool.map(fault, numbers), strict=True) if reason}
-                progress.update(len(numbers))
+    shown = progress("Checking images", len(rows), "image")
+    with pixel_limit(max_megapixels), shown, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(rows), 1000):  # in parts, since map takes all of its input at once
+            numbers = range(start, min(start + 1000, len(rows)))
+            reasons |= {i: reason for i, reason in zip(numbers, pool.map(fault, numbers), strict=True) if reason}
+            shown.update(len(numbers))
     return reasons
 
 

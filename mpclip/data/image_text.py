@@ -31,6 +31,7 @@ import torch
 
 from mpclip.data.image_checks import named, to_rgb, undecodable, without_captions
 from mpclip.data.image_sources import open_table
+from mpclip.data.picture_size import read_pictures_of
 from mpclip.data.reading import ReadingOptions
 from mpclip.data.same_pictures import merge_same_pictures
 from mpclip.data.splits import part_of_split
@@ -64,6 +65,7 @@ def load_image_text(
             * `class_caption`: a template such as "a photo of a {}", for data with classes instead of captions;
             * `image_folder`: where the pictures lie that a table names;
             * `follow_links`: whether symbolic links may lead out of the data set's folder;
+            * `max_megapixels`: millions of pixels of the largest image; larger ones count as images that cannot be decoded;
             * `bad_images`: what happens to images that cannot be decoded and to rows without a caption. "skip" leaves them
               out, with a warning that has their number and names; "fail" raises an error with the same text.
 
@@ -87,7 +89,8 @@ def load_image_text(
     rows = rows.select(range(min(limit or len(rows), len(rows))))
 
     faults = {"without a caption": without_captions(rows)} if need_captions else {}
-    faults["with an image that cannot be decoded"] = undecodable(rows)
+    faults["with an image that cannot be decoded"] = undecodable(rows, how.max_megapixels)
+    read_pictures_of(how.max_megapixels)
     for what, reasons in faults.items():
         if not reasons:
             continue

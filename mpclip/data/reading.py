@@ -5,10 +5,11 @@ This module imports neither torch nor `datasets`, so that `--help` is fast.
 
 import argparse
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
-from modeling_mpclip.model_options import choices, option, refuse_illegal_values
+from modeling_mpclip.model_options import Range, choices, option, refuse_illegal_values
 
+MAX_MEGAPIXELS = 90.0  # millions of pixels; Pillow's own limit is 89.5
 WHOLE = "none"  # caption_separator: captions are left as they stand
 
 
@@ -39,6 +40,11 @@ class ReadingOptions:
         "or a folder beside it that has them.",
     )
     follow_links: bool = option(False, "Also read what symbolic links lead to outside of the data set's folder.")
+    max_megapixels: Annotated[float, Range(above=0)] = option(
+        MAX_MEGAPIXELS,
+        "Millions of pixels of the largest picture. Larger ones count as corrupt, because a small file can unpack to more than "
+        "the memory holds.",
+    )
     bad_images: Literal["skip", "fail"] = option(
         "skip", "How corrupt or missing images are treated. 'skip': they are named and skipped. 'fail': they end the run."
     )
@@ -80,6 +86,9 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         if declared.type is bool:
             truth = dict(nargs="?", const=True, default=False, type=_truth, metavar="true")
             group.add_argument(f"--{declared.name}", **truth, help=about)
+        elif get_origin(declared.type) is Annotated:  # a number
+            kind = type(declared.default)
+            group.add_argument(f"--{declared.name}", default=declared.default, type=kind, help=f"{about} Default: %(default)g.")
         else:
             legal = choices(ReadingOptions, declared.name) or None
             group.add_argument(f"--{declared.name}", default=declared.default, choices=legal, help=about)

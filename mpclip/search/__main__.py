@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
 def _build(options: argparse.Namespace) -> None:
     from mpclip.search.build import build_index
 
-    if options.split is None and (given := reading_given(options).keys() - {"follow_links"}):
+    if options.split is None and (given := reading_given(options).keys() - {"follow_links", "max_megapixels"}):
         raise ValueError(f"{', '.join(sorted(given))}: options of a data set; name its split with --split")
     built = build_index(
         options.model,
@@ -105,8 +105,9 @@ def _build(options: argparse.Namespace) -> None:
         verify=options.verify,
         **reading_of(options),
     )
+    names = f" under {built['names']:,} names" if built["names"] > built["pictures"] else ""
     print(
-        f"{options.index}: {built['pictures']:,} pictures, {built['embedded']:,} of them embedded now; "
+        f"{options.index}: {built['pictures']:,} pictures{names}, {built['embedded']:,} of them embedded now; "
         f"{built['removed']:,} removed, {len(built['unreadable']):,} unreadable"
     )
 

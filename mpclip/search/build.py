@@ -6,27 +6,24 @@ import json
 import os
 import shutil
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
 import numpy as np
-import PIL.Image
-from tqdm import tqdm
 
+from mpclip.data.reading import ReadingOptions
 from mpclip.hardware import describe_machine
-from mpclip.search.chunks import ROW_BITS, Chunks, checksum, chunk_files, write_chunk
+from mpclip.search.chunks import ROW_BITS, Chunks, checksum, chunk_files
+from mpclip.search.embed import NAMES_SHOWN, ChunkWriter, embed_pictures
 from mpclip.search.integrity import Integrity
+from mpclip.search.known import Known
 from mpclip.search.manifest import LOCK, checksums, read_manifest, write_manifest
-from mpclip.search.pictures import open_pictures, thumbnail
+from mpclip.search.pictures import open_pictures
+from mpclip.search.places import Place, write_places
 from mpclip.search.queries import QueryEncoder
 from mpclip.search.stores import KINDS, MIN_IVFPQ, STORES, library
 
-CHUNK = 512  # pictures whose embeddings a kill may cost
-THUMBNAIL = 256  # pixels of its longer side
-NAMES_SHOWN = 20
+ELSEWHERE = "Build in another folder, or remove this one"
 
 
 def build_index(
@@ -41,28 +38,33 @@ def build_index(
     dtype: str = "float32",
     device: str | None = None,
     verify: bool = False,
+    **reading,
 ) -> dict:
     """Makes an index of all pictures of `data`, or brings one up to date.
 
-    Pictures embedded before are not embedded again unless their file has changed; those that are gone are dropped. Pictures
-    that cannot be read are left out, with a warning that names them, and tried again by the next build. Damaged embeddings
-    and a damaged store are named in a warning and made anew.
+    A picture is known by its content. One that was embedded before is not embedded again, whatever its name, its place in a
+    table or its caption is now; one with several names is embedded once. Pictures that are gone are dropped. Those that cannot
+    be read are left out, with a warning that names them, and tried again by the next build. Damaged embeddings and a damaged
+    store are named in a warning and made anew.
 
     Args:
         model, dtype, device: as in `QueryEncoder`.
         data, split: as in `open_pictures`.
-        index: the folder to write, or one written before, of the same model and data.
+        index: the folder to write, or one written before, of the same model and pictures. The folder of the pictures may have
+            moved since.
         store: "faiss" or "lancedb".
         kind: "flat", "hnsw" or "ivfpq"; see stores.py. It may change from build to build, as may the store.
         verify: hash every file of an index that is there already, and the model's weights. Otherwise files whose size and
             date are still those of the last build are trusted (integrity.py).
+        reading: the options of `mpclip.data.reading.ReadingOptions`. For a plain folder `max_megapixels` and `follow_links`
+            apply.
 
     Returns:
-        numbers of pictures: `pictures` in the index, and of those `embedded` now; `removed` since the last build;
-        `unreadable`: what is wrong with each that was left out, by name.
+        numbers: `pictures` in the index, the `names` that they have, and how many pictures were `embedded` now; `removed` since
+        the last build; `unreadable`: what is wrong with each that was left out, by name.
 
     Raises:
-        ValueError: the index is of another model or other data; no picture; too few for "ivfpq".
+        ValueError: the index is of another model or other pictures; no picture; too few for "ivfpq".
         ImportError: the store's library is not installed.
         TimeoutError: another build is writing the index.
     """
@@ -70,36 +72,72 @@ def build_index(
         raise ValueError(f"store={store!r}, kind={kind!r}: expected one of {list(STORES)} and one of {list(KINDS)}")
     library(store)  # rather than after hours of embedding
     index = Path(index)
-    pictures = open_pictures(data, split)
+    how = ReadingOptions(**reading)
+    pictures = open_pictures(data, split, **reading)
     encoder = QueryEncoder(model, dtype, device)
     index.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(index / LOCK, timeout=1):  # a query holds it for a moment, to note dates of files
             settings, integrity = _begin(index, encoder, data, split, verify)
             _drop_damaged(settings, integrity)
-            known = Chunks(index / "chunks").keys()
-            before = set(np.load(index / settings["vectors"] / "ids.npy").tolist()) if settings["vectors"] else set()
-            todo = [key for key, stamp in pictures.stamps.items() if key not in known or known[key][0] != stamp]
-            unreadable = _embed(encoder, pictures, todo, integrity, batch_size)
+            known = Known(index, settings)
+            keys = _recognise(known, pictures, settings, _place(data), index)
+            todo = [name for name in pictures.stamps if keys.get(name) not in known.ids]
+            writer = ChunkWriter(encoder, integrity, batch_size)
+            read, unreadable = embed_pictures(pictures, todo, set(known.ids), writer, how.max_megapixels)
+            unreadable = dict(sorted((pictures.refused | unreadable).items()))
+            if unreadable:
+                count = len(todo) + len(pictures.refused)
+                warnings.warn(f"{len(unreadable)} of {count} pictures left out: {_named(unreadable)}", stacklevel=2)
             chunks = Chunks(index / "chunks")
-            live = {key: i for key, (stamp, i) in chunks.keys().items() if pictures.stamps.get(key) == stamp}
-            if not live:
+            places = _places(pictures, keys | read, known.ids | chunks.keys())
+            if not places:
                 raise ValueError(f"{data}: none of its {len(todo)} pictures could be read: {_named(unreadable)}")
-            _finish(settings, integrity, chunks, np.sort(np.fromiter(live.values(), np.int64)), store, kind)
+            live = np.unique([place.id for place in places])  # (pictures,) int64, sorted
+            _finish(settings, integrity, chunks, live, places, store, kind)
     except filelock.Timeout:
         raise TimeoutError(f"another build is writing {index}: wait until it is done") from None
+    gone = {i for name, i in known.names.items() if name not in pictures.stamps} - set(live.tolist())
     return {
         "pictures": len(live),
-        "embedded": len(todo) - len(unreadable),
-        "removed": sum(i in before and key not in pictures.stamps for key, (_, i) in known.items()),
+        "names": len(places),
+        "embedded": len(set(read.values()) - known.ids.keys()),
+        "removed": len(gone),
         "unreadable": unreadable,
     }
 
 
+def _recognise(known: Known, pictures, settings: dict, data: str, index: Path) -> dict[str, str]:
+    """Name -> key of the pictures whose content is known. `settings` get the place of the data, which may have moved.
+
+    Raises:
+        ValueError: the data lie elsewhere than those of the index, and share no picture with them.
+    """
+    before, settings["data"] = settings["data"], data
+    keys = known.recognise(pictures, read_all=before != data)
+    if before != data and known.ids and known.ids.keys().isdisjoint(keys.values()):
+        raise ValueError(f"{index} is an index of data {before!r}, and {data!r} has none of its pictures. {ELSEWHERE}")
+    return keys
+
+
+def _place(data: str) -> str:
+    """A folder's or file's full path; a Hub id as it is."""
+    return os.path.abspath(data) if os.path.exists(data) else data
+
+
+def _places(pictures, keys: dict[str, str], ids: dict[str, int]) -> list[Place]:
+    """The places of all pictures that are embedded, in the order of their source."""
+    return [
+        Place(ids[keys[name]], name, pictures.caption(name), keys[name], stamp)
+        for name, stamp in pictures.stamps.items()
+        if keys.get(name) in ids
+    ]
+
+
 def _begin(index: Path, encoder: QueryEncoder, data: str, split: str | None, verify: bool) -> tuple[dict, Integrity]:
-    """The settings of an index, new or there already; it must be of this model and this data."""
+    """The settings of an index, new or there already; it must be of this model, and its data of this split."""
     exists, chunks = (index / "index.json").exists(), index / "chunks"
-    for unfinished in [*index.glob(".index.json.*.part"), *chunks.glob(".*.part")]:
+    for unfinished in index.glob("**/.*.part"):
         unfinished.unlink()  # of a build that was killed
     settings = read_manifest(index) if exists else {}
     integrity = Integrity(index, settings, verify)
@@ -108,19 +146,23 @@ def _begin(index: Path, encoder: QueryEncoder, data: str, split: str | None, ver
         "fingerprint": integrity.fingerprint(encoder),
         "dtype": encoder.dtype,
         "aspects": encoder.aspects,
-        "data": os.path.abspath(data) if os.path.exists(data) else data,
+        "data": _place(data),
         "split": split,
     }
     if not exists:
         if any(path.name != LOCK for path in index.iterdir()):
             raise ValueError(f"{index} holds something else than an index: give a new or empty folder")
-        settings = wanted | {"vectors": None, "checksums": {}}
+        settings = wanted | {"vectors": None, "checksums": {}, "places": None}
         write_manifest(index, settings)
     else:
-        differs = [f"{key} {settings[key]!r}, not {wanted[key]!r}" for key in wanted if settings[key] != wanted[key]]
-        # A copy of the same checkpoint elsewhere is the same model.
-        if differs and (len(differs) > 1 or settings["model"] == wanted["model"]):
-            raise ValueError(f"{index} is an index of {'; '.join(differs)}. Build in another folder, or remove this one")
+        differs = [key for key in wanted if settings[key] != wanted[key]]
+        # A copy of the same checkpoint elsewhere is the same model, and of the same pictures (see `_recognise`) the same data.
+        # An index of the first format does not know its pictures by content.
+        if set(differs) - ({"model", "data"} if "places" in settings else {"model"}):
+            told = "; ".join(f"{key} {settings[key]!r}, not {wanted[key]!r}" for key in differs)
+            moved = "data" in differs and "places" not in settings
+            hint = ". Build once with the data where they were: from then on they may move" if moved else ""
+            raise ValueError(f"{index} is an index of {told}. {ELSEWHERE}{hint}")
         settings["model"] = wanted["model"]
     chunks.mkdir(exist_ok=True)
     return settings, integrity
@@ -132,6 +174,11 @@ def _drop_damaged(settings: dict, integrity: Integrity) -> None:
     for path in integrity.damaged({path: checksum(path) for path in chunk_files(index / "chunks").values()}):
         warnings.warn(f"{path} is damaged; the pictures in it are embedded again", stacklevel=3)
         path.unlink()
+    if settings.get("places"):
+        places = index / settings["places"]
+        if integrity.damaged({places: checksum(places)}):
+            warnings.warn(f"{places} is missing or damaged; pictures that were moved are read again", stacklevel=3)
+            settings["places"] = None
     if settings["vectors"]:
         store = {index / settings["vectors"] / name: digest for name, digest in settings["checksums"].items()}
         if damaged := integrity.damaged(store):
@@ -139,77 +186,9 @@ def _drop_damaged(settings: dict, integrity: Integrity) -> None:
             settings["vectors"] = None
 
 
-def _embed(encoder: QueryEncoder, pictures, keys: list[str], integrity: Integrity, batch_size: int) -> dict[str, str]:
-    """Embeds pictures into new chunks. Returns what is wrong with each that could not be read."""
-    chunks = integrity.index / "chunks"
-
-    def read(key: str) -> tuple[PIL.Image.Image, bytes, str]:
-        picture, caption = pictures.read(key)
-        key.encode()  # a name that is no text cannot be written down
-        return picture, thumbnail(picture, THUMBNAIL), caption
-
-    unreadable: dict[str, str] = {}
-    number = max(chunk_files(chunks), default=-1) + 1
-    rows: dict[str, list] = {name: [] for name in ("key", "stamp", "caption", "thumbnail")}
-    waiting: list[PIL.Image.Image] = []
-    embeddings: list[np.ndarray] = []
-
-    def embed_waiting() -> None:
-        if not waiting:
-            return
-        batch = encoder.embed_pictures(waiting).numpy()  # (B, D)
-        waiting.clear()
-        embeddings.append(batch)
-        if not np.isfinite(batch).all():
-            names = rows["key"][-len(batch) :]
-            bad = [name for name, row in zip(names, np.isfinite(batch).all(axis=1), strict=True) if not row]
-            raise ValueError(f"{encoder.name} gives embeddings that are not finite, of {', '.join(bad[:NAMES_SHOWN])}")
-
-    def write() -> None:
-        nonlocal number
-        embed_waiting()
-        if embeddings:
-            integrity.accept([write_chunk(chunks, number, rows, np.concatenate(embeddings))])
-            number += 1
-            embeddings.clear()
-            for column in rows.values():
-                column.clear()
-
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        # Pillow only warns of a decompression bomb until it is twice the limit.
-        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-        with tqdm(total=len(keys), desc="Embedding pictures", unit="picture", disable=None) as progress:
-            for key, future in _ahead(pool, read, keys, 2 * batch_size):
-                progress.update()
-                try:
-                    picture, small, caption = future.result()
-                except Exception as error:  # Pillow's decoders raise a dozen types
-                    unreadable[key] = str(error) or type(error).__name__
-                    continue
-                waiting.append(picture)
-                for column, value in zip(rows.values(), (key, pictures.stamps[key], caption, small), strict=True):
-                    column.append(value)
-                if len(waiting) == batch_size:
-                    embed_waiting()
-                if len(rows["key"]) == CHUNK:
-                    write()
-            write()
-    if unreadable:
-        warnings.warn(f"{len(unreadable)} of {len(keys)} pictures left out: {_named(unreadable)}", stacklevel=3)
-    return unreadable
-
-
-def _ahead(pool: ThreadPoolExecutor, read: Callable, keys: Iterable[str], count: int) -> Iterator[tuple[str, Future]]:
-    """Keys in order with what `read` makes of them, begun `count` keys early: never more pictures in memory than that."""
-    begun: deque[tuple[str, Future]] = deque()
-    for key in keys:
-        begun.append((key, pool.submit(read, key)))
-        if len(begun) > count:
-            yield begun.popleft()
-    yield from begun
-
-
-def _finish(settings: dict, integrity: Integrity, chunks: Chunks, live: np.ndarray, store: str, kind: str) -> None:
+def _finish(
+    settings: dict, integrity: Integrity, chunks: Chunks, live: np.ndarray, places: list[Place], store: str, kind: str
+) -> None:
     """Makes the store of the pictures `live` (n,) aside, names it by its content, and then makes it known by index.json."""
     if kind == "ivfpq" and len(live) < MIN_IVFPQ:
         raise ValueError(
@@ -229,13 +208,16 @@ def _finish(settings: dict, integrity: Integrity, chunks: Chunks, live: np.ndarr
         shutil.rmtree(vectors, ignore_errors=True)  # damaged, or of a build that was killed before it made it known
         aside.rename(vectors)
         integrity.accept(vectors / name for name in settings["checksums"])
+    places_file = write_places(index, places)
+    integrity.accept([places_file])
     used = [chunks.files[number] for number in np.unique(live >> ROW_BITS).tolist()]
-    used += [vectors / name for name in settings["checksums"]]
+    used += [places_file, *(vectors / name for name in settings["checksums"])]
     state = {
         "store": store,
         "kind": kind,
         "pictures": len(live),
         "vectors": vectors.name,
+        "places": places_file.relative_to(index).as_posix(),
         "stamps": integrity.stamps_of(used),
         "model_stamps": integrity.model_stamps,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -245,6 +227,9 @@ def _finish(settings: dict, integrity: Integrity, chunks: Chunks, live: np.ndarr
     for old in index.glob("store-*"):
         if old != vectors:
             shutil.rmtree(old)
+    for old in places_file.parent.iterdir():
+        if old != places_file:
+            old.unlink()
     chunks.drop_all_but(live)
 
 

@@ -1,8 +1,11 @@
 """Embeddings on disk, in chunks that are either whole or not there.
 
-A chunk is an Arrow file of some pictures: key, stamp, caption, thumbnail, embedding. Its name carries the SHA-256 of its bytes,
-by which a damaged one is found. A chunk is written aside and renamed, so a killed build leaves whole chunks only. Chunks are
-memory-mapped; a query checks a chunk when it first needs a row of it (integrity.py).
+A chunk is an Arrow file of some pictures: key (its content's hash), stamp (where it was read; see mpclip/data/identity.py),
+thumbnail, embedding. Its name carries the SHA-256 of its bytes, by which a damaged one is found. A chunk is written aside and
+renamed, so a killed build leaves whole chunks only. Chunks are memory-mapped; a query checks a chunk when it first needs a row
+of it (integrity.py).
+
+In chunks of the first format the key was a picture's name, the stamp its file's size and date, and there was a caption.
 """
 
 import hashlib
@@ -26,7 +29,7 @@ def write_chunk(folder: Path, number: int, rows: dict[str, list], embeddings: np
     Args:
         folder: of the chunks; it exists.
         number: of the chunk; none there has it.
-        rows: `key`, `stamp`, `caption` (str) and `thumbnail` (JPEG bytes), one of each per picture.
+        rows: `key` (str), `stamp` (str) and `thumbnail` (JPEG bytes), one of each per picture.
         embeddings: (n, D) fp32.
 
     Returns:
@@ -34,21 +37,41 @@ def write_chunk(folder: Path, number: int, rows: dict[str, list], embeddings: np
     """
     width = embeddings.shape[1]
     flat = pa.array(np.ascontiguousarray(embeddings, dtype=np.float32).reshape(-1))
-    types = {"key": pa.string(), "stamp": pa.string(), "caption": pa.string(), "thumbnail": pa.binary()}
-    columns = {name: pa.array(rows[name], type) for name, type in types.items()}
+    columns = {"key": pa.array(rows["key"], pa.string()), "stamp": names_to_arrow(rows["stamp"])}
+    columns |= {"thumbnail": pa.array(rows["thumbnail"], pa.binary())}
     batch = pa.record_batch(columns | {"embedding": pa.FixedSizeListArray.from_arrays(flat, width)})
+    return write_arrow(folder, f"{number:06d}", batch)
+
+
+def write_arrow(folder: Path, prefix: str, batch: pa.RecordBatch) -> Path:
+    """Writes PREFIX-SHA256.arrow, whole or not at all. Returns the file."""
     buffer = pa.BufferOutputStream()
     with pa.ipc.new_file(buffer, batch.schema) as writer:
         writer.write_batch(batch)
     content = buffer.getvalue()
-    path = folder / f"{number:06d}-{hashlib.sha256(content).hexdigest()}.arrow"
+    path = folder / f"{prefix}-{hashlib.sha256(content).hexdigest()}.arrow"
     write_bytes(path, content)
     return path
 
 
+def read_arrow(path: Path) -> pa.RecordBatch:
+    """The content of a file of `write_arrow`, memory-mapped."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+
+
 def checksum(path: Path) -> str:
-    """The SHA-256 that a chunk's name carries."""
+    """The SHA-256 that the name of a file of `write_arrow` carries."""
     return path.stem.partition("-")[2]
+
+
+def names_to_arrow(names: Iterable[str]) -> pa.Array:
+    """Names of files as bytes: a file's name need not be text."""
+    return pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.large_binary())
+
+
+def names_from_arrow(column: pa.Array) -> list[str]:
+    """The names of `names_to_arrow`, as Python calls the files."""
+    return [name.decode("utf-8", "surrogateescape") for name in column.to_pylist()]
 
 
 def chunk_files(folder: Path) -> dict[int, Path]:
@@ -70,7 +93,7 @@ class Chunks:
         self._table = lru_cache(maxsize=256)(self._checked)  # each holds a file open
 
     def _open(self, number: int) -> pa.RecordBatch:
-        return pa.ipc.open_file(pa.memory_map(str(self.files[number]))).get_batch(0)
+        return read_arrow(self.files[number])
 
     def check(self, numbers: Iterable[int]) -> None:
         """
@@ -86,19 +109,24 @@ class Chunks:
         self.check([number])
         return self._open(number)
 
-    def keys(self) -> dict[str, tuple[str, int]]:
-        """(stamp, id) of every key; of a picture that was embedded again, the later one."""
-        found = {}
+    def pictures(self, first_format: bool = False) -> Iterator[tuple[str, str, int]]:
+        """Key, stamp and id of every picture in the chunks of this format, or of the first one."""
         for number in self.files:
             batch = self._open(number)
-            pairs = zip(batch["key"].to_pylist(), batch["stamp"].to_pylist(), strict=True)
-            found |= {key: (stamp, number << ROW_BITS | row) for row, (key, stamp) in enumerate(pairs)}
-        return found
+            if ("caption" in batch.schema.names) == first_format:
+                stamps = batch["stamp"].to_pylist() if first_format else names_from_arrow(batch["stamp"])
+                for row, (key, stamp) in enumerate(zip(batch["key"].to_pylist(), stamps, strict=True)):
+                    yield key, stamp, number << ROW_BITS | row
+
+    def keys(self) -> dict[str, int]:
+        """Key -> id of every picture whose key is its content's hash."""
+        return {key: i for key, _, i in self.pictures()}
 
     def rows(self, ids: Iterable[int]) -> list[dict]:
-        """`key`, `caption`, `thumbnail` of pictures."""
+        """`key` and `thumbnail` of pictures; of those in chunks of the first format also `caption`."""
         batches = [(self._table(i >> ROW_BITS), i & (1 << ROW_BITS) - 1) for i in map(int, ids)]
-        return [{name: batch[name][row].as_py() for name in ("key", "caption", "thumbnail")} for batch, row in batches]
+        wanted = {"key", "caption", "thumbnail"}
+        return [{name: batch[name][row].as_py() for name in wanted & set(batch.schema.names)} for batch, row in batches]
 
     def embeddings(self, ids: Iterable[int]) -> np.ndarray:
         """(n, D) fp32 of pictures."""

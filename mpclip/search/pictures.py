@@ -1,89 +1,98 @@
 """Where the pictures of an index come from: a plain folder, or a data set."""
 
-import hashlib
 import io
-import os
 from pathlib import Path
 
 import datasets
 import PIL.Image
 import PIL.ImageOps
 
+from mpclip.data.identity import picture_key, place_stamp
 from mpclip.data.image_text import load_image_text, to_rgb
-from mpclip.files import stamp
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+from mpclip.data.picture_folder import find_pictures, read_file
 
 
-def open_pictures(data: str, split: str | None = None) -> "FolderPictures | DatasetPictures":
+def open_pictures(data: str, split: str | None = None, **reading) -> "FolderPictures | DatasetPictures":
     """The pictures of a folder, or with a split those of a data set.
 
     Args:
         data: a folder, searched for pictures at any depth; with a split, whatever `load_image_text` opens.
         split: as in `load_image_text`.
+        reading: its further options. A plain folder takes `follow_links` alone.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: no picture in it.
     """
     if split is not None:
-        return DatasetPictures(data, split)
+        return DatasetPictures(data, split, **reading)
     if not Path(data).is_dir():
         raise FileNotFoundError(f"no folder {data}: expected a folder of pictures; a data set is opened with --split")
-    return FolderPictures(data)
+    return FolderPictures(data, reading.get("follow_links", False))
 
 
 class FolderPictures:
-    """Every picture file below a folder. Names that begin with a dot are skipped, linked folders are not followed.
+    """Every picture file below a folder; see `find_pictures`.
 
     Attributes:
-        stamps: path of each picture, relative to the folder and with "/" -> its size and date. A changed file has others.
+        stamps: name -> `place_stamp` of every picture. The name is the path in the folder, with "/".
+        refused: path -> reason for what looks like a picture and is left out.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, follow_links: bool = False):
         self.folder = Path(folder)
-        self.stamps: dict[str, str] = {}
-        for place, folders, files in os.walk(folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                path = Path(place, name)
-                if path.suffix.lower() in SUFFIXES and not name.startswith("."):
-                    self.stamps[path.relative_to(folder).as_posix()] = _file_stamp(path)
+        names, self.refused = find_pictures(folder, follow_links)
+        self.stamps = {name: place_stamp(self.folder / name) for name in names}
         if not self.stamps:
-            raise ValueError(f"no picture in {folder}: expected files {', '.join(sorted(SUFFIXES))}, or --split for a data set")
+            left_out = ", ".join(f"{name} ({reason})" for name, reason in list(self.refused.items())[:3])
+            hint = f"; left out: {left_out}" if left_out else ""
+            expected = "expected files that Pillow reads, such as .jpg, .png or .webp, or --split for a data set"
+            raise ValueError(f"no picture in {folder}: {expected}{hint}")
 
-    def read(self, key: str) -> tuple[PIL.Image.Image, str]:
-        """The picture, upright and in RGB, and "" for its caption. Raises whatever Pillow raises: a dozen types."""
-        return read_picture(self.folder / key), ""
+    def content(self, name: str) -> bytes:
+        """The bytes of a picture file. Raises OSError or ValueError."""
+        return read_file(self.folder / name)
+
+    def caption(self, name: str) -> str:
+        """A picture in a plain folder has no caption."""
+        return ""
 
 
 class DatasetPictures:
-    """The pictures of a data set, with captions or without, under the numbers of their rows.
+    """The pictures of a data set, with captions or without.
 
     Attributes:
-        stamps: key of each row -> SHA-256 of its picture. A row with another picture than before has another.
+        stamps: name -> `place_stamp` of its file; where the table holds the picture, its `picture_key`. The name is made of the
+            split, the number of the row and the file's name.
+        refused: empty; what cannot be read was left out when the table was opened.
     """
 
-    def __init__(self, data: str, split: str):
-        self.rows = load_image_text(data, split, need_captions=False)
-        cells = self.rows.with_format(None).select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-        names = self.rows["file_name"][:] if "file_name" in self.rows.column_names else [""] * len(self.rows)
+    def __init__(self, data: str, split: str, **reading):
+        rows = load_image_text(data, split, need_captions=False, **reading).with_format(None)
+        self.refused: dict[str, str] = {}
         self.stamps: dict[str, str] = {}
         self._row: dict[str, int] = {}
-        for i, (row, name) in enumerate(zip(cells, names, strict=True)):
-            key = f"{split} {i} {name}".strip()
-            self._row[key] = i
+        self._cells = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        self._captions = [next(iter(captions), "") for captions in rows["captions"][:]]
+        files = rows["file_name"][:] if "file_name" in rows.column_names else [""] * len(rows)
+        for i, (row, file) in enumerate(zip(self._cells, files, strict=True)):
+            name = f"{split} {i} {file}".strip()
+            self._row[name] = i
             content, path = row["image"]["bytes"], row["image"]["path"]
-            self.stamps[key] = hashlib.sha256(content).hexdigest() if content is not None else _file_stamp(path)
+            self.stamps[name] = picture_key(content) if content is not None else place_stamp(path)
 
-    def read(self, key: str) -> tuple[PIL.Image.Image, str]:
-        """The picture and its first caption, "" where it has none."""
-        row = self.rows[self._row[key]]
-        return row["image"], next(iter(row["captions"]), "")
+    def content(self, name: str) -> bytes:
+        """The bytes of a picture, from the table or from its file. Raises OSError or ValueError."""
+        cell = self._cells[self._row[name]]["image"]
+        return read_file(cell["path"]) if cell["bytes"] is None else cell["bytes"]
+
+    def caption(self, name: str) -> str:
+        """The first caption of a picture, "" where it has none."""
+        return self._captions[self._row[name]]
 
 
 def read_picture(file) -> PIL.Image.Image:
-    """A picture file (path or opened), upright and in RGB."""
+    """A picture file (path or opened), upright and in RGB. Raises whatever Pillow raises: errors of a dozen types."""
     with PIL.Image.open(file) as picture:
         return to_rgb(PIL.ImageOps.exif_transpose(picture))
 
@@ -94,10 +103,3 @@ def thumbnail(picture: PIL.Image.Image, side: int) -> bytes:
     small.thumbnail((side, side))
     small.save(written := io.BytesIO(), "JPEG", quality=82)
     return written.getvalue()
-
-
-def _file_stamp(path: str | Path) -> str:
-    try:
-        return " ".join(map(str, stamp(path)))
-    except OSError:
-        return "unreadable"  # a link to nowhere: reading it will say so

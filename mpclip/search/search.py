@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from mpclip.search.chunks import ROW_BITS, Chunks
+from mpclip.search.chunks import ROW_BITS, Chunks, checksum
 from mpclip.search.integrity import Integrity
 from mpclip.search.manifest import MEND, read_manifest
 from mpclip.search.pictures import read_picture, thumbnail
+from mpclip.search.places import Places
 from mpclip.search.queries import QueryEncoder
 from mpclip.search.stores import STORES
 
@@ -19,13 +20,17 @@ MORE = 10  # candidates per wanted picture from a store that only comes near; th
 
 @dataclasses.dataclass
 class Hit:
-    """A picture found: its name, its caption, the inner product with the query, and what each of the K aspects gives of it."""
+    """A picture found: its name, its caption, the inner product with the query, and what each of the K aspects gives of it.
+
+    `also` are the other names of a picture that is there more than once.
+    """
 
     picture: str
     caption: str
     score: float
     aspects: list[float]
     thumbnail: bytes = dataclasses.field(repr=False)
+    also: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -76,6 +81,7 @@ class PictureIndex:
         if damaged := self._integrity.damaged({vectors / name: digest for name, digest in self.settings["checksums"].items()}):
             raise ValueError(f"{damaged[0]} is missing or damaged: {MEND}")
         self._chunks = Chunks(Path(folder, "chunks"), self._integrity)
+        self._places = self._open_places(Path(folder))
         if verify:
             self._chunks.check(np.unique(np.load(vectors / "ids.npy") >> ROW_BITS).tolist())
         self._store = STORES[self.settings["store"]](vectors)
@@ -108,11 +114,24 @@ class PictureIndex:
         aspects = (self._chunks.embeddings(ids) * query).reshape(len(ids), self.settings["aspects"], -1).sum(axis=2)  # (n, K)
         scores = aspects.sum(axis=1)
         order = np.argsort(-scores, kind="stable")[:top]
-        rows = self._chunks.rows(ids[order])
-        return [
-            Hit(row["key"], row["caption"], float(scores[i]), aspects[i].tolist(), row["thumbnail"])
-            for i, row in zip(order, rows, strict=True)
-        ]
+        hits = []
+        for i, row in zip(order, self._chunks.rows(ids[order]), strict=True):
+            # An index of the first format has names and captions beside the embeddings.
+            places = self._places.of(ids[i]) if self._places else [(row["key"], row["caption"])]
+            (name, _), *others = places
+            caption = next((caption for _, caption in places if caption), "")
+            also = [name for name, _ in others]
+            hits.append(Hit(name, caption, float(scores[i]), aspects[i].tolist(), row["thumbnail"], also))
+        return hits
+
+    def _open_places(self, folder: Path) -> Places | None:
+        """The places of the pictures; None for an index of the first format."""
+        if "places" not in self.settings:
+            return None
+        file = folder / self.settings["places"]
+        if self._integrity.damaged({file: checksum(file)}):
+            raise ValueError(f"{file} is missing or damaged: {MEND}")
+        return Places(file)
 
 
 def read_settings(folder: str | Path) -> dict:
