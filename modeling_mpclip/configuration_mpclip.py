@@ -158,6 +158,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         self.adaptive_token_ids = add_adaptive_tokens(tokenizer, self.all_templates)
         tree = compile_prompt_tree(tokenizer, self.templates, self.negated_templates)
         self.prompt_tree = tree.to_dict()
+        self.pad_token_id = tokenizer.pad_token_id  # by which padding is noticed that comes without a mask
         return tree
 
     @property
