@@ -1,6 +1,5 @@
 """A checkpoint as a sentence-transformers model: equal to MPCLIPModel, our own arguments, training, saving again."""
 
-import io
 import json
 import textwrap
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import arguments
-from PIL import Image
 from sentence_helpers import IMAGES, MAX_LENGTH, PAIRS, TEXTS, contents, load, save_checkpoint, train
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
@@ -73,58 +71,6 @@ def test_images_equal_the_model(checkpoint, model, tmp_path):
     torch.testing.assert_close(embeds, directly(checkpoint, images=IMAGES), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match=r"Encode each modality separately"):
         model.encode([IMAGES[0], "a text"])
-
-
-FORMATS = ("PNG", "JPEG", "AVIF", "PPM", "JPEG2000", "TIFF", "PNG")
-FILES = dict(zip(("a.png", "b.JFIF", "c.avif", "d.ppm", "e.jp2", "f g.tif", "h"), FORMATS, strict=True))
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_picture_file_is_a_picture_whatever_its_name(model, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    IMAGES[0].save(name, FILES[name])
-    decoded = model.preprocess([Image.open(name)])["pixel_values"]
-    for form in (name, str(tmp_path / name), tmp_path / name, {"image": name}, {"image": Path(name)}):
-        assert torch.equal(model.preprocess([form])["pixel_values"], decoded)
-    assert model.preprocess([{"text": name}])["input_ids"].tolist() == [model.tokenizer(name, truncation=True)["input_ids"]]
-
-
-def test_a_name_of_a_picture_that_is_none_is_refused(model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("notes.png").write_text("no picture")
-    Path("cut.bmp").write_bytes(picture_bytes("BMP")[:200])
-    Path("cut").write_bytes(picture_bytes("PNG")[:60])  # no ending, but its header is a picture's
-    Path("folder.jpg").mkdir()
-    missing = ["nowhere.jpg", "a/Nowhere.JPEG", "no where.jpg", "folder.jpg"]
-    for name in [*missing, "x.heic", "x.avif", "x.jfif", "x.jp2", "x.ppm", "x.ico", Path("no where"), {"image": "nowhere"}]:
-        shown = name["image"] if isinstance(name, dict) else name
-        with pytest.raises(FileNotFoundError, match=rf"no image file '{shown}'\. If this is a text, pass {{'text': "):
-            model.encode([name])
-    for name in ("notes.png", "cut.bmp", "cut", Path("notes.png")):
-        with pytest.raises(ValueError, match=rf"'{name}' is not a picture that Pillow can read .*pass {{'text': "):
-            model.encode([name])
-    for url in ("https://example.com/cat.png", "HTTP://example.com/img?id=3", "data:image/png;base64,AAAA", "s3://bucket/cat"):
-        for form in (url, {"image": url}):
-            with pytest.raises(ValueError, match=r"not fetched from URLs: .*pass {'text': "):
-                model.encode([form])
-    with pytest.raises(FileNotFoundError, match=r"no image file 'nowhere\.jpg'"):
-        model.encode(["a dog", "nowhere.jpg"])
-
-
-def test_texts_that_are_names_of_other_files_stay_texts(model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("tests").mkdir()
-    Path("README.md").write_text("# P6 not a picture")
-    Path("cat").write_bytes(bytes(range(64)))
-    captions = ["tests", "README.md", "cat", "jpg", "e.g. a png", "a file that ends in .jpg", "data: a png"]
-    captions += ["see http://example.com", "https://example.com is down", "two\nlines.jpg", "long " * 2000 + "a.jpg"]
-    for text in captions:
-        assert "input_ids" in model.preprocess([text]), text
-
-
-def picture_bytes(form: str) -> bytes:
-    IMAGES[0].save(written := io.BytesIO(), form)
-    return written.getvalue()
 
 
 def test_what_sentence_transformers_asks_a_model(model):
