@@ -162,7 +162,7 @@ class PromptedTextTower:
         if self.boundary_embedding is not None and start != self.boundary_layer:
             raise ValueError(f"upper() got start={start}; with boundary vectors it must be {self.boundary_layer}.")
         T = len(layout.tree)
-        if self.boundary_embedding is not None and T:
+        if self.boundary_embedding is not None and T and self.adaptive_token_ids:
             added = self._boundary_vectors(layout.tree, hidden.device).to(hidden)  # (T, H)
             hidden = torch.cat([hidden[:, :-T], hidden[:, -T:] + added], dim=1)
         L = len(self.layers)
