@@ -25,6 +25,7 @@ from .source_names import refuse_missing_folder
 from .text_families import text_tower_class
 from .text_side import TextSide
 from .tower_inputs import asked
+from .unused_weights import freeze_unused_weights
 
 
 class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
@@ -68,6 +69,7 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         if not config.text_only:
             self._add_image_side(vision_model)
         self.post_init()
+        self.freeze_unused()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -170,6 +172,19 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         model = cls(towers.config, towers.text_model, towers.vision_model)
         model.text_model.initialize_adaptive(adaptive_rows(model.text_model, towers.tokenizer, adaptive_init))
         return model
+
+    def freeze_unused(self) -> None:
+        """Freeze the weights that no embedding depends on, so that every weight that is trained gets a gradient.
+
+        Call it again after setting `requires_grad` of a whole tower or adding adapters.
+        """
+        freeze_unused_weights(self)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "MPCLIPModel":
+        """Set `requires_grad` of all weights but those that cannot be trained (`freeze_unused`)."""
+        super().requires_grad_(requires_grad)
+        self.freeze_unused()
+        return self
 
     def train(self, mode: bool = True) -> "MPCLIPModel":
         """Set the training mode as `nn.Module.train` does, but keep frozen towers and all batch norms in evaluation mode.

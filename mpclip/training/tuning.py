@@ -63,6 +63,7 @@ def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
     if not learned_at_input:
         text.boundary_embedding.requires_grad_(True)
     model.vision_model.requires_grad_(arguments.vision_tuning == "full")
+    model.freeze_unused()
     if arguments.text_tuning != "lora":
         return model
 
@@ -72,7 +73,7 @@ def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
     trained += ["adaptive_embedding" if learned_at_input else "boundary_embedding"]
     trained += ["vision_model"] if arguments.vision_tuning == "full" else []
     layers = "|".join(map(str, range(boundary_layer(len(text.layers), arguments), len(text.layers))))
-    return get_peft_model(
+    adapted = get_peft_model(
         model,
         LoraConfig(
             r=arguments.lora_rank,
@@ -82,6 +83,8 @@ def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
             modules_to_save=[name for name in trained if getattr(model, name, None) is not None or "embedding" in name],
         ),
     )
+    model.freeze_unused()  # also in the copies of modules_to_save
+    return adapted
 
 
 def learning_rate_group(name: str) -> str:
