@@ -1,13 +1,16 @@
 """One row per picture: rows of equal bytes are merged, parts of a split share no picture, and two splits that do are told."""
 
 import logging
+import warnings
 
 import datasets
 import pytest
+from conftest import arguments
 from tiny_pictures import CAPTIONS, NAMES, contents, jpeg, write_pictures
 
 from mpclip.data.image_text import load_image_text
 from mpclip.data.same_pictures import shared_pictures, warn_of_shared_pictures
+from mpclip.training import build_trainer, parse_options
 
 FEATURES = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
 
@@ -90,6 +93,15 @@ def test_files_and_cells_are_compared_across_tables(tmp_path):
     (tmp_path / "metadata.csv").write_text("\n".join(["file_name,caption", *lines]))
     files, cells = load_image_text(tmp_path, "train"), load_image_text(table([1, 1, 5], tmp_path / "other"), "train")
     assert shared_pictures(files, cells) == shared_pictures(cells, files) == 1
+
+
+def test_a_run_warns_of_pictures_that_its_splits_share(folder, tmp_path):
+    given = arguments(folder, tmp_path, "--train_split", "train[:6]", "--eval_split")
+    with pytest.warns(UserWarning, match=r"2 of 4 pictures of 'train\[4:8\]' are also in 'train\[:6\]'"):
+        build_trainer(parse_options([*given, "train[4:8]"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        build_trainer(parse_options([*given, "validation"]))
 
 
 def test_the_number_of_pictures_is_logged(tmp_path, caplog):

@@ -27,7 +27,7 @@ class ReadingOptions:
     )
     caption_separator: str | None = option(
         None,
-        "What stands between the captions of a cell, such as ';' or '|'. '\\n' is a new line. Default: a cell holds one "
+        "What stands between the captions of a cell, such as ';'. '\\n' is a new line. Default: a cell holds one "
         "caption or a list. 'none': the same, and captions that look as if they had a separator are not refused.",
     )
     class_caption: str | None = option(
