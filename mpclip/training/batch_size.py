@@ -18,9 +18,8 @@ def refuse_no_negatives(arguments: MPCLIPTrainingArguments) -> None:
             "of its batch, and there are none. Set it to 2 or more; the larger, the better. gradient_accumulation_steps adds "
             "no negatives."
         )
-    if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
-        given = "max_steps=0" if arguments.max_steps == 0 else f"num_train_epochs={arguments.num_train_epochs:g}"
-        raise ValueError(f"{given}: no step would be made. Set it above 0, or leave it out.")
+    if arguments.max_steps == 0:
+        raise ValueError("max_steps=0: no step would be made. Set it above 0, or leave it out.")
 
 
 def refuse_few_examples(count: int, arguments: MPCLIPTrainingArguments, what: str = "examples") -> None:

@@ -83,7 +83,7 @@ class FiniteSteps(TrainerCallback):
             bad = losses[~losses.isfinite()].tolist()
             what = f"the loss is {bad[0] if bad else 'not finite in another process'}"
             if not bad_loss:
-                what = f"the gradient of {_first(bad_gradients(model) or ['a weight in another process'])} is not finite"
+                what = f"{_gradients_told(model)} not finite, though the loss is"
             told = [] if bad_loss and not bad else [self._told(batches)]
             told = "".join(gather_object(told))
             raise NotFinite(f"Step {state.global_step + 1}: {what}. {told}{_advice(args)}")
@@ -110,10 +110,11 @@ def largest_gradient(model: torch.nn.Module) -> torch.Tensor:
     return torch.nn.utils.get_total_norm(gradients, math.inf) if gradients else torch.tensor(0.0)
 
 
-def bad_gradients(model: torch.nn.Module) -> list[str]:
-    """Names of the parameters whose gradient is not finite."""
-    named = model.named_parameters()
-    return [name for name, parameter in named if parameter.grad is not None and not parameter.grad.isfinite().all()]
+def _gradients_told(model: torch.nn.Module) -> str:
+    """Which gradients are not finite, as the start of a sentence. Clipping spreads a NaN to all of them."""
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    return f"the gradient of {bad[0]} is" if len(bad) == 1 else "gradients are"
 
 
 def _scaler_skips(scaler: torch.amp.GradScaler | None) -> bool:
