@@ -67,12 +67,13 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         self.text_only = text_only
         self.prompt_tree = prompt_tree
         self.adaptive_token_ids = adaptive_token_ids or []
-        kwargs.pop("custom_pipelines", None)  # a property here
+        named = kwargs.pop("custom_pipelines", None) or {}
         for option in fields(ModelOptions):
             setattr(self, option.name, kwargs.pop(option.name, option.default))
         refuse_illegal_values(self, ModelOptions)
         self._fill_in_defaults()
         self._refuse_illegal()
+        self.custom_pipelines = self._pipelines_to_use(named)
         super().__init__(**kwargs)
 
     def _fill_in_defaults(self) -> None:
@@ -161,15 +162,18 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         self.pad_token_id = tokenizer.pad_token_id  # by which padding is noticed that comes without a mask
         return tree
 
-    @property
-    def custom_pipelines(self) -> dict[str, dict]:
-        """The pipelines for which `transformers.pipeline` takes our classes out of the checkpoint's folder.
+    def _pipelines_to_use(self, named: dict[str, dict]) -> dict[str, dict]:
+        """Those of the pipelines named in config.json for which `transformers.pipeline` takes our classes.
 
-        Empty where this file does not come from a checkpoint but from the installed package: `pipeline` would then ask for
-        trust_remote_code=True, which a model of the package does not need.
+        `pipeline` asks for trust_remote_code=True before it does. Where this file is the installed package's, a model needs no
+        such trust. It then keeps transformers' own pipelines, but for one whose scores would be wrong: that of softmax scores
+        for a model of the sigmoid loss.
         """
+        if self.text_only:
+            return {}
         from_checkpoint = __name__.startswith("transformers_modules.")
-        return copy.deepcopy(PIPELINES) if from_checkpoint and not self.text_only else {}  # `pipeline` changes what it gets
+        wrong = ["zero-shot-image-classification"] if self.loss == "sigmoid" else []
+        return {task: entry for task, entry in named.items() if from_checkpoint or task in wrong}
 
     def to_dict(self) -> dict:
         """As of the base class, with `custom_pipelines` for every model that takes pictures."""

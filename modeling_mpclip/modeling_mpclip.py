@@ -3,8 +3,6 @@
 Paper: "Context-Adaptive Multi-Prompt Embedding with Large Language Models for Vision-Language Alignment" (arXiv 2508.02762).
 """
 
-import warnings
-
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -116,20 +114,7 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
             kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
             model, info = super().from_pretrained(source, *model_args, **kwargs)
         refuse_faulty(source, model, [info, *model.__dict__.pop("_loading_infos", [])], ignore_mismatched_sizes)
-        # A private argument of transformers, by which a pipeline says what it loads for.
-        cls._warn_of_softmax(model.config, kwargs.get("_from_pipeline"))
         return (model, info) if output_loading_info else model
-
-    @staticmethod
-    def _warn_of_softmax(config: MPCLIPConfig, task: str | None) -> None:
-        """Warn if transformers' own class of a pipeline, and not ours, will turn the logits into scores."""
-        if task == "zero-shot-image-classification" and config.loss == "sigmoid" and task not in config.custom_pipelines:
-            warnings.warn(
-                "This model was trained with the sigmoid loss, and the pipeline gives softmax scores: they sum to 1 over the "
-                "labels. For the model's own probabilities pass pipeline_class=MPCLIPZeroShotImageClassificationPipeline of "
-                "modeling_mpclip.pipelines_mpclip.",
-                stacklevel=3,
-            )
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         # A private method of transformers. When an adapter is loaded, `from_pretrained` reports only the adapter's weights.

@@ -11,6 +11,8 @@ from PIL import Image
 from transformers import AutoModelForZeroShotImageClassification, pipeline
 
 from modeling_mpclip import MPCLIPModel
+from modeling_mpclip.configuration_mpclip import PIPELINES
+from modeling_mpclip.pipelines_mpclip import MPCLIPZeroShotImageClassificationPipeline
 from mpclip.export.text import export_text
 
 LABELS = ["cat", "red boat"]
@@ -33,16 +35,24 @@ def picture() -> Image.Image:
 
 
 @torch.no_grad()
-def direct(model, processor) -> dict[str, list]:
+def direct(model, processor, image=None) -> dict[str, list]:
     """What the pipelines have to return."""
-    text, image = processor(text=[TEXT]), processor(images=[picture()])
+    text, image = processor(text=[TEXT]), processor(images=[image or picture()])
     prompts = processor(text=[f"This is a photo of {label}." for label in LABELS])
-    scores = model(**prompts, **image).logits_per_image[0].softmax(dim=-1).tolist()
+    logits = model(**prompts, **image).logits_per_image[0]
+    scores = (logits.sigmoid() if model.config.loss == "sigmoid" else logits.softmax(dim=-1)).tolist()
     return {
         "zero-shot-image-classification": scores,
         "feature-extraction": model(**text).text_embeds.tolist(),
         "image-feature-extraction": model(**image).image_embeds.tolist(),
     }
+
+
+def clear_picture() -> Image.Image:
+    """Half of what its colours show is transparent."""
+    image = picture()
+    image.putalpha(Image.linear_gradient("L").rotate(90))
+    return image
 
 
 def by_label(result: list[dict]) -> list[float]:
@@ -84,18 +94,58 @@ def test_pipelines_of_a_model_in_memory(checkpoint):
     torch.testing.assert_close(by_label(result), direct(model, processor)["zero-shot-image-classification"])
 
 
-def test_pipelines_from_the_code_of_a_checkpoint_that_was_saved_again(checkpoint, tmp_path):
-    """In a fresh process, without this repository and without torchvision."""
-    folder, model, processor = checkpoint
+@pytest.fixture(scope="module")
+def sigmoid(tmp_path_factory):
+    """As `checkpoint`, of a model of the sigmoid loss."""
+    folder = tmp_path_factory.mktemp("sigmoid")
+    tokenizer = make_tokenizer()
+    # logits near 0, so that the scores of softmax would be others
+    model = make_model(tokenizer=tokenizer, loss="sigmoid", logit_bias_init_value=0.5, logit_scale_init_value=0.1)
+    processor = make_processor(tokenizer)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder, model, processor
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_sigmoid_model_scores_each_label_by_itself(sigmoid):
+    _, model, processor = sigmoid
+    parts = {"tokenizer": processor.tokenizer, "image_processor": processor.image_processor, "device": "cpu"}
+    classify = MPCLIPZeroShotImageClassificationPipeline(model=model, **parts)
+    result = classify(clear_picture(), candidate_labels=LABELS)
+    expected = direct(model, processor, clear_picture())["zero-shot-image-classification"]
+    torch.testing.assert_close(by_label(result), expected)
+    assert abs(sum(expected) - 1) > 0.1 and result[0]["score"] >= result[1]["score"]
+    batched = classify([picture(), clear_picture()], candidate_labels=LABELS, batch_size=2)
+    torch.testing.assert_close(by_label(batched[1]), expected)
+
+
+def test_no_softmax_scores_for_a_sigmoid_model(sigmoid):
+    """With the installed package's classes no trust is needed, but for this pipeline: its class comes from the checkpoint."""
+    folder, model, processor = sigmoid
+    with pytest.raises(ValueError, match=r"Loading this pipeline requires .* `trust_remote_code=True`"):
+        pipeline("zero-shot-image-classification", model=str(folder))
+    classify = pipeline("zero-shot-image-classification", model=str(folder), trust_remote_code=True)
+    assert type(classify.model) is MPCLIPModel and classify.model.config.custom_pipelines
+    expected = direct(model, processor, clear_picture())["zero-shot-image-classification"]
+    torch.testing.assert_close(by_label(classify(clear_picture(), candidate_labels=LABELS)), expected)
+    classify.model.save_pretrained(folder)  # `pipeline` has put classes into its config
+    assert json.loads((folder / "config.json").read_text())["custom_pipelines"] == PIPELINES
+    pipeline("feature-extraction", model=str(folder))
+
+
+def test_pipelines_from_the_code_of_a_checkpoint_that_was_saved_again(sigmoid, tmp_path):
+    """In a fresh process, without this repository and without torchvision: by our classes, which the checkpoint brings."""
+    folder, model, processor = sigmoid
+    clear_picture().save(tmp_path / "clear.png")
     script = textwrap.dedent(f"""
         import json, sys
         sys.modules["torchvision"] = None
-        from PIL import Image
         from transformers import AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
         for auto_class in (AutoModelForZeroShotImageClassification, AutoProcessor):
             auto_class.from_pretrained({str(folder)!r}, trust_remote_code=True).save_pretrained("again")
         run = lambda task, *inputs, **kw: pipeline(task, model="again", trust_remote_code=True)(*inputs, **kw)
-        picture = Image.linear_gradient("L").convert("RGB")
+        picture = "clear.png"
         print(json.dumps([
             run("zero-shot-image-classification", picture, candidate_labels={LABELS!r}),
             run("feature-extraction", {TEXT!r}),
@@ -105,14 +155,14 @@ def test_pipelines_from_the_code_of_a_checkpoint_that_was_saved_again(checkpoint
     """)
     run = fresh_process.run(script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert "is not supported for" not in run.stderr
+    assert "is not supported for" not in run.stderr and "softmax" not in run.stderr
     classes, text, image = json.loads(run.stdout.splitlines()[-1])
     results = {
         "zero-shot-image-classification": by_label(classes),
         "feature-extraction": text,
         "image-feature-extraction": image,
     }
-    assert_equal(results, direct(model, processor))
+    assert_equal(results, direct(model, processor, clear_picture()))
 
 
 def test_a_checkpoint_names_its_class_for_both_auto_classes(checkpoint, tmp_path):

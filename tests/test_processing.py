@@ -1,9 +1,11 @@
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import make_model, make_processor
 from PIL import Image
 from transformers import AutoProcessor
+from transformers.image_utils import ChannelDimension
 
 from modeling_mpclip import MPCLIPProcessor
 
@@ -25,10 +27,42 @@ def test_texts_images_and_both(processor):
         processor()
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK"])
-def test_image_modes(processor, mode):
-    pixels = processor(images=[Image.new("RGB", (64, 20), "red").convert(mode).convert("RGB")])["pixel_values"]
-    assert pixels.shape == (1, 3, 32, 32) and pixels.isfinite().all()
+def test_images_in_any_form(processor):
+    """One, a list, nested lists, an array of several, a column of a data set; test_pictures.py has the modes and numbers."""
+    images = [Image.new("RGB", (12, 10), color) for color in ("red", "green", "blue")]
+    expected = processor(images=images)["pixel_values"]
+    arrays = np.stack([np.asarray(image) for image in images])  # (3, 10, 12, 3)
+    column = datasets.Dataset.from_dict({"image": images}, datasets.Features({"image": datasets.Image()}))["image"]
+    for form in (tuple(images), [[images[0]], images[1:]], arrays, torch.tensor(arrays), [arrays[:2], images[2]], column):
+        assert torch.equal(processor(images=form)["pixel_values"], expected)
+    assert torch.equal(processor(images=images[0])["pixel_values"], expected[:1])
+    with pytest.raises(ValueError, match="images is an empty list"):
+        processor(images=[])
+    with pytest.raises(ValueError, match=r"Picture 1: .*NaN"):
+        processor(images=[images[0], np.full((4, 4, 3), np.nan)])
+
+
+def test_floats_that_are_not_to_be_rescaled(processor):
+    """transformers asks for do_rescale=False with floats from 0 to 1; here it changes nothing for them."""
+    array = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    expected = processor(images=array)["pixel_values"]
+    for given in ({"do_rescale": False}, {"images_kwargs": {"do_rescale": False}}):
+        assert torch.equal(processor(images=array / 255, **given)["pixel_values"], expected)
+        raw = processor(images=[array], do_normalize=False, **given)["pixel_values"]
+        assert torch.equal(raw[0], torch.tensor(array).permute(2, 0, 1))
+    with pytest.raises(ValueError, match="only some images range from 0 to 1"):
+        processor(images=[array, array / 255], do_rescale=False)
+
+
+def test_the_channel_axis_of_an_ambiguous_shape(processor):
+    array = np.random.default_rng(0).integers(0, 255, (3, 9, 3), dtype=np.uint8)
+    expected = processor(images=Image.fromarray(array))["pixel_values"]
+    for given in ({"input_data_format": "channels_last"}, {"images_kwargs": {"input_data_format": ChannelDimension.LAST}}):
+        assert torch.equal(processor(images=array, **given)["pixel_values"], expected)
+    turned = processor(images=array.transpose(2, 1, 0), input_data_format="channels_first")["pixel_values"]
+    assert torch.equal(turned, processor(images=Image.fromarray(array.transpose(1, 0, 2)))["pixel_values"])
+    with pytest.raises(ValueError, match="may come first or last"):
+        processor(images=array)
 
 
 def test_videos_of_different_length_are_padded(processor):
