@@ -130,6 +130,11 @@ def test_nothing_there(tmp_path):
         load_image_text(tmp_path / "absent", "train")
     with pytest.raises(FileNotFoundError, match="no parquet file"):
         load_image_text(tmp_path / "absent.parquet", "train")
+    with pytest.raises(FileNotFoundError, match=r"nothing at absent\.csv: expected a folder, a file"):
+        load_image_text("absent.csv", "train")
+    (tmp_path / "notes.doc").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"something else at .*notes\.doc"):
+        load_image_text(tmp_path / "notes.doc", "train")
 
 
 # Columns

@@ -76,3 +76,14 @@ def test_class_folders_behind_a_link(tmp_path):
         load_image_text(tmp_path / "set", "train", class_caption="a {}")
     with pytest.warns(UserWarning, match="set/dog is a linked folder"):
         assert len(load_image_text(tmp_path / "set", "train", class_caption="a {}", follow_links=True)) == 4
+
+
+def test_a_download_of_the_hub_is_made_of_links(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    blobs, snapshot = tmp_path / "hub/datasets--me--set/blobs", tmp_path / "hub/datasets--me--set/snapshots/1"
+    write_pictures(blobs)
+    snapshot.mkdir(parents=True)
+    with_metadata(blobs, "a.jpg")
+    for name in ("a.jpg", "metadata.jsonl"):
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    assert len(load_image_text(snapshot, "train")) == 1

@@ -24,6 +24,7 @@ from mpclip.data.links import Bounds
 from mpclip.data.reading import ReadingOptions
 from mpclip.data.splits import PART_HINT, files_by_split, rows_of_split, split_of_file
 
+HUB_ID = r"[\w-][\w.-]*(/[\w.-]+)?"  # at most one slash; begins with neither a dot nor a slash
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 # What else names pictures, by the names that such files usually have. Any other name is opened when it is given itself.
 LISTING_FILES = (
@@ -81,8 +82,8 @@ def _parts(source: str, reading: ReadingOptions, need_captions: bool) -> dict[st
     elif path.is_dir():
         Bounds([path], reading.follow_links).refuse_linked_files(path, DATA_SUFFIXES)
         opened = saved_parts(path) or _loaded_folder(path)
-    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) and not path.exists():
-        opened = loaded_parts(source)  # a Hub id has at most one slash and does not begin with a dot or a slash
+    elif re.fullmatch(HUB_ID, source) and not path.exists() and not source.endswith(DATA_SUFFIXES):
+        opened = loaded_parts(source)
     else:
         what = "something else" if path.exists() else "nothing"
         raise FileNotFoundError(

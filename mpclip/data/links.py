@@ -1,9 +1,12 @@
 """Which files belong to a data set: those in its folder. A symbolic link that leads out of it is followed only by an option."""
 
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
+
+import huggingface_hub
 
 TOLD = "set follow_links (--follow_links true) if these are files of yours"
 
@@ -20,7 +23,8 @@ class Bounds:
         folders = [os.path.abspath(folder) for folder in folders]
         self.follow_links = follow_links
         self._given = tuple(folder.rstrip(os.sep) + os.sep for folder in folders)
-        self._real = tuple(os.path.realpath(folder).rstrip(os.sep) + os.sep for folder in folders)
+        targets = [*folders, huggingface_hub.constants.HF_HUB_CACHE]  # a download from the Hub is made of links into its cache
+        self._real = tuple(os.path.realpath(folder).rstrip(os.sep) + os.sep for folder in targets)
         self._real_folders: dict[str, str] = {}  # links are looked up once per folder, not once per picture
 
     def fault(self, path: str | os.PathLike) -> str | None:
@@ -48,6 +52,8 @@ class Bounds:
         Raises:
             ValueError: the name leads out of the data set; the message says how, to follow what the caller says of the place.
         """
+        if re.match(r"\w+://", name):
+            raise ValueError(f"found the address {name!r}: download the images, and write the paths of their files")
         path = folder / name
         windows = PureWindowsPath(name)  # knows both kinds of slash, and drive letters
         if "\\" in name and not path.exists() and not windows.anchor:

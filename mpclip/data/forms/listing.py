@@ -1,8 +1,9 @@
 """A file that names pictures and their captions, as a table."""
 
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ def picture_folder(folder: Path, names: Sequence[str], given: str | None) -> Pat
     if has_some(folder):
         return folder
     above = folder.parent if folder.name == "annotations" else folder  # COCO's pictures lie beside annotations/
-    for level in (_folders([above]), _folders(_folders([above]))):
+    level = [above]
+    for _ in range(2):
+        level = [below for place in level for below in _folders(place)]
         having = [place for place in level if has_some(place)]
         if len(having) > 1:
             raise ValueError(
@@ -125,8 +128,9 @@ def given_folder(folder: Path, given: str) -> Path:
     raise FileNotFoundError(f"no folder {given} (image_folder), neither in {folder} nor in the working directory")
 
 
-def _folders(above: Sequence[Path] | Iterator[Path]) -> list[Path]:
-    return sorted(path for folder in above for path in folder.iterdir() if path.is_dir())
+def _folders(above: Path) -> list[Path]:
+    with os.scandir(above) as entries:
+        return sorted(Path(entry) for entry in entries if entry.is_dir())
 
 
 def _names(listing: Listing, path_column: str) -> list[str]:
