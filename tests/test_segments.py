@@ -7,7 +7,15 @@ from conftest import make_model, make_processor, make_tokenizer
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from modeling_mpclip.segments import assembled, checked_count, checked_weights, excluding, normalized, weighted
+from modeling_mpclip.segments import (
+    assembled,
+    checked_count,
+    checked_weights,
+    excluding,
+    normalized,
+    refuse_excluding_itself,
+    weighted,
+)
 from mpclip.search.build import build_index
 from mpclip.search.queries import QueryEncoder
 from mpclip.search.search import PictureIndex
@@ -43,6 +51,19 @@ def test_exclusion_takes_as_much_as_it_gives():
     segments = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
     expected = weighted(excluding(normalized(segments[:2]), normalized(segments[2:])), torch.tensor(WEIGHTS))
     torch.testing.assert_close(assembled(segments[:2], torch.tensor(WEIGHTS), segments[2:]), expected)
+
+
+def test_a_query_that_excludes_itself_is_refused(checkpoint):
+    unit = torch.eye(3)
+    with pytest.raises(ValueError, match="same embedding, so nothing is left"):
+        excluding(unit[:2], unit[1:2])
+    with pytest.raises(ValueError, match=r"query ' a small boat' is also among the excluded texts \['a small boat'\]"):
+        refuse_excluding_itself(["a boat", " a small boat"], ["a small boat"])
+    encoder = QueryEncoder(checkpoint)
+    with pytest.raises(ValueError, match="query 'a small boat' is also among the excluded texts"):
+        encoder.embed_queries(TEXTS, exclude=["a cat", "a small boat"])
+    picture = Image.new("RGB", (40, 30), "red")  # what it shows besides is left
+    assert encoder.embed_queries(TEXTS[1:], [picture], exclude=TEXTS[1:]).norm() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
