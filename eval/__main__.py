@@ -64,6 +64,7 @@ def evaluate(options: argparse.Namespace, command: list[str] | None = None):
         ValueError, OSError, ImportError: something that the user can fix; the message says what.
     """
     from mpclip.encoding import load_encoder
+    from mpclip.encoding.fingerprint import weights_fingerprint
     from mpclip.export.int8 import int8_config
     from mpclip.hardware import choose_precision, describe_machine
 
@@ -80,6 +81,7 @@ def evaluate(options: argparse.Namespace, command: list[str] | None = None):
         | reading_given(options)
         | {
             "dtype": precision,
+            "fingerprint": weights_fingerprint(options.model),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": describe_machine(str(encoder.device)),
             "command": command and shlex.join(command),

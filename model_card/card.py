@@ -16,7 +16,7 @@ from mpclip.data.reading import READING_NAMES
 from mpclip.files import read_json
 
 from .attention_grid import attention_grid, pooling_maps
-from .evaluation import all_measured, result_table
+from .evaluation import Measured, all_measured, result_table
 from .facts import (
     TOWERS,
     code,
@@ -46,8 +46,9 @@ PAPER = {
     "title": "Context-Adaptive Multi-Prompt Embedding with Large Language Models for Vision-Language Alignment",
     "arxiv": "2508.02762",
 }
-PAPER["bibtex"] = f"""@inproceedings{{multiprompt2025,
+PAPER["bibtex"] = f"""@inproceedings{{kim2025multiprompt,
   title = {{{PAPER["title"]}}},
+  author = {{Kim, Dahun and Angelova, Anelia}},
   booktitle = {{Conference on Language Modeling (COLM)}},
   year = {{2025}},
   eprint = {{{PAPER["arxiv"]}}},
@@ -94,7 +95,7 @@ def write_card(
         raise ValueError(f"{folder} is a text-only export: name the checkpoint that it was made from, with --source.")
     training = read_json(folder / "training.json")
     repo_id = repo_id or training.get("MPCLIPTrainingArguments", {}).get("hub_model_id") or folder.absolute().name
-    results = all_measured(folder, config, training, list(evaluations), {folder.absolute().name, repo_id})
+    results = all_measured(Measured(folder, repo_id), config, training, list(evaluations))
     out = Path(out) if out is not None else folder / "README.md"
     picture = out.parent / PICTURE
     if model is not None or not picture.exists():

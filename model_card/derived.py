@@ -9,12 +9,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from mpclip.files import read_json
 
 from .card import OLDEST_TRANSFORMERS, PAPER
-from .evaluation import all_measured, measured_by_card, result_table
+from .evaluation import Measured, all_measured, measured_by_card, result_table
 from .facts import code, language_codes, plain
 
 TEMPLATE = Path(__file__).parent / "derived.md"
 # Metadata that are copied from the card of the source.
-INHERITED = ("license", "license_name", "license_link", "datasets", "tags")
+INHERITED = ("license", "license_name", "license_link", "datasets")
+OF_PICTURES = ("image-text-retrieval", "video-text-retrieval")  # tags that a text-only export does not inherit
 
 
 def write_derived_card(
@@ -52,13 +53,14 @@ def write_derived_card(
         raise ValueError(f"{folder} is neither a text-only export nor an int8 checkpoint: write its card without --source.")
     card, hub_id = _card_of(source)
     name = repo_id or folder.absolute().name
-    results = all_measured(folder, config, {}, list(evaluations), {folder.absolute().name, name})
+    results = all_measured(Measured(folder, name), config, {}, list(evaluations))
     of_source = measured_by_card(card.data.eval_results)
     title = name.split("/")[-1]
     in_index = [result for row in results for result in row.for_index()]
     metadata = ModelCardData(
         **{key: value for key in INHERITED if (value := card.data.get(key))},
         language=language_codes(card.data.get("language")) or None,
+        tags=[tag for tag in card.data.get("tags") or [] if not (text_only and tag in OF_PICTURES)] or None,
         base_model=hub_id,
         base_model_relation="quantized" if hub_id and int8 else None,
         library_name="sentence-transformers" if text_only else "transformers",

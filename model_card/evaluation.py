@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import EvalResult
 
 from eval import metrics
 from eval.tables import markdown_table
 from eval.tasks.retrieval import recalls_of
+from mpclip.encoding.fingerprint import weights_fingerprint
 from mpclip.files import read_json
 
 from .facts import code
@@ -108,19 +110,42 @@ def measured_in_training(folder: Path, training: dict) -> list[Retrieval]:
     ]
 
 
-def measured_by_eval(file: str | Path, config: dict, training: dict, names: set[str]) -> Retrieval:
+@dataclass(frozen=True)
+class Measured:
+    """The checkpoint of a card, to recognise its results.
+
+    Attributes:
+        folder: of the checkpoint.
+        repo_id: its name on the Hub, or another name of it.
+    """
+
+    folder: Path
+    repo_id: str
+
+    @property
+    def names(self) -> set[str]:
+        """The names by which a result may call the checkpoint."""
+        return {self.folder.absolute().name, self.repo_id}
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of its weights; None if the folder has none."""
+        return weights_fingerprint(self.folder)
+
+
+def measured_by_eval(file: str | Path, config: dict, training: dict, checkpoint: Measured) -> Retrieval:
     """Read a result of `python -m eval retrieval --json`.
 
     Args:
         file: the JSON file.
         config: content of the model's config.json, which says whether its own weights are quantised.
         training: content of the model's training.json, to recognise its own data set.
-        names: names by which the file may call the model: its folder's name, its Hub id.
+        checkpoint: the checkpoint that the file must have measured.
 
     Raises:
         ValueError: the file is not such a result, or is of another model.
     """
-    result = _result_of_this_model(file, names)
+    result = _result_of(checkpoint, file)
     try:
         recalls, intervals = recalls_of(result)
     except ValueError as error:
@@ -129,6 +154,8 @@ def measured_by_eval(file: str | Path, config: dict, training: dict, names: set[
     notes = [f"{quantized} weights of the LLM, made so while loading"] if quantized else []
     notes += [f"{result[key]}" for key in ("dtype", "date") if result.get(key)]
     notes += [f"the first {result['limit']} images only"] if result.get("limit") else []
+    if not (result.get("fingerprint") and checkpoint.fingerprint):
+        notes.append("recognised by the model's name alone, because the result does not record which weights it measured")
     return Retrieval(
         data=_data_name(result["data"], training),
         split=result["split"],
@@ -142,34 +169,34 @@ def measured_by_eval(file: str | Path, config: dict, training: dict, names: set[
     )
 
 
-def all_measured(folder: Path, config: dict, training: dict, files: list, names: set[str]) -> list[Retrieval]:
+def all_measured(checkpoint: Measured, config: dict, training: dict, files: list) -> list[Retrieval]:
     """All results of a checkpoint: a row for each split and type of weights.
 
     A file replaces the evaluation at the end of training on the same split, because that has no intervals. A result of
     `python -m eval differences` becomes a note in the retrieval row of the same data and split.
 
     Args:
-        folder, config, training, names: see `measured_in_training` and `measured_by_eval`.
+        checkpoint, config, training: see `measured_by_eval`.
         files: JSON files of `python -m eval`.
 
     Raises:
         ValueError: a file is not a result of this model, two files measure the same weights on the same split, or a result of
             differences has no retrieval result on its split.
     """
-    rows = {(row.data, row.split, row.quantized): row for row in measured_in_training(folder, training)}
+    rows = {(row.data, row.split, row.quantized): row for row in measured_in_training(checkpoint.folder, training)}
     source: dict[tuple, object] = {}
     differences = []
     for file in files:
         if _read(file).get("task") == "differences":
             differences.append(file)
             continue
-        row = measured_by_eval(file, config, training, names)
+        row = measured_by_eval(file, config, training, checkpoint)
         key = row.data, row.split, row.quantized
         if key in source:
             raise ValueError(f"{source[key]} and {file} both measure {row.data}, {row.split}: give one of them.")
         rows[key], source[key] = row, file
     for file in differences:
-        result = _result_of_this_model(file, names)
+        result = _result_of(checkpoint, file)
         key = _data_name(result["data"], training), result["split"], _quantized(result, config)
         if key not in rows:
             raise ValueError(f"{file} tells differences on {key[0]}, {key[1]}: give a retrieval result of that split too.")
@@ -199,18 +226,35 @@ def _read(file: str | Path) -> dict:
     return result
 
 
-def _result_of_this_model(file: str | Path, names: set[str]) -> dict:
-    """The content of a result that measures the model called `names`; see `measured_by_eval`."""
+def _result_of(checkpoint: Measured, file: str | Path) -> dict:
+    """The content of a result that measures `checkpoint`; see `measured_by_eval`.
+
+    A result that records the fingerprint of its weights must have measured these weights, whatever it calls them. Of an older
+    one, the name of the model must be that of the checkpoint.
+    """
     result = _read(file)
     missing = sorted({"images", "captions", "model", "data", "split"} - result.keys())
     if missing:
         raise ValueError(f"{file} is no result of `python -m eval retrieval --json`: it has no {', '.join(missing)}.")
-    if result["model"] not in names and Path(result["model"]).absolute().name not in names:
+    if result.get("fingerprint") and checkpoint.fingerprint:
+        if result["fingerprint"] != checkpoint.fingerprint:
+            raise ValueError(
+                f"{file} measures other weights than those in {checkpoint.folder}: their fingerprints are "
+                f"{result['fingerprint'][:12]}... and {checkpoint.fingerprint[:12]}... Evaluate this checkpoint again."
+            )
+    elif not {result["model"], _last_part(result["model"])} & checkpoint.names:
+        own = " or ".join(sorted(checkpoint.names))
         raise ValueError(
-            f"{file} measures {result['model']}, and this is the card of {' or '.join(sorted(names))}. Evaluate this model, "
-            f"or give --repo_id {result['model']} if that is its name on the Hub."
+            f"{file} measures {result['model']}, and this is the card of {own}. Evaluate this model, or give --repo_id "
+            f"{result['model']} if that is its name on the Hub."
         )
     return result
+
+
+def _last_part(path: str) -> str:
+    """The last part of a path, also of one that was written on Windows."""
+    written_on_windows = "\\" in path and not Path(path).exists()
+    return PureWindowsPath(path).name if written_on_windows else Path(path).absolute().name
 
 
 def _quantized(result: dict, config: dict) -> str | None:
@@ -248,5 +292,5 @@ def _data_name(data: str, training: dict) -> str:
     """
     if data == training.get("DataArguments", {}).get("dataset") and "data" in training:
         return training["data"]["name"]
-    path = Path(data)
-    return path.absolute().name if path.exists() or path.is_absolute() or data.startswith(".") else data
+    is_path = Path(data).exists() or Path(data).is_absolute() or data.startswith(".") or "\\" in data
+    return _last_part(data) if is_path else data

@@ -1,13 +1,13 @@
 """Facts of the card in words, from config.json and training.json, and helpers that write Markdown."""
 
 import json
-import re
 from dataclasses import MISSING, fields
 from math import prod
 from pathlib import Path
 
 from safetensors import safe_open
 
+from modeling_mpclip.hub_card import escaped
 from mpclip.training.arguments import MPCLIPTrainingArguments
 from mpclip.training.options import DataArguments, ModelArguments
 
@@ -17,7 +17,7 @@ TOWERS = {"text": "text tower", "vision": "vision tower", "both": "MP-CLIP check
 # Options that the card shows elsewhere, or that do not change the model.
 NOT_LISTED = {"text_model", "vision_model", "checkpoint", "templates", "negated_templates", "adaptive_init", "dataset"}
 NOT_LISTED |= {"output_dir", "cache_dir", "disable_tqdm", "logging_dir", "report_to", "run_name", "resume_from_checkpoint"}
-NOT_LISTED |= {"push_to_hub", "dataloader_pin_memory", "accelerator_config", "do_eval", "use_cpu"}
+NOT_LISTED |= {"push_to_hub", "dataloader_pin_memory", "accelerator_config", "do_eval", "use_cpu", "logging_nan_inf_filter"}
 
 
 def language_codes(recorded: object) -> list[str]:
@@ -113,11 +113,13 @@ def trained_in_words(config: dict, arguments: dict) -> list[str]:
     """
     layers = config["text_config"]["num_hidden_layers"]
     last = arguments["trained_layers"]
+    adapted = arguments["lora_layers"]
+    with_adapters = f"its {layers} layers" if adapted in (None, layers) else f"the last {adapted} of its {layers} layers"
     text = {
         "frozen": f"none of its {layers} layers",
         "last": f"the last {'layer' if last == 1 else f'{last} layers'} of {layers} and the final norm",
-        "lora": f"LoRA adapters (rank {arguments['lora_rank']}, alpha {arguments['lora_alpha']}) on all projections of its "
-        f"{layers} layers, merged into the weights",
+        "lora": f"LoRA adapters (rank {arguments['lora_rank']}, alpha {arguments['lora_alpha']}) on all projections of "
+        f"{with_adapters}, merged into the weights",
         "full": f"all of its {layers} layers",
     }[arguments["text_tuning"]]
     vision = {"frozen": "nothing, it was frozen", "full": "all of it"}[arguments["vision_tuning"]]
@@ -182,7 +184,7 @@ def code(text: object, table: bool = False) -> str:
 
 def plain(text: object) -> str:
     """Any text as Markdown, with special characters escaped, so that it is shown as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(str(text).split()))
+    return escaped(" ".join(str(text).split()))
 
 
 def fenced(text: str, language: str = "") -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 CARD = "README.md"
 FORM = "This is the model card of a 🤗 transformers model that has been pushed on the Hub."
 MARK = "<!-- Written by push_to_hub, and again by the next one: delete this line to keep what you change. -->"
-TAGS = ["mp-clip", "image-text-retrieval", "sentence-transformers", "custom_code"]
+TAGS = ["mp-clip", "sentence-transformers", "custom_code"]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -53,10 +53,11 @@ def _render(given: dict[str, str], repo_id: str, config) -> str:
     towers = [tower for tower in (config.text_config, config.vision_config) if tower is not None]
     # A tower that was loaded from a folder has no Hub id, even if the path of the folder looks like one.
     ids = [name for tower in towers if HUB_ID.fullmatch(name := tower._name_or_path or "") and not Path(name).exists()]
+    tags = TAGS if config.text_only else [*TAGS, "image-text-retrieval"]
     metadata = {
         "library_name": "transformers",
         "pipeline_tag": "feature-extraction" if config.text_only else "zero-shot-image-classification",
-        "tags": list(dict.fromkeys([*re.findall(r"[\w-][\w.-]*", given.get("tags", "")), *TAGS])),
+        "tags": list(dict.fromkeys([*re.findall(r"[\w-][\w.-]*", given.get("tags", "")), *tags])),
         **({"base_model": ids} if ids else {}),
     }
     lines = [f"{name}: {json.dumps(value)}" for name, value in metadata.items()]  # JSON is YAML
@@ -69,7 +70,7 @@ def _render(given: dict[str, str], repo_id: str, config) -> str:
 ---
 {MARK}
 
-# {repo_id.split("/")[-1]}
+# {escaped(repo_id.split("/")[-1])}
 
 An MP-CLIP model ([arXiv 2508.02762](https://arxiv.org/abs/2508.02762)), made of {" and ".join(t.model_type for t in towers)}.
 {read if prompts else f"Its embeddings have {D} dimensions."}
@@ -81,6 +82,11 @@ weights follows the licences of the models that they come from.
 {_snippet(repo_id, config)}
 ```
 """
+
+
+def escaped(text: str) -> str:
+    """Any text as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", text)
 
 
 def _snippet(repo_id: str, config) -> str:
@@ -103,7 +109,7 @@ from transformers import AutoModel, AutoProcessor
 model = AutoModel.from_pretrained({repo}, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained({repo}, trust_remote_code=True)
 
-picture = Image.open("picture.jpg").convert("RGB")
+picture = Image.new("RGB", (224, 224), "red")  # or Image.open("photo.jpg")
 batch = processor(text=["a photo of a cat", "a photo of a dog"], images=[picture])
 with torch.no_grad():
     output = model(**batch)  # text_embeds, image_embeds: normalised, {config.projection_dim} dimensions

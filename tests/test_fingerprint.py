@@ -13,7 +13,7 @@ from conftest import make_model, make_processor, make_tokenizer
 
 from modeling_mpclip import MPCLIPModel
 from mpclip.encoding import fingerprint
-from mpclip.encoding.fingerprint import file_stamps, model_fingerprint
+from mpclip.encoding.fingerprint import file_stamps, model_fingerprint, weights_fingerprint
 
 
 @pytest.fixture
@@ -94,3 +94,17 @@ def test_of_a_hub_id_the_cached_snapshot_counts(checkpoint, restart, monkeypatch
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: cached.get((name, file)))
     assert file_stamps("you/model") == file_stamps(str(checkpoint)) != {}
     assert file_stamps("you/other") == {}
+
+
+def test_saved_weights_have_a_fingerprint_of_their_own(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    one = weights_fingerprint(tmp_path / "one")
+    assert len(one) == 64 and one == weights_fingerprint(tmp_path / "shards")
+    with torch.no_grad():
+        model.text_projection.weight[0, 0, 0] += 1e-3
+    model.save_pretrained(tmp_path / "other")
+    assert weights_fingerprint(tmp_path / "other") != one
+    next((tmp_path / "shards").glob("*.safetensors")).unlink()
+    assert weights_fingerprint(tmp_path / "shards") is None and weights_fingerprint("me/nowhere") is None

@@ -17,7 +17,7 @@ from conftest import arguments, make_model, make_processor, make_tokenizer
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import eval.__main__
 import train_hf
@@ -54,17 +54,17 @@ def text_of(out) -> str:
     return " ".join(ModelCard.load(out / "README.md").text.split())
 
 
-def execute_snippets(out, tmp_path, monkeypatch) -> dict:
-    """Run every Python block of the card on the checkpoint's folder; the names they leave."""
-    card = (out / "README.md").read_text()
-    repo = re.search(r'AutoModel\.from_pretrained\(("[^\n]*"), trust', card).group(1)
-    blocks = re.findall(r"^```python\n(.*?)^```", card, flags=re.DOTALL | re.MULTILINE)
-    assert blocks and all(repo in block for block in blocks)
-    Image.new("RGB", (50, 40), "red").save(tmp_path / "picture.jpg")
-    monkeypatch.chdir(tmp_path)
+def execute_snippets(out, monkeypatch) -> dict:
+    """Run every Python block of the card as it stands, beside the checkpoint and without a network; the names they leave."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (out / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    monkeypatch.chdir(out.parent)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a snippet asks the network"))
     names: dict = {}
     for block in blocks:
-        exec(compile(block.replace(repo, repr(str(out))), "snippet", "exec"), names)
+        own: dict = {}  # a block needs nothing of the others
+        exec(compile(block, "snippet", "exec"), own)
+        names |= own
     return names
 
 
@@ -108,6 +108,7 @@ def test_options_that_differ_from_the_defaults_and_no_others(finished):
     assert options == {
         **{"num_prompts": "3", "projection_dim": "12", "pooling_width": "16", "pooling_heads": "2", "negation_weight": "0.5"},
         **{"per_device_train_batch_size": "4", "num_train_epochs": "2.0", "learning_rate": "0.002", "logging_steps": "1.0"},
+        "precision": "float32",
     }
 
 
@@ -122,7 +123,7 @@ def test_options_that_differ_from_the_defaults_and_no_others(finished):
 def test_other_models_and_their_snippets(folder, tmp_path, monkeypatch, extra):
     train_hf.main(arguments(folder, tmp_path / "run", *extra))
     text, metadata = text_of(tmp_path / "run"), metadata_load(tmp_path / "run" / "README.md")
-    names = execute_snippets(tmp_path / "run", tmp_path, monkeypatch)
+    names = execute_snippets(tmp_path / "run", monkeypatch)
     assert names["probabilities"].shape == (1, 2) and names["videos"].shape == (1, 12)
     if "mean" in extra:
         assert "mean hidden state" in text and "APT" not in text and "aspect_weights" not in text
@@ -134,8 +135,10 @@ def test_other_models_and_their_snippets(folder, tmp_path, monkeypatch, extra):
         assert torch.equal(names["probabilities"], names["output"].logits_per_image.sigmoid())
 
 
-def test_snippets_run(finished, tmp_path, monkeypatch):
-    names = execute_snippets(finished, tmp_path, monkeypatch)
+def test_snippets_run(finished, monkeypatch):
+    names = execute_snippets(finished, monkeypatch)
+    assert [answer["label"] for answer in names["answers"]] in (["cat", "dog"], ["dog", "cat"])
+    assert names["similarity"].shape == (2, 1)
     assert names["probabilities"].sum().item() == pytest.approx(1)
     assert not torch.equal(names["weighted"].text_embeds, names["output"].text_embeds)
     normalised = torch.nn.functional.normalize(names["texts"], dim=-1)
@@ -161,8 +164,8 @@ def test_what_a_checkpoint_cannot_do_is_not_shown(run, kind):
 def test_lora(folder, finished, tmp_path):
     options = ["--checkpoint", str(finished), "--dataset", str(folder / "data"), "--use_cpu", "true", "--disable_tqdm", "true"]
     options += ["--text_tuning", "lora", "--lora_rank", "3", "--per_device_train_batch_size", "4", "--max_steps", "1"]
-    train_hf.main([*options, "--output_dir", str(tmp_path)])
-    assert "LoRA adapters (rank 3, alpha 32) on all projections of its 3 layers, merged" in text_of(tmp_path)
+    train_hf.main([*options, "--output_dir", str(tmp_path), "--lora_layers", "2"])
+    assert "LoRA adapters (rank 3, alpha 32) on all projections of the last 2 of its 3 layers, merged" in text_of(tmp_path)
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     trained = json.loads((tmp_path / "training.json").read_text())["trained_parameters"]
     assert trained == sum(tensor.numel() for tensor in tensors.values())
@@ -188,13 +191,13 @@ def test_no_form_to_fill_in_and_nothing_of_the_template_is_left(finished):
 def test_names_with_special_characters(folder, tmp_path):
     data = tmp_path / 'my | "data": `x` # <b> *ü*'
     shutil.copytree(folder / "data", data)
-    out = tmp_path / "a_b: [c] *d* 'e'"
+    out = tmp_path / r"a_b: [c] *d* 'e' \n&amp;"
     train_hf.main(arguments(folder, out, "--dataset", str(data), "--max_steps", "1"))
     metadata = metadata_load(out / "README.md")
     (index,) = metadata["model-index"]
     assert index["name"] == out.name and index["results"][0]["dataset"]["name"] == data.name
     card = (out / "README.md").read_text()
-    assert r"# a\_b: \[c\] \*d\* 'e'" in card
+    assert r"# a\_b: \[c\] \*d\* 'e' \\n\&amp;" in card
     assert r'| ``my \| "data": `x` # <b> *ü*`` | `validation` |' in card
     assert f"from_pretrained({json.dumps(out.name)}, " in card
 
@@ -252,7 +255,8 @@ def test_the_command_takes_evaluations_in(folder, run, capsys):
 
 def test_evaluations_that_do_not_belong_are_refused(folder, run, tmp_path, capsys):
     result = measured(run, folder, "validation", tmp_path / "a.json")
-    (tmp_path / "b.json").write_text(json.dumps(result | {"model": "runs/another"}))
+    before = {name: value for name, value in result.items() if name != "fingerprint"}
+    (tmp_path / "b.json").write_text(json.dumps(before | {"model": "runs/another"}))
     (tmp_path / "c.json").write_text("{}")
     before = (run / "README.md").read_text()
     with pytest.raises(ValueError, match="measures runs/another, and this is the card of finished"):
@@ -265,6 +269,34 @@ def test_evaluations_that_do_not_belong_are_refused(folder, run, tmp_path, capsy
         main([str(run), "--eval", str(tmp_path / "nowhere.json")])
     assert "nowhere.json cannot be read as JSON" in capsys.readouterr().err
     assert (run / "README.md").read_text() == before
+
+
+def test_a_result_of_other_weights_under_the_same_name_is_refused(folder, run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "elsewhere" / run.name)
+    weights = load_file(other / "model.safetensors")
+    weights["text_projection.weight"] += 0.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    result = measured(other, folder, "validation", tmp_path / "other.json")
+    for task in ({}, {"task": "differences", "metrics": {"right": 75.0}}):
+        (tmp_path / "other.json").write_text(json.dumps(result | task))
+        with pytest.raises(ValueError, match=r"other\.json measures other weights than those in .*finished.*Evaluate this"):
+            write_card(run, evaluations=[tmp_path / "other.json"])
+
+    moved = shutil.copytree(run, tmp_path / "moved")  # the same weights by another name
+    measured(moved, folder, "validation", tmp_path / "moved.json", "--dtype", "bfloat16")
+    assert "by the model's name alone" not in write_card(run, evaluations=[tmp_path / "moved.json"]).read_text()
+
+    del result["fingerprint"]  # a result of before
+    (tmp_path / "other.json").write_text(json.dumps(result))
+    assert "recognised by the model's name alone" in write_card(run, evaluations=[tmp_path / "other.json"]).read_text()
+
+
+def test_a_result_written_on_windows_is_recognised(folder, run, tmp_path):
+    result = measured(run, folder, "validation", tmp_path / "a.json")
+    del result["fingerprint"]
+    windows = {"model": r"runs\finished", "data": r"C:\data\photos"}
+    (tmp_path / "b.json").write_text(json.dumps(result | windows))
+    assert "| `photos` | `validation` |" in write_card(run, evaluations=[tmp_path / "b.json"]).read_text()
 
 
 def test_differences_are_a_note_of_their_retrieval(folder, run, tmp_path):
@@ -343,9 +375,10 @@ def test_a_text_only_export_has_a_card(run, tmp_path, monkeypatch, capsys):
     (row,) = re.findall(r"\| `data` \| `validation` \| .*?\|\n", theirs.content)
     assert "Recall in percent **of [you/mine]" in text and row in card.content
     assert not re.search(r"\bNone\b|\{\{|\{%|\n\n\n", card.content)
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", card.content, flags=re.DOTALL | re.MULTILINE)
-    exec(compile(snippet.replace('"you/mine-text"', repr(str(tmp_path / "text"))), "snippet", "exec"), names := {})
-    assert names["similarity"].shape == (2, 1)
+    assert not {"image-text-retrieval", "video-text-retrieval"} & set(data["tags"]) and "video" not in card.content
+    assert {"image-text-retrieval", "video-text-retrieval", "multi-prompt"} <= set(theirs.data.tags)
+    main([str(tmp_path / "text"), "--source", str(run)])
+    assert execute_snippets(tmp_path / "text", monkeypatch)["similarity"].shape == (2, 1)
 
 
 def test_an_int8_checkpoint_has_a_card(folder, run, tmp_path, monkeypatch):
@@ -359,11 +392,7 @@ def test_an_int8_checkpoint_has_a_card(folder, run, tmp_path, monkeypatch):
     _, results = model_index_to_eval_results(data["model-index"])
     assert results[0].metric_value == round(result["metrics"]["t2i_R@1"], 2)
     assert text.index(f"| {result['metrics']['mean_recall']:.1f} |") < text.index("Recall in percent **of `finished`**")
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", card.content, flags=re.DOTALL | re.MULTILINE)
-    Image.new("RGB", (50, 40), "red").save(tmp_path / "picture.jpg")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "snippet", "exec"), names := {})
-    assert names["similarity"].shape == (2, 1)
+    assert execute_snippets(tmp_path / "int8", monkeypatch)["similarity"].shape == (2, 1)
 
 
 def test_derived_cards_that_cannot_be(run, tmp_path):
@@ -538,7 +567,10 @@ def test_the_card_is_the_one_pushed(folder, tmp_path, monkeypatch):
 
 def test_a_resumed_run_claims_no_speed(folder, tmp_path):
     train_hf.main(arguments(folder, tmp_path))
-    train_hf.main(arguments(folder, tmp_path))  # goes on from the end
+    options = json.loads((tmp_path / "run.json").read_text())
+    del options["finished"]  # as if it had been interrupted while the final model was saved
+    (tmp_path / "run.json").write_text(json.dumps(options))
+    train_hf.main(arguments(folder, tmp_path))
     assert "for the last part of a run that was resumed from `checkpoint-4`" in text_of(tmp_path)
     assert "samples/s" not in text_of(tmp_path)
 

@@ -4,6 +4,7 @@ The hash is certain, but reads every weight. The dates take a millisecond, but o
 was computed. An index of pictures stores both (mpclip/search/integrity.py).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,8 +15,9 @@ from pathlib import Path
 import huggingface_hub
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import ImageProcessingMixin, PretrainedConfig, PreTrainedModel
-from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from mpclip.files import read_json, stamp
 
@@ -40,10 +42,43 @@ def model_fingerprint(name: str, model: PreTrainedModel) -> str:
     ]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for key, weight in sorted(model.state_dict().items()):
-        shape = () if key.startswith("logit_scale.") else tuple(weight.shape)  # as in checkpoints of before: same fingerprint
-        digest.update(f"{key} {weight.dtype} {shape}".encode())
-        digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        _add_weight(digest, key, weight)
     return digest.hexdigest()
+
+
+def weights_fingerprint(name: str | os.PathLike) -> str | None:
+    """SHA-256 of the weights of a checkpoint as they are saved: their names, dtypes, shapes and values (ours).
+
+    Unlike `model_fingerprint` it depends neither on how the model is loaded nor on its config.
+
+    Args:
+        name: folder or Hub id. For a Hub id the files in the local cache are used; nothing is downloaded.
+
+    Returns:
+        64 hexadecimal digits; None if this machine does not have the safetensors files of a whole model.
+    """
+    folder = _local_folder(os.fspath(name))
+    if folder is None:
+        return None
+    files = [folder / SAFE_WEIGHTS_NAME]
+    if not files[0].is_file():  # as in transformers, a single file hides shards beside it
+        files = [folder / shard for shard in set(read_json(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map", {}).values())]
+    if not files or not all(file.is_file() for file in files):
+        return None
+    digest = hashlib.sha256()
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
+        owner = {key: weights for weights in opened for key in weights.keys()}  # noqa: SIM118 (it is no dict)
+        for key in sorted(owner):
+            _add_weight(digest, key, owner[key].get_tensor(key))
+    return digest.hexdigest()
+
+
+def _add_weight(digest, key: str, weight: torch.Tensor) -> None:
+    """Add the name, dtype, shape and values of a weight to a hash."""
+    shape = () if key.startswith("logit_scale.") else tuple(weight.shape)  # as in checkpoints of before: same fingerprint
+    digest.update(f"{key} {weight.dtype} {shape}".encode())
+    digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def file_stamps(name: str) -> dict[str, list]:
