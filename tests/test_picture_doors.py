@@ -17,7 +17,9 @@ from modeling_mpclip.pictures import to_rgb
 from modeling_mpclip.pipelines_mpclip import MPCLIPImageFeatureExtractionPipeline
 from mpclip.data.image_text import ImageTextDataset, load_image_text
 from mpclip.encoding import ModelEncoder, PeerEncoder, encode_dataset
-from mpclip.search.pictures import read_picture
+from mpclip.search.build import build_index
+from mpclip.search.chunks import Chunks
+from mpclip.search.places import Places
 from mpclip.training.collator import MPCLIPCollator
 
 PHOTO = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((16, 12))
@@ -112,7 +114,9 @@ def by_encoder(folder, model, processor, paths):
 
 
 def by_index(folder, model, processor, paths):
-    return ModelEncoder(model, processor).images([read_picture(path) for path in paths])
+    build_index(str(folder / "checkpoint"), str(folder / "photos"), folder / "index")
+    ids = {place.name: place.id for place in Places(next((folder / "index/places").iterdir())).all()}
+    return torch.tensor(Chunks(folder / "index/chunks").embeddings([ids[path.name] for path in paths]))
 
 
 DOORS = [by_processor, by_paths, by_arrays, by_video, by_training, by_sentence_transformers]

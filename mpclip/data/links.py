@@ -38,7 +38,7 @@ class Bounds:
         if folder not in self._real_folders:
             self._real_folders[folder] = os.path.realpath(folder)
         real = os.path.realpath(path) if os.path.islink(path) else os.path.join(self._real_folders[folder], name)
-        if real.startswith(self._real):
+        if (real + os.sep).startswith(self._real):
             return None
         return f"which leads out of this data set by a symbolic link, to {real}; {TOLD}"
 

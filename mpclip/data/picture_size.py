@@ -39,5 +39,5 @@ def too_large(error: Exception, max_megapixels: float) -> str | None:
     if not isinstance(error, PIL.Image.DecompressionBombWarning | PIL.Image.DecompressionBombError):
         return None
     pixels = re.search(r"(\d+) pixels", str(error))
-    size = f"{int(pixels[1]) / 1e6:.1f} megapixels" if pixels else "too many pixels"
+    size = f"{int(pixels[1]) / 1e6:.4g} megapixels" if pixels else "too many pixels"
     return f"{size}, more than max_megapixels={max_megapixels:g} allows: set it higher to use the picture"

@@ -9,18 +9,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import PIL.Image
 
+from modeling_mpclip.picture_files import open_rgb
 from mpclip.data.identity import picture_key
 from mpclip.data.picture_size import MAX_MEGAPIXELS, pixel_limit, too_large
 from mpclip.progress import progress
 from mpclip.search.chunks import chunk_files, write_chunk
 from mpclip.search.integrity import Integrity
-from mpclip.search.pictures import read_picture, thumbnail
+from mpclip.search.pictures import thumbnail
 from mpclip.search.queries import QueryEncoder
 
 CHUNK = 512  # pictures whose embeddings a kill may cost
 THUMBNAIL = 256  # pixels of its longer side
 NAMES_SHOWN = 20
-PIXELS_AHEAD = 400_000_000  # of pictures that were read and wait: about 1 GB of memory
+PHOTO = 12_000_000  # pixels of a photo
+PIXELS_AHEAD = 400_000_000  # of pictures that are read and wait: about a GB of memory
 
 
 class ChunkWriter:
@@ -97,7 +99,7 @@ def embed_pictures(
         key = picture_key(content)
         if key in known:
             return key, None, b""
-        picture = read_picture(io.BytesIO(content))
+        picture = open_rgb(io.BytesIO(content))
         return key, picture, thumbnail(picture, THUMBNAIL)
 
     keys: dict[str, str] = {}
@@ -128,18 +130,19 @@ def _reason(error: Exception) -> str:
 
 
 def _ahead(pool: ThreadPoolExecutor, read: Callable, names: Iterable[str], count: int) -> Iterator[tuple[str, Future]]:
-    """Names in order with what `read` makes of them, begun `count` names early, or fewer where pictures are large."""
+    """Names in order with what `read` makes of them. Reading begins `count` names early, or fewer where pictures are large."""
     begun: deque[tuple[str, Future]] = deque()
+    guess = PHOTO  # the size of a picture that is not read yet: about that of those before
+
+    def pixels(future: Future) -> float:
+        return guess if not future.done() else 0 if future.exception() else _pixels(future.result())
+
     for name in names:
         begun.append((name, pool.submit(read, name)))
-        while len(begun) > count or _pixels_read(begun) > PIXELS_AHEAD:
-            yield begun.popleft()
+        while len(begun) > count or sum(pixels(future) for _, future in begun) > PIXELS_AHEAD:
+            yield begun[0]
+            guess = (guess + pixels(begun.popleft()[1])) / 2
     yield from begun
-
-
-def _pixels_read(begun: Iterable[tuple[str, Future]]) -> int:
-    done = [future for _, future in begun if future.done() and not future.exception()]
-    return sum(_pixels(future.result()) for future in done)
 
 
 def _pixels(named: tuple) -> int:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import datasets
 import PIL.Image
-import PIL.ImageOps
 
 from mpclip.data.identity import picture_key, place_stamp
-from mpclip.data.image_text import load_image_text, to_rgb
+from mpclip.data.image_text import load_image_text
 from mpclip.data.picture_folder import find_pictures, read_file
 
 
@@ -89,12 +88,6 @@ class DatasetPictures:
     def caption(self, name: str) -> str:
         """The first caption of a picture, "" where it has none."""
         return self._captions[self._row[name]]
-
-
-def read_picture(file) -> PIL.Image.Image:
-    """A picture file (path or opened), upright and in RGB. Raises whatever Pillow raises: errors of a dozen types."""
-    with PIL.Image.open(file) as picture:
-        return to_rgb(PIL.ImageOps.exif_transpose(picture))
 
 
 def thumbnail(picture: PIL.Image.Image, side: int) -> bytes:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from modeling_mpclip.picture_files import open_rgb
 from mpclip.search.chunks import ROW_BITS, Chunks, checksum
 from mpclip.search.integrity import Integrity
 from mpclip.search.manifest import MEND, read_manifest
-from mpclip.search.pictures import read_picture, thumbnail
+from mpclip.search.pictures import thumbnail
 from mpclip.search.places import Places
 from mpclip.search.queries import QueryEncoder
 from mpclip.search.stores import STORES
@@ -152,7 +153,7 @@ def query_index(
     top: int = 10,
 ) -> list[Answer]:
     """Answers to queries; the arguments are those of `QueryEncoder.embed_queries`, with pictures as files."""
-    opened = [read_picture(file) for file in pictures]
+    opened = [open_rgb(file) for file in pictures]
     queries = index.encoder.embed_queries(texts, opened, exclude, weights)  # (Q, D)
     names, small = [str(file) for file in pictures], [thumbnail(picture, 128) for picture in opened]
     asked = [(text, names, small) for text in texts] or [(None, [n], [s]) for n, s in zip(names, small, strict=True)]
