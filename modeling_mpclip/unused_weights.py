@@ -30,12 +30,17 @@ def freeze_unused_weights(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            unread = UNREAD.get(module.config.model_type, ())
-            for name, parameter in module.named_parameters():
-                if name.startswith(unread):
-                    parameter.requires_grad_(False)
+            freeze_unread(module)
     if model.text_model.boundary_embedding is not None:
         model.text_model.adaptive_embedding.requires_grad_(False)
     for parameter in model.parameters():
         if parameter.numel() == 0:
+            parameter.requires_grad_(False)
+
+
+def freeze_unread(vision_model: PreTrainedModel) -> None:
+    """Freeze the parts in `UNREAD` of a vision encoder. Any other model is left as it is."""
+    unread = UNREAD.get(vision_model.config.model_type, ())
+    for name, parameter in vision_model.named_parameters():
+        if name.startswith(unread):
             parameter.requires_grad_(False)
