@@ -92,6 +92,7 @@ class MPCLIPTrainer(Trainer):
         self.train_groups, self.group_size = train_groups, group_size
         self.named_rows = named_rows or {}
         self.add_callback(_BoundLogitScale())
+        self.add_callback(_SetEpoch())
         self.finite_steps = FiniteSteps(self)
         self.add_callback(self.finite_steps)
         self.hub_pusher = hub_pusher
@@ -297,3 +298,14 @@ class _BoundLogitScale(TrainerCallback):
             if isinstance(module, LogitScale):
                 with torch.no_grad():
                     module.log_scale.clamp_(max=math.log(LogitScale.MAX_SCALE) - 1e-5)
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the data set which epoch begins, so that it draws other captions.
+
+    accelerate does so only in a job of one process, and not where a run resumes within an epoch.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
