@@ -77,7 +77,7 @@ def test_command(model, photos, tmp_path, capsys, monkeypatch):
     arguments += ["--weights", *map(str, WEIGHTS), "--exclude", "cars", "--exclude", "a dog", "--device", "cpu"]
     main([*arguments, "--html", str(html), "--json", str(found)])
     printed = capsys.readouterr().out
-    assert '"a street"  without "cars"  without "a dog"  weights 0.…' in printed and "written: " in printed
+    assert '"a street"  without "cars"  without "a dog"  weights AP…' in printed and "written: " in printed
     assert "\x1b" not in printed and "evil�[2J.png" in printed
 
     answers = json.loads(found.read_text())

@@ -10,10 +10,11 @@ An index is a folder:
 
     index.json                  what it was built from and with; it names the store in use, with the checksums of its files,
                                 and is replaced last (manifest.py)
-    chunks/NUMBER-SHA256.arrow  embeddings, file names, captions and thumbnails of some pictures, as they were done (chunks.py)
+    chunks/NUMBER-SHA256.arrow  embeddings and thumbnails of some pictures, as they were done (chunks.py)
+    places/names-SHA256.arrow   where each picture lies, and its caption (places.py)
     store-SHA256/               the vectors in the form that is searched, FAISS or LanceDB (stores.py), and ids.npy, theirs
 
-The chunks are what costs time and is kept; a store is made from them in seconds and made anew when pictures come or go, or
-when a file of it is damaged.
+The chunks are what costs time and is kept. A picture is known in them by its content (known.py), so it may be moved and renamed.
+The rest is made in seconds: the places by every build, a store when pictures come or go, or when a file of it is damaged.
 Arrow, FAISS's and Lance's own formats, JSON, plain npy: nothing here is read by pickle.
 """

@@ -2,11 +2,16 @@
 
     python -m mpclip.search build --model runs/demo/multi_prompt --data photos --index runs/photos
     python -m mpclip.search build --model you/your-model --data jxie/flickr8k --split test --index runs/flickr --kind hnsw
-    python -m mpclip.search query --index runs/photos "a street" --weights 1 1 1.5 1 1 1 --exclude cars --html found.html
+    python -m mpclip.search query --index runs/photos "a street" --weights color=1.5 --exclude cars --html found.html
     python -m mpclip.search query --index runs/photos "the same in winter" --image photo.jpg --top 20
 
-A build that was killed goes on where it was when started again. Started again later, it adds new pictures and drops those that
-are gone. Pictures that cannot be read are named and left out.
+A build that was killed goes on where it was when started again. Started again later, it adds new pictures, drops those that are
+gone, and takes up captions that were corrected. A picture is known by its content: one that was moved or renamed, and one of a
+folder that was, is not embedded again. One with several names is embedded once and shown with all of them. In a folder, picture
+files of every format that Pillow reads are found, whatever their names. Those that cannot be read are named and left out.
+
+An embedding has a segment for each of the model's prompts, its aspects; --weights says how much each counts. Results end with
+the names of the aspects: what their prompts do not share, or the words that training gave them.
 
 Both commands find damaged files. They trust a file whose size and date are still those of the last check, and hash the others.
 Only --verify finds a file that was changed and then given its old date back.
@@ -24,6 +29,7 @@ from mpclip.data.reading import add_reading_options, reading_given, reading_of
 from mpclip.files import write_json
 from mpclip.hardware import usable_device
 from mpclip.search.stores import KINDS, STORES
+from mpclip.search.weights import listed, read_weights, split_off
 
 if TYPE_CHECKING:
     from mpclip.search.search import Answer
@@ -71,20 +77,38 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
         help="a picture as the query, may be repeated; with texts, part of each query: the mean of the normalised embeddings",
     )
     query.add_argument("--exclude", action="append", default=[], metavar="TEXT", help="what not to find; may be repeated")
-    query.add_argument("--weights", type=float, nargs="+", metavar="W", help="a weight for each of the model's K aspects")
+    query.add_argument(
+        "--weights",
+        nargs="+",
+        action=WeightsThenTexts,
+        metavar="W",
+        help="a weight for each of the model's aspects in their order, such as 1,1,1.5; or some by name or number, such as "
+        "color=1.5 or 3=1.5, and 1 for the others",
+    )
     query.add_argument("--top", type=int, default=10, help="pictures per query (default: %(default)s)")
     query.add_argument("--html", type=Path, metavar="OUT.html", help="write a page of thumbnails")
     query.add_argument("--json", type=Path, metavar="OUT.json", help="write the results, with the score of every aspect")
     query.add_argument("--model", help="checkpoint, if it is no longer where it was")
     query.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     query.add_argument("--verify", action="store_true", help="hash all files of the index and all weights first")
-    query.set_defaults(run=_query)
+    query.set_defaults(run=_query, texts_after_weights=[])
 
     options = parser.parse_args(arguments)
     try:
         options.run(options)
     except (ImportError, OSError, ValueError) as error:  # what the user can mend, on one line
         raise SystemExit(f"{parser.prog}: {' '.join(str(error).split())}") from error
+
+
+class WeightsThenTexts(argparse.Action):
+    """Takes weights, and leaves the queries that follow them to `texts_after_weights`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        weights, texts = split_off(values)
+        if not weights:
+            parser.error(f"--weights {values[0]!r}: expected numbers such as 1,1,1.5, or NAME=NUMBER")
+        namespace.weights = [*(namespace.weights or []), *weights]
+        namespace.texts_after_weights = [*namespace.texts_after_weights, *texts]
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -114,16 +138,18 @@ def _build(options: argparse.Namespace) -> None:
 
 def _query(options: argparse.Namespace) -> None:
     from mpclip.search.page import write_page
-    from mpclip.search.queries import QueryEncoder
+    from mpclip.search.queries import QueryEncoder, read_queries
     from mpclip.search.search import PictureIndex, query_index, read_settings
 
-    lines = options.file.read_text(encoding="utf-8").splitlines() if options.file else []
-    texts = options.texts + [line for line in lines if line.strip()]
+    texts = options.texts + options.texts_after_weights + (read_queries(options.file) if options.file else [])
     settings = read_settings(options.index)
     encoder = QueryEncoder(options.model or settings["model"], settings["dtype"], options.device)
     index = PictureIndex(options.index, encoder, options.verify)
-    answers = query_index(index, texts, options.image, exclude=options.exclude, weights=options.weights, top=options.top)
+    weights = read_weights(options.weights, encoder.names) if options.weights else None
+    answers = query_index(index, texts, options.image, exclude=options.exclude, weights=weights, top=options.top)
     print("\n\n".join(table(answer) for answer in answers))
+    if len(encoder.names) > 1:
+        print(f"\naspects: {listed(encoder.names)}")
     if options.html:
         data, model = (Path(name).name if Path(name).is_absolute() else name for name in (settings["data"], encoder.name))
         about = f"{settings['pictures']:,} pictures of {data}, searched with {model}"  # a page is shown to others: no paths
@@ -135,15 +161,18 @@ def _query(options: argparse.Namespace) -> None:
 
 
 def table(answer: "Answer") -> str:
-    """A query and its hits in aligned columns, cut to the width of the terminal."""
+    """A query and its hits in aligned columns, cut to the width of the terminal. (+2): the picture has two more names."""
+    from mpclip.search.search import weights_in_words
+
     heading = [] if answer.text is None else [f'"{answer.text}"']
     heading += answer.pictures + [f'without "{text}"' for text in answer.exclude]
     if answer.weights is not None:
-        heading.append("weights " + " ".join(f"{weight:g}" for weight in answer.weights))
-    names = max((len(hit.picture) for hit in answer.hits), default=0)
+        heading.append(f"weights {weights_in_words(answer)}")
+    names = [hit.picture + (f" (+{len(hit.also)})" if hit.also else "") for hit in answer.hits]
+    width = max(map(len, names), default=0)
     lines = ["  ".join(heading)]
-    for rank, hit in enumerate(answer.hits, start=1):
-        lines.append(f"{rank:>5}  {hit.score:>7.4f}  {hit.picture:<{names}}  {hit.caption}".rstrip())
+    for rank, (hit, name) in enumerate(zip(answer.hits, names, strict=True), start=1):
+        lines.append(f"{rank:>5}  {hit.score:>7.4f}  {name:<{width}}  {hit.caption}".rstrip())
     columns = shutil.get_terminal_size((120, 24)).columns
     # File names and captions may hold control characters, which the terminal would obey.
     printable = ("".join(c if c.isprintable() else "�" for c in line) for line in lines)

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from mpclip.files import write_bytes
-from mpclip.search.search import Answer, Hit
+from mpclip.search.search import Answer, Hit, weights_in_words
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -77,15 +77,17 @@ def write_page(answers: Sequence[Answer], path: str | Path, about: str = "") -> 
 def _section(answer: Answer) -> str:
     conditions = [f"without “{text}”" for text in answer.exclude]
     if answer.weights is not None:
-        conditions.append("aspects weighted " + " ".join(f"{weight:g}" for weight in answer.weights))
+        conditions.append("aspects weighted " + weights_in_words(answer))
     if answer.pictures:
         conditions.insert(0, ("with " if answer.text is not None else "") + ", ".join(answer.pictures))
     pictures = "".join(f'<img src="{_data_uri(small)}" alt="">' for small in answer.thumbnails)
     scale = max((abs(value) for hit in answer.hits for value in hit.aspects), default=0)
-    hits = "\n".join(_hit(rank, hit, scale) for rank, hit in enumerate(answer.hits, start=1))
+    names = dict(enumerate(answer.aspect_names))
+    hits = "\n".join(_hit(rank, hit, scale, names) for rank, hit in enumerate(answer.hits, start=1))
+    legend = f"<p>Bars, from left to right: {escape(', '.join(names.values()))}</p>\n" if len(names) > 1 else ""
     return f"""<section>
 <div class="query">{pictures}<div><h1>{escape(_heading(answer))}</h1><p>{escape(" · ".join(conditions))}</p></div></div>
-<ol class="hits">
+{legend}<ol class="hits">
 {hits}
 </ol>
 </section>"""
@@ -95,22 +97,22 @@ def _heading(answer: Answer) -> str:
     return "Pictures like this" if answer.text is None else answer.text or "(no words)"
 
 
-def _hit(rank: int, hit: Hit, scale: float) -> str:
+def _hit(rank: int, hit: Hit, scale: float, names: dict[int, str]) -> str:
     shown = escape(hit.caption)
     return (
         f'<li><figure><img src="{_data_uri(hit.thumbnail)}" alt="{shown or escape(hit.picture)}" loading="lazy">'
-        f'<figcaption><div class="facts"><b>{rank}</b>{_bars(hit.aspects, scale)}<span>{hit.score:.3f}</span></div>'
-        f'{shown}<div class="name">{escape(hit.picture)}</div></figcaption></figure></li>'
+        f'<figcaption><div class="facts"><b>{rank}</b>{_bars(hit.aspects, scale, names)}<span>{hit.score:.3f}</span></div>'
+        f'{shown}<div class="name">{escape(" = ".join([hit.picture, *hit.also]))}</div></figcaption></figure></li>'
     )
 
 
-def _bars(aspects: Sequence[float], scale: float) -> str:
+def _bars(aspects: Sequence[float], scale: float, names: dict[int, str]) -> str:
     """A bar per aspect: upwards where it adds to the score, downwards where it lowers it."""
     parts = []
     for k, value in enumerate(aspects):
         height = 12 * abs(value) / scale if scale else 0
         top, kind = (13 - height, "bar") if value >= 0 else (13, "against")
-        label = f"aspect {k + 1}: {value:+.3f}"
+        label = escape(f"{names.get(k, f'aspect {k + 1}')}: {value:+.3f}")
         parts.append(
             f'<rect class="{kind}" x="{8 * k}" y="{top:.1f}" width="6" height="{height:.1f}"><title>{label}</title></rect>'
         )

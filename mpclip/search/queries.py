@@ -1,14 +1,19 @@
 """Texts and pictures, with what they exclude and how they weight the segments -> the vectors an index is searched with."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import huggingface_hub
 import PIL.Image
 import torch
 from torch import Tensor
 
 from modeling_mpclip.segments import assembled, checked_weights, refuse_excluding_itself
+from mpclip.data.forms.text_files import read_text
 from mpclip.encoding import load_encoder
+from mpclip.files import read_json
+from mpclip.search.weights import aspect_names
 
 
 class QueryEncoder:
@@ -22,6 +27,7 @@ class QueryEncoder:
     Attributes:
         encoder: the [`Encoder`] that embeds.
         aspects: K, into how many equal segments an embedding falls; 1 for models without prompts.
+        names: of the aspects; see weights.py.
 
     Raises:
         ValueError: the checkpoint embeds no pictures.
@@ -30,9 +36,14 @@ class QueryEncoder:
     def __init__(self, name: str, dtype: str = "float32", device: str | None = None):
         self.name, self.dtype = _absolute(name), dtype
         self.encoder = load_encoder(name, dtype, device)
-        if getattr(getattr(self.encoder.model, "config", None), "text_only", False):
+        config = getattr(self.encoder.model, "config", None)
+        if getattr(config, "text_only", False):
             raise ValueError(f"{name} is a text-only checkpoint: it embeds no pictures. Give the model it was taken from")
         self.aspects = self.encoder.segments
+        templates = getattr(config, "templates", None) or []
+        if len(templates) != self.aspects:  # such as that of a peer, which has none
+            templates = [f"[APT-{k}]" for k in range(1, self.aspects + 1)]
+        self.names = aspect_names(templates, _initial_words(name))
 
     def fingerprint(self) -> str:
         """SHA-256 of what embeddings depend on; see `mpclip.encoding.fingerprint`."""
@@ -84,6 +95,25 @@ class QueryEncoder:
         segments = queries.unflatten(1, (K, -1))  # (Q, K, D/K)
         excluded = self.embed_texts(exclude).unflatten(1, (K, -1)) if exclude else None  # (E, K, D/K)
         return assembled(segments, factors, excluded)
+
+
+def read_queries(file: Path) -> list[str]:
+    """The queries in a file, one per line; blank lines are none. UTF-8 or UTF-16, as editors write them.
+
+    Raises:
+        ValueError: another encoding.
+    """
+    lines = [line.strip().strip("\ufeff").strip() for line in re.split("\r\n|\r|\n", read_text(file))]
+    return [line for line in lines if line]
+
+
+def _initial_words(name: str) -> list[str] | None:
+    """The words that a checkpoint's adaptive tokens were initialised from, if the record of its training is on this machine."""
+    file = Path(name, "training.json")
+    if not Path(name).is_dir():
+        cached = huggingface_hub.try_to_load_from_cache(name, "training.json")
+        file = Path(cached) if isinstance(cached, str) else file
+    return read_json(file).get("ModelArguments", {}).get("adaptive_init")
 
 
 def _absolute(name: str) -> str:

@@ -36,7 +36,10 @@ class Hit:
 
 @dataclasses.dataclass
 class Answer:
-    """A query and what it found, best first. `text` is None where pictures alone were asked for."""
+    """A query and what it found, best first. `text` is None where pictures alone were asked for.
+
+    `aspect_names` are those of `weights` and of the hits' `aspects`.
+    """
 
     text: str | None
     pictures: list[str]
@@ -44,6 +47,7 @@ class Answer:
     weights: list[float] | None
     hits: list[Hit]
     thumbnails: list[bytes] = dataclasses.field(repr=False)
+    aspect_names: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict:
         """Everything but thumbnails."""
@@ -159,6 +163,12 @@ def query_index(
     asked = [(text, names, small) for text in texts] or [(None, [n], [s]) for n, s in zip(names, small, strict=True)]
     given = list(exclude), None if weights is None else list(weights)
     return [
-        Answer(text, names, *given, hits, small)
+        Answer(text, names, *given, hits, small, index.encoder.names)
         for (text, names, small), hits in zip(asked, index.search(queries, top), strict=True)
     ]
+
+
+def weights_in_words(answer: Answer) -> str:
+    """The weights of an answer with the names of their aspects: "color 1.5, action 1"."""
+    names = answer.aspect_names or [str(k) for k in range(1, len(answer.weights) + 1)]
+    return ", ".join(f"{name} {weight:g}" for name, weight in zip(names, answer.weights, strict=True))
