@@ -16,9 +16,15 @@ from .prompt_tree import (
     default_templates,
 )
 from .sentence_files import save_sentence_files
+from .shipped_code import saved_as_shipped
 
-if TYPE_CHECKING:  # never runs; transformers copies the modules that are imported
+if TYPE_CHECKING:
+    # Never runs. transformers copies the modules that are imported here, and tells the code of two checkpoints apart by a hash
+    # of them. Were a module missing, two folders of one name that differ in it alone would share the class of the config, and
+    # AutoModel would use the model class of the first for both.
+    from .modeling_mpclip import MPCLIPModel  # noqa: F401
     from .pipelines_mpclip import MPCLIPZeroShotImageClassificationPipeline  # noqa: F401
+    from .processing_mpclip import MPCLIPProcessor  # noqa: F401
 
 # Our classes for pipelines of transformers: task -> class, and the auto class that loads the model.
 PIPELINES = {
@@ -75,6 +81,12 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         self._refuse_illegal()
         self.custom_pipelines = self._pipelines_to_use(named)
         super().__init__(**kwargs)
+
+    def __init_subclass__(cls, **kwargs):
+        has_own = "__init__" in cls.__dict__
+        super().__init_subclass__(**kwargs)
+        if not has_own:  # transformers has given it an `__init__` that knows none of our options
+            del cls.__init__
 
     def _fill_in_defaults(self) -> None:
         """Set the options that are None and whose default depends on other options."""
@@ -184,7 +196,8 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
 
         `MPCLIPModel.save_pretrained` calls this before it uploads anything, so a push includes the two files.
         """
-        super().save_pretrained(save_directory, **kwargs)
+        with saved_as_shipped(self):
+            super().save_pretrained(save_directory, **kwargs)
         save_sentence_files(save_directory)
 
     @property

@@ -19,6 +19,7 @@ from .logit_scale import LogitScale
 from .outputs_mpclip import MPCLIPOutput
 from .pretrained_towers import adaptive_rows, load_towers, tower_arguments
 from .segments import assembled, checked_weights
+from .shipped_code import saved_as_shipped, shipped_class
 from .source_names import refuse_missing_folder
 from .text_families import text_tower_class
 from .text_side import TextSide
@@ -190,10 +191,12 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         """Save as the base class does, and enter all of `AUTO_CLASSES` in the config; the base class enters only one."""
         if getattr(self.config, "quantization_config", None) is not None:
             kwargs.setdefault("save_original_format", False)  # transformers cannot undo the loading of torchao weights
-        reference = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        shipped = shipped_class(type(self))
+        reference = f"{shipped.__module__.rpartition('.')[2]}.{shipped.__name__}"
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | dict.fromkeys(self.AUTO_CLASSES, reference)
         self._card_in_folder = card_in(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
+        with saved_as_shipped(self):
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
         # A private method of transformers, through which every push passes: from `push_to_hub` and from `save_pretrained`.

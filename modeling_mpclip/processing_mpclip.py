@@ -17,6 +17,7 @@ from .model_options import MAX_TEXT_LENGTH
 from .picture_files import load_rgb
 from .pictures import flat, in_unit_range, rgb_pictures
 from .prompt_tree import add_adaptive_tokens
+from .shipped_code import saved_as_shipped
 from .source_names import tower_source
 
 refuse_old_versions()  # here too, because a processor can be loaded without the model
@@ -129,7 +130,8 @@ class MPCLIPProcessor(ProcessorMixin):
         if self.tokenizer.is_fast:
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        with saved_as_shipped(self):
+            return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _upload_modified_files(self, working_dir, repo_id: str, files_timestamps: dict, *args, **kwargs):
         # Every push passes through this private method of transformers. The model writes the card, so the form is not pushed.
