@@ -12,7 +12,7 @@ def run_at_columns(
     hidden: torch.Tensor,
     columns: torch.Tensor,
     mask,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | torch.Tensor,
     position_ids: torch.Tensor,
 ) -> torch.Tensor:
     """Run a decoder layer at R of its L columns.
@@ -26,22 +26,26 @@ def run_at_columns(
         hidden: (B, L, H) hidden states that enter the layer.
         columns: (B, R) columns to run.
         mask: which of the L columns each of the R columns attends to, as the layer's attention implementation reads it.
-        position_embeddings: cos and sin, (B, L, d) each.
+        position_embeddings: cos and sin, (B, L, d) each; or one tensor, as DeepSeek-V2 has them.
         position_ids: (B, L).
 
     Returns:
         (B, R, H), equal to the output of the whole layer at those columns.
     """
-    cos, sin = position_embeddings
     cache = _CacheOfAllColumns(layer, hidden, position_embeddings=position_embeddings, position_ids=position_ids)
     with _without_checkpointing(layer):
-        return layer(
+        output = layer(
             gather_columns(hidden, columns),
             attention_mask=mask,
-            position_embeddings=(gather_columns(cos, columns), gather_columns(sin, columns)),
+            position_embeddings=(
+                gather_columns(position_embeddings, columns)
+                if isinstance(position_embeddings, torch.Tensor)
+                else tuple(gather_columns(part, columns) for part in position_embeddings)
+            ),
             position_ids=position_ids.gather(1, columns),
-            **{_cache_argument(layer): cache},
+            **{cache_argument(type(layer).forward): cache},
         )
+    return output[0] if isinstance(output, tuple) else output
 
 
 def gather_columns(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -71,7 +75,8 @@ class _CacheOfAllColumns:
 def keys_and_values(layer: nn.Module, hidden: torch.Tensor, **positions) -> tuple[torch.Tensor, torch.Tensor]:
     """What the attention of a layer would hand to a key-value cache, from the code of the layer itself.
 
-    The code is stopped at that point. Its queries are not needed: one head of zeros stands for all.
+    The code is stopped at that point. Its queries are not needed: zeros stand for them, unless one projection gives queries
+    and keys at once.
 
     Args:
         layer: of a transformers decoder.
@@ -82,10 +87,11 @@ def keys_and_values(layer: nn.Module, hidden: torch.Tensor, **positions) -> tupl
         (B, kv heads, L, d) keys, with their positions, and values.
     """
     attention, cache = layer.self_attn, _Recorder()
-    no_queries = _StandIn(attention, q_proj=lambda x: x.new_zeros(()).expand(*x.shape[:-1], attention.head_dim))
-    stopped = _StandIn(layer, self_attn=no_queries)
+    width = getattr(getattr(attention, "q_proj", None), "out_features", None)
+    parts = {"q_proj": lambda x: x.new_zeros(()).expand(*x.shape[:-1], width)} if width else {}
+    stopped = _StandIn(layer, self_attn=_StandIn(attention, **parts))
     with contextlib.suppress(_Recorded):
-        stopped(hidden, attention_mask=None, **positions, **{_cache_argument(layer): cache})
+        stopped(hidden, attention_mask=None, **positions, **{cache_argument(type(layer).forward): cache})
     return cache.keys, cache.values
 
 
@@ -119,9 +125,9 @@ class _StandIn:
     __call__ = forward
 
 
-def _cache_argument(layer: nn.Module) -> str:
-    """Name of the layer's argument for the key-value cache: "cache" since transformers 5.24, "past_key_values" before."""
-    return "cache" if "cache" in inspect.signature(type(layer).forward).parameters else "past_key_values"
+def cache_argument(forward) -> str:
+    """Name of the argument for the key-value cache: "cache" since transformers 5.24, "past_key_values" before."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The text tower of each LLM family, as a class; and a factory for families without a class of their own."""
 
 import functools
+from typing import Literal
 
 import transformers
 from transformers import (
@@ -16,6 +17,8 @@ from transformers import (
     Qwen3Model,
 )
 
+from .family_table import family_of
+from .text_branches import BranchedTextTower
 from .text_tower import PromptedTextTower
 
 
@@ -47,7 +50,7 @@ class PromptedMistralModel(PromptedTextTower, MistralModel):
     """Mistral with prompts."""
 
 
-FAMILIES = {
+WRITTEN = {
     cls.__bases__[1]: cls
     for cls in (
         PromptedLlamaModel,
@@ -60,41 +63,48 @@ FAMILIES = {
     )
 }
 
+TOWERS = {"Prompted": PromptedTextTower, "Branched": BranchedTextTower}  # by the first word of a class's name
 
-def text_tower_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
+
+def text_tower_class(
+    config_class: type[PreTrainedConfig], path: Literal["tree", "branches"] | None = None
+) -> type[PreTrainedModel]:
     """The class of the text tower for an LLM.
-
-    A family without a class above gets one from `make_prompted_class`. Its constructor checks that the structure fits.
 
     Args:
         config_class: class of the LLM's config, such as `LlamaConfig`.
+        path: how the prompts are computed, for a comparison; see [`Family`]. Default: by the table of families.
 
     Raises:
-        ValueError: transformers has no model for such a config.
+        ValueError: transformers has no model for such a config, or it is not in the table of families.
     """
     if config_class not in MODEL_MAPPING:
         raise ValueError(
             f"transformers has no model for a text config of class {config_class.__name__}. "
             "Give the config of a decoder LLM, such as Llama, Gemma or Qwen3."
         )
-    decoder = MODEL_MAPPING[config_class]
-    return FAMILIES.get(decoder) or make_prompted_class(decoder)
+    decoder, path = MODEL_MAPPING[config_class], path or family_of(config_class.model_type).path
+    if path != "tree":
+        return make_class("Branched", decoder)
+    return WRITTEN.get(decoder) or make_class("Prompted", decoder)
 
 
 @functools.lru_cache
-def make_prompted_class(decoder: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Make `class Prompted<Decoder>(PromptedTextTower, <Decoder>)` at run time.
+def make_class(tower: str, decoder: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Make a class such as `class PromptedOlmoModel(PromptedTextTower, OlmoModel)` at run time.
 
     A process that unpickles such a tower looks up its class by name in this module; `__getattr__` below then makes it.
 
     Args:
+        tower: a key of `TOWERS`.
         decoder: a decoder class of transformers.
     """
-    return type(f"Prompted{decoder.__name__}", (PromptedTextTower, decoder), {"__module__": __name__})
+    return type(f"{tower}{decoder.__name__}", (TOWERS[tower], decoder), {"__module__": __name__})
 
 
 def __getattr__(name: str) -> type[PreTrainedModel]:
-    decoder = getattr(transformers, name.removeprefix("Prompted"), None) if name.startswith("Prompted") else None
+    tower = next((word for word in TOWERS if name.startswith(word)), None)
+    decoder = getattr(transformers, name.removeprefix(tower), None) if tower else None
     if not isinstance(decoder, type) or not issubclass(decoder, PreTrainedModel):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return make_prompted_class(decoder)
+    return make_class(tower, decoder)

@@ -2,7 +2,7 @@
 
 `PromptedTextTower` is a mixin for a transformers decoder such as `LlamaModel`; text_families.py has the classes. The forward
 pass has a lower part, an upper part and a last layer. The hidden states of a frozen lower part can be cached. The last layer
-runs at the readouts alone.
+runs at the readouts alone. Decoders that prompt-wise masks cannot express have the forward pass of text_branches.py.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
+from .family_table import family_of
 from .prompt_attention import PromptLayout, mask_for_implementation
 from .prompt_tree import PromptTree
 from .readout_layer import gather_columns, run_at_columns
@@ -32,8 +33,11 @@ class PromptedTextTower:
         boundary_layer: index of the layer before which the vectors of adaptive_tokens="boundary" are added. None: the input
             embeddings of the adaptive tokens are learned instead.
 
+    Attributes:
+        family: the row of the table of families (family_table.py) for this decoder.
+
     Raises:
-        ValueError: the decoder lacks a part that this forward pass uses.
+        ValueError: the decoder is of no family of the table, or its text tokens attend to later ones.
     """
 
     def __init__(
@@ -43,7 +47,12 @@ class PromptedTextTower:
         boundary_layer: int | None = None,
     ):
         super().__init__(config)
-        self._refuse_foreign_structure()
+        self.family = family_of(config.model_type)
+        if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+            raise ValueError(
+                "The text model has use_bidirectional_attention=True, so its text would attend to the prompts. Give a decoder "
+                "whose tokens attend only to earlier ones, such as the LLM that this encoder was made of."
+            )
         if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
             # sdpa cannot cap scores. transformers before 5.23 would run Gemma 2 without the cap, and without an error.
             self.set_attn_implementation("eager")
@@ -62,17 +71,10 @@ class PromptedTextTower:
         if isinstance(module, BoundaryEmbedding):
             init.zeros_(module.weight)
 
-    def _refuse_foreign_structure(self) -> None:
-        missing = [name for name in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(self, name)]
-        if not missing:
-            layer = self.layers[0]
-            names = ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj", "self_attn.head_dim")
-            missing = [name for name in names if not _has(layer, name)]
-        if missing:
-            raise ValueError(
-                f"{type(self).__name__.removeprefix('Prompted')} is not a decoder of a supported family (it has no "
-                f"{', '.join(missing)}). Use Llama, Gemma, Gemma2, Gemma3 text, Qwen2, Qwen3 or Mistral."
-            )
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm behind the last layer."""
+        return getattr(self, self.family.norm)
 
     def initialize_adaptive(self, rows: torch.Tensor) -> None:
         """Set the adaptive embeddings to (M, H) rows, at the scale of the output of `embed_tokens`."""
@@ -142,6 +144,8 @@ class PromptedTextTower:
         B = input_ids.shape[0]  # len() would fix the batch size of an exported graph
         prompts = self.embed(layout.nodes.token_ids).expand(B, -1, -1)  # (B, T, H)
         hidden = torch.cat([self.embed(input_ids), prompts], dim=1)  # (B, N + T, H)
+        if self.family.multiplied != "nothing":
+            hidden = hidden * self.config.embedding_multiplier
         return self._run_layers(hidden, layout, 0, stop)
 
     def upper(self, hidden: torch.Tensor, layout: PromptLayout, start: int, readouts: torch.Tensor | None) -> torch.Tensor:
@@ -172,7 +176,7 @@ class PromptedTextTower:
         else:
             hidden = self._run_layers(hidden, layout, start, L - 1)
             hidden = self._run_last_layer(hidden, layout, readouts)
-        return self.norm(hidden)
+        return self.final_norm(hidden)
 
     def _boundary_vectors(self, tree: PromptTree, device: torch.device) -> torch.Tensor:
         """(T, H): for each node the vector of the last adaptive token on its path, 0 before the first adaptive token."""
@@ -184,13 +188,14 @@ class PromptedTextTower:
         rotary = {kind: self._rotary(kind, hidden, layout) for kind in {self._kind(i) for i in range(start, stop)}}
         for i in range(start, stop):
             kind = self._kind(i)
-            hidden = self.layers[i](
+            output = self.layers[i](
                 hidden,
                 attention_mask=layout.mask(self._window(kind), self.config._attn_implementation, hidden.dtype),
                 position_embeddings=rotary[kind],
                 position_ids=layout.positions,
                 use_cache=False,
             )
+            hidden = output[0] if isinstance(output, tuple) else output
         return hidden
 
     def _run_last_layer(self, hidden: torch.Tensor, layout: PromptLayout, readouts: torch.Tensor) -> torch.Tensor:
@@ -210,10 +215,10 @@ class PromptedTextTower:
 
     def _kind(self, i: int) -> str:
         """Attention type of layer i: "full_attention" or "sliding_attention"."""
-        kinds = getattr(self.config, "layer_types", None)
-        if kinds is not None:
-            return kinds[i]
-        return "sliding_attention" if getattr(self.config, "sliding_window", None) else "full_attention"
+        if self.family.windows == "layer types":
+            return self.config.layer_types[i]
+        windowed = self.family.windows == "every layer" and self.config.sliding_window
+        return "sliding_attention" if windowed else "full_attention"
 
     def _window(self, kind: str) -> int | None:
         return self.config.sliding_window if kind == "sliding_attention" else None
@@ -223,12 +228,3 @@ class PromptedTextTower:
         if "layer_type" in inspect.signature(self.rotary_emb.forward).parameters:
             return self.rotary_emb(hidden, layout.positions, kind)
         return self.rotary_emb(hidden, layout.positions)
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    """Whether a module has the submodule at a dotted path."""
-    for name in path.split("."):
-        if not hasattr(module, name):
-            return False
-        module = getattr(module, name)
-    return True

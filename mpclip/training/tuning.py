@@ -58,7 +58,7 @@ def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
         for layer in text.layers[boundary_layer(len(text.layers), arguments) :]:
             layer.requires_grad_(True)
     if arguments.text_tuning in ("last", "full"):
-        text.norm.requires_grad_(True)
+        text.final_norm.requires_grad_(True)
     text.adaptive_embedding.requires_grad_(learned_at_input)
     if not learned_at_input:
         text.boundary_embedding.requires_grad_(True)
