@@ -17,6 +17,7 @@ from .image_side import ImageSide
 from .image_tower import AttentionPooling, SegmentProjection
 from .logit_scale import LogitScale
 from .outputs_mpclip import MPCLIPOutput
+from .part_dtypes import kept_in_fp32, note_part_dtypes, restore_part_dtypes
 from .pretrained_towers import adaptive_rows, load_towers, tower_arguments
 from .segments import assembled, checked_weights
 from .shipped_code import saved_as_shipped, shipped_class
@@ -67,6 +68,7 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         self.vision_model = self.image_pooling = self.image_projection = None
         if not config.text_only:
             self._add_image_side(vision_model)
+        self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, *kept_in_fp32(config)]
         self.post_init()
         self.freeze_unused()
 
@@ -96,6 +98,7 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         Args:
             ignore_mismatched_sizes: initialise weights of another shape at random instead of refusing them.
             output_loading_info: also return the loading info of transformers.
+            kwargs: as for the base class. By default (dtype="auto") every part has the dtype that it was saved in.
 
         Returns:
             The model; with `output_loading_info`, the model and a dict.
@@ -115,6 +118,8 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
             kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
             model, info = super().from_pretrained(source, *model_args, **kwargs)
         refuse_faulty(source, model, [info, *model.__dict__.pop("_loading_infos", [])], ignore_mismatched_sizes)
+        model.freeze_unused()  # weights from a file are new parameters
+        restore_part_dtypes(model, kwargs.get("dtype", kwargs.get("torch_dtype")))
         return (model, info) if output_loading_info else model
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
@@ -194,6 +199,7 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         shipped = shipped_class(type(self))
         reference = f"{shipped.__module__.rpartition('.')[2]}.{shipped.__name__}"
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | dict.fromkeys(self.AUTO_CLASSES, reference)
+        note_part_dtypes(self)
         self._card_in_folder = card_in(save_directory)
         with saved_as_shipped(self):
             super().save_pretrained(save_directory, *args, **kwargs)
