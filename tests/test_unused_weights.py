@@ -96,9 +96,9 @@ def test_what_is_frozen_stays_so_when_loaded_and_when_all_is_unfrozen(tmp_path):
     model = MPCLIPModel.from_pretrained(tmp_path)
     unused = {"text_model.adaptive_embedding.weight"}
     unused |= {f"vision_model.post_layernorm.{name}" for name in ("weight", "bias")}
-    for either in (model, model.requires_grad_(False).requires_grad_(True)):
-        assert {name for name, parameter in either.named_parameters() if not parameter.requires_grad} == unused
-        assert untrained(either) == []
+    for prepare in (lambda: model, lambda: model.requires_grad_(False).requires_grad_(True)):
+        frozen = {name for name, parameter in prepare().named_parameters() if not parameter.requires_grad}
+        assert frozen == unused and untrained(model) == []
 
 
 def test_a_fully_trained_tower_under_ddp_with_gradient_checkpointing(tmp_path):
