@@ -253,7 +253,7 @@ class MPCLIPTrainer(Trainer):
         """
         if self._loads_as_saved:
             model = self.accelerator.unwrap_model(self.model)
-            model.load_state_dict(MPCLIPModel.from_pretrained(checkpoint, dtype=model.dtype).state_dict())
+            model.load_state_dict(MPCLIPModel.from_pretrained(checkpoint).state_dict())
 
     @property
     def _loads_as_saved(self) -> bool:
