@@ -1,7 +1,8 @@
-"""Evaluation by two processes equals that by one: metrics, and every embedding in its place."""
+"""Two processes: their evaluation equals that by one, they draw new captions each epoch, and they stop at the same step."""
 
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -18,17 +19,47 @@ repository, out, *argv = sys.argv[1:]
 sys.path.insert(0, repository)
 from mpclip.training import build_trainer, parse_options
 
-trainer = build_trainer(parse_options(argv))
+options = parse_options(argv)
+trainer = build_trainer(options)
 assert trainer.args.world_size == 2
 found = trainer.predict(trainer.eval_dataset)
 numpy.savez(f"{out}/{trainer.args.process_index}.npz", *found.predictions)
-print(json.dumps(trainer.evaluate()))
+told = {"metrics": trainer.evaluate()}
+
+# Training. The first signal comes to one process; a loss that is not finite, to the other.
+import signal, torch
+from mpclip.training.finite import NotFinite
+from mpclip.training.run import train
+from mpclip.training.stop import Interrupted, StopSignals
+
+signals, rank, epochs, compute = StopSignals(), trainer.args.process_index, [], trainer.compute_loss
+
+def compute_loss(*args, **kwargs):
+    epochs.append(trainer.train_dataset.epoch)
+    if len(epochs) == 2 and rank == 0:
+        signals.received = signal.SIGINT
+    loss = compute(*args, **kwargs)
+    return loss * torch.tensor(float("nan")) if len(epochs) == 3 and rank == 1 else loss
+
+trainer.compute_loss = compute_loss
+try:
+    train(trainer, options=options, signals=signals)
+except Interrupted as stopped:
+    told["stopped"] = [stopped.number, trainer.state.global_step]
+signals.received = None
+try:
+    trainer.train()
+except NotFinite as error:
+    told["not_finite"] = [str(error), trainer.state.global_step]
+told["epochs"] = epochs
+print(json.dumps(told))
 """
 
 
-def test_two_processes_evaluate_as_one_does(folder, tmp_path):
+def test_two_processes_evaluate_as_one_does_and_stop_together(folder, tmp_path):
     # One batch of pictures, so that a process has none, and three of captions.
-    argv = arguments(folder, tmp_path / "run", "--per_device_eval_batch_size", "4")
+    extra = ("--per_device_eval_batch_size", "4", "--num_train_epochs", "3", "--save_strategy", "no")
+    argv = arguments(folder, tmp_path / "run", *extra, "--load_best_model_at_end", "false")
     trainer = build_trainer(parse_options(argv))
     expected, metrics = trainer.predict(trainer.eval_dataset).predictions, trainer.evaluate()
 
@@ -43,6 +74,16 @@ def test_two_processes_evaluate_as_one_does(folder, tmp_path):
         with np.load(tmp_path / f"{rank}.npz") as found:
             for ours, theirs in zip(found.values(), expected, strict=True):
                 np.testing.assert_array_equal(ours, theirs)
-        told = json.loads(run.stdout.splitlines()[-1])
+        printed = json.loads(run.stdout.splitlines()[-1])
+        told = printed["metrics"]
         assert told.keys() == metrics.keys() > {"eval_mean_recall", "eval_t2i_R@1", "eval_i2t_R@10"}
         assert all(told[name] == metrics[name] for name in metrics if name.endswith(("recall", "R@1", "R@5", "R@10")))
+        # One step of two times four pictures per epoch.
+        assert printed["epochs"] == [0, 1, 0]
+        assert printed["stopped"] == [signal.SIGINT if rank == 0 else signal.SIGTERM, 2]
+        text, steps = printed["not_finite"]
+        assert steps == 0 and text.startswith(
+            f"Step 1: the loss is {'nan' if rank else 'not finite in another process'}. Its batch: "
+        )
+        assert text.count(".png (") == 4  # of the process with the fault
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
