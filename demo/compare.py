@@ -3,7 +3,6 @@
 import datetime
 import json
 import logging
-import time
 import warnings
 from pathlib import Path
 
@@ -12,13 +11,15 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from demo.stages import Stages
 from eval.tasks import differences, retrieval
 from model_card.card import write_card
 from mpclip.data.backbones import prepare_backbone
 from mpclip.data.image_text import load_image_text
 from mpclip.data.openmoji import scenes as openmoji_scenes
 from mpclip.files import aside, read_json, write_json
-from mpclip.hardware import describe_machine
+from mpclip.hardware import best_device, describe_machine, speeds
+from mpclip.progress import duration
 from mpclip.training.command_line import parse_options
 from mpclip.training.resume import shaping_options
 from mpclip.training.run import build_trainer, train
@@ -48,23 +49,24 @@ def compare(out: Path, train_scenes: int, test_scenes: int) -> dict:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("train_hf").setLevel(logging.INFO)
 
-    started, resumed = time.monotonic(), out.exists()
-    _say("1/4  Pretrained towers and scenes")
-    for name in ("smollm2-135m", "efficientnet-lite0"):
-        print(f"     {name}: {prepare_backbone(name)}")
+    stages = Stages(out, train_scenes + test_scenes)
+    _say("1/4  Pretrained towers and scenes", stages)
     scenes = out / "scenes"
-    counts = {"train": train_scenes, "validation": 0, "test": test_scenes, "captions_per_scene": 1}
-    drawn = [f"--{name}={value}" for name, value in counts.items()]
-    openmoji_scenes.main([f"--out={scenes}", *drawn, f"--contact_sheet={out / 'scenes.png'}"])
-    rows = load_image_text(str(scenes), "test")
+    with stages.stage("towers and scenes"):
+        for name in ("smollm2-135m", "efficientnet-lite0"):
+            print(f"     {name}: {prepare_backbone(name)}")
+        counts = {"train": train_scenes, "validation": 0, "test": test_scenes, "captions_per_scene": 1}
+        drawn = [f"--{name}={value}" for name, value in counts.items()]
+        openmoji_scenes.main([f"--out={scenes}", *drawn, f"--contact_sheet={out / 'scenes.png'}"])
+        rows = load_image_text(str(scenes), "test")
 
     results: dict = {}
     trained_now = False
     for i, (system, difference) in enumerate(SYSTEMS.items()):
-        _say(f"{i + 2}/4  {system.replace('_', ' ')}: training and held-out retrieval")
+        _say(f"{i + 2}/4  {system.replace('_', ' ')}: training and held-out retrieval", stages)
         argv = [RECIPE, *difference, "--dataset", str(scenes), "--cache_dir", str(out / "cache")]
         argv += ["--output_dir", str(out / system)]
-        embeds, was_trained = _embeddings(argv, rows)
+        embeds, was_trained = _embeddings(argv, rows, stages)
         trained_now |= not was_trained
         results[system] = _measure(embeds, rows)
         if system == "multi_prompt":
@@ -73,24 +75,26 @@ def compare(out: Path, train_scenes: int, test_scenes: int) -> dict:
         "about": f"{len(rows)} held-out OpenMoji scenes in families of near-twins, after {train_scenes} training scenes.",
         "scenes": len(rows),
         "training_scenes": train_scenes,
-        "seconds": round(time.monotonic() - started, 1),
-        "resumed": resumed,  # if so, `seconds` counts the last part of the run only
+        "seconds": round(sum(stages.seconds.values()), 1),
+        "stages": stages.seconds,
+        "precision": parse_options([RECIPE]).training.precision,
+        "speed": speeds(best_device()),
         "recipe": RECIPE,
         "command": "make demo",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(str(parse_options(argv).training.device)),
     }
-    _say("4/4  Results")
+    _say("4/4  Results", stages)
     file = out / "results.json"
     if file.exists() and not trained_now:
-        results = read_json(file)  # nothing was trained: keep the date and duration of the training
+        results = read_json(file)  # nothing was trained: keep the date of the training
     write_json(file, results)
     print(_table(results))
     _show_use(out, results)
     return results
 
 
-def _embeddings(argv: list[str], rows) -> tuple[dict, bool]:
+def _embeddings(argv: list[str], rows, stages: Stages) -> tuple[dict, bool]:
     """Train a system, unless it is trained already, and embed the held-out scenes.
 
     The embeddings are saved beside the checkpoint with the options that shaped them. They are read only if the options are the
@@ -99,6 +103,7 @@ def _embeddings(argv: list[str], rows) -> tuple[dict, bool]:
     Args:
         argv: the command line of train_hf.py.
         rows: the held-out scenes.
+        stages: times the stages of the system.
 
     Returns:
         image_embeds (I, D), text_embeds (T, D) and caption_image (T,); and whether the system was trained already.
@@ -113,9 +118,12 @@ def _embeddings(argv: list[str], rows) -> tuple[dict, bool]:
             if file.metadata() == identity:
                 print(f"     already trained: {folder}")
                 return {name: file.get_tensor(name) for name in file.keys()}, True  # noqa: SIM118 (it is no dict)
-    trainer = build_trainer(options, write_card=write_card)
-    train(trainer, options=options, command=["python", "train_hf.py", *argv])
-    image_embeds, text_embeds, caption_image = map(torch.from_numpy, trainer.predict(trainer.eval_dataset).predictions)
+    with stages.stage(f"{folder.name}: states of the frozen towers"):
+        trainer = build_trainer(options, write_card=write_card)
+    with stages.stage(f"{folder.name}: training"):
+        train(trainer, options=options, command=["python", "train_hf.py", *argv])
+    with stages.stage(f"{folder.name}: held-out scenes"):
+        image_embeds, text_embeds, caption_image = map(torch.from_numpy, trainer.predict(trainer.eval_dataset).predictions)
     embeds = {"image_embeds": image_embeds, "text_embeds": text_embeds, "caption_image": caption_image}
     with aside(stored) as written:
         save_file(embeds, written, metadata=identity)
@@ -148,10 +156,10 @@ def _table(results: dict) -> str:
 
 def _show_use(out: Path, results: dict) -> None:
     """Print what was written, and how the model is loaded."""
-    duration = f"{results['seconds'] / 60:.1f} min{', the last part of a resumed run' if results['resumed'] else ''}"
+    took = f"{duration(results['seconds'])}, computing in {results['precision']}"
     print(f"""
 Scenes: {out / "scenes.png"}. Queries and what they find: {out / "queries.png"}. All numbers: {out / "results.json"}.
-Duration: {duration}. To use the model anywhere, without this repository:
+Duration: {took}. To use the model anywhere, without this repository:
 
     from transformers import AutoModel, AutoProcessor
     model = AutoModel.from_pretrained("{out / "multi_prompt"}", trust_remote_code=True)
@@ -159,6 +167,7 @@ Duration: {duration}. To use the model anywhere, without this repository:
 """)
 
 
-def _say(title: str) -> None:
-    """Print the heading of a step."""
-    print(f"\n{title}\n{'-' * len(title)}", flush=True)
+def _say(title: str, stages: Stages) -> None:
+    """Print the heading of a step, with the time left."""
+    heading = ", ".join(filter(None, [title, stages.left()]))
+    print(f"\n{heading}\n{'-' * len(heading)}", flush=True)

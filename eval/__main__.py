@@ -66,7 +66,7 @@ def evaluate(options: argparse.Namespace, command: list[str] | None = None):
     from mpclip.encoding import load_encoder
     from mpclip.encoding.fingerprint import weights_fingerprint
     from mpclip.export.int8 import int8_config
-    from mpclip.hardware import choose_precision, describe_machine
+    from mpclip.hardware import choose_precision, describe_machine, speeds
 
     started = time.monotonic()
     task = task_class(options.task)(options)
@@ -81,6 +81,7 @@ def evaluate(options: argparse.Namespace, command: list[str] | None = None):
         | reading_given(options)
         | {
             "dtype": precision,
+            "gflops": speeds(encoder.device.type)["gflops"],
             "fingerprint": weights_fingerprint(options.model),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": describe_machine(str(encoder.device)),

@@ -104,10 +104,10 @@ def usable_device(name: str) -> str:
 
 
 def choose_precision(asked: str = "auto", device: str | None = None) -> str:
-    """The dtype to compute in, with a line in the log that says why.
+    """The dtype to compute in.
 
     Args:
-        asked: "auto" for the fastest, or the name of a dtype. A dtype that is slow here is used, with a warning.
+        asked: "auto" for the fastest, or the name of a dtype. A dtype that is slow here is used, with a warning in the log.
         device: the torch device that will compute. Default: `best_device`.
 
     Returns:
@@ -124,9 +124,7 @@ def choose_precision(asked: str = "auto", device: str | None = None) -> str:
     found = speeds(device)
     fastest = found["dtype"]
     gflops = found["gflops"]
-    told = ", ".join(f"{name} {speed:.0f}" for name, speed in gflops.items())
     if asked == "auto":
-        logger.info("Computing in %s on %s, the fastest here (GFLOPS of a matrix product: %s).", fastest, device, told)
         return fastest
     speed = gflops.get(asked) or _matmul_gflops(asked, device)
     if speed < gflops[fastest] / CLEARLY_FASTER:
@@ -136,6 +134,14 @@ def choose_precision(asked: str = "auto", device: str | None = None) -> str:
             *(asked, device, gflops[fastest] / speed, fastest, speed, gflops[fastest]),
         )
     return asked
+
+
+def precision_told(dtype: str, device: str) -> str:
+    """What is computed in, and how fast that is here, as a line for a log."""
+    found = speeds(str(device))
+    told = ", ".join(f"{name} {speed:.3g}" for name, speed in found["gflops"].items())
+    fastest = ", the fastest here" if dtype == found["dtype"] else ""
+    return f"Computing in {dtype} on {device}{fastest} (GFLOPS of a matrix product: {told})"
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ import mpclip.files
 import mpclip.search.embed
 import mpclip.search.integrity
 import mpclip.search.stores
-from mpclip.search.build import build_index
+from mpclip.search.build import build_index, precision_of_build
 from mpclip.search.chunks import Chunks
 from mpclip.search.pictures import open_pictures
 from mpclip.search.queries import QueryEncoder
@@ -75,7 +75,7 @@ def test_bfloat16(model, encoder, photos, tmp_path):
     """A query opens the model as the build did, and finds what float32 finds."""
     build_index(model, str(photos), tmp_path / "index", dtype="bfloat16")
     settings = read_settings(tmp_path / "index")
-    assert settings["dtype"] == "bfloat16"
+    assert settings["dtype"] == "bfloat16" == precision_of_build("auto", tmp_path / "index")
     half = QueryEncoder(settings["model"], settings["dtype"])
     assert {parameter.dtype for parameter in half.encoder.model.text_model.parameters()} == {torch.bfloat16}
     files = [photos / "00.png", photos / "a/b/01.jpg"]

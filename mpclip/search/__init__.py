@@ -14,7 +14,7 @@ An index is a folder:
     places/names-SHA256.arrow   where each picture lies, and its caption (places.py)
     store-SHA256/               the vectors in the form that is searched, FAISS or LanceDB (stores.py), and ids.npy, theirs
 
-The chunks are what costs time and is kept. A picture is known in them by its content (known.py), so it may be moved and renamed.
+The chunks are what costs time and is kept. A picture is known in them by its content (known.py): it may be moved and renamed.
 The rest is made in seconds: the places by every build, a store when pictures come or go, or when a file of it is damaged.
 Arrow, FAISS's and Lance's own formats, JSON, plain npy: nothing here is read by pickle.
 """

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from mpclip.data.reading import add_reading_options, reading_given, reading_of
 from mpclip.files import write_json
-from mpclip.hardware import usable_device
+from mpclip.hardware import add_precision, usable_device
 from mpclip.search.stores import KINDS, STORES
 from mpclip.search.weights import listed, read_weights, split_off
 
@@ -57,9 +57,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
         help="flat: exact; hnsw: a graph, far faster on a million pictures; ivfpq: a sixteenth of the memory (default: flat)",
     )
     build.add_argument("--batch_size", type=int, default=64, help="pictures at a time (default: %(default)s)")
-    build.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the weights (default: float32)"
-    )
+    add_precision(build)
     build.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     build.add_argument("--verify", action="store_true", help="hash all files of the index and all weights")
     add_reading_options(build)
@@ -112,7 +110,7 @@ class WeightsThenTexts(argparse.Action):
 
 
 def _build(options: argparse.Namespace) -> None:
-    from mpclip.search.build import build_index
+    from mpclip.search.build import build_index, precision_of_build
 
     if options.split is None and (given := reading_given(options).keys() - {"follow_links", "max_megapixels"}):
         raise ValueError(f"{', '.join(sorted(given))}: options of a data set; name its split with --split")
@@ -124,7 +122,7 @@ def _build(options: argparse.Namespace) -> None:
         store=options.store,
         kind=options.kind,
         batch_size=options.batch_size,
-        dtype=options.dtype,
+        dtype=precision_of_build(options.precision, options.index, options.device),
         device=options.device,
         verify=options.verify,
         **reading_of(options),

@@ -12,7 +12,7 @@ import filelock
 import numpy as np
 
 from mpclip.data.reading import ReadingOptions
-from mpclip.hardware import describe_machine
+from mpclip.hardware import choose_precision, describe_machine
 from mpclip.search.chunks import ROW_BITS, Chunks, checksum, chunk_files
 from mpclip.search.embed import NAMES_SHOWN, ChunkWriter, embed_pictures
 from mpclip.search.integrity import Integrity
@@ -105,6 +105,19 @@ def build_index(
         "removed": len(gone),
         "unreadable": unreadable,
     }
+
+
+def precision_of_build(asked: str, index: str | Path, device: str | None = None) -> str:
+    """The dtype to build an index in.
+
+    Args:
+        asked: "auto" for that of the index if it is there already, otherwise the fastest; or the name of a dtype.
+        index: the folder of the index.
+        device: the torch device that will compute. Default: the best one.
+    """
+    if asked == "auto" and Path(index, "index.json").exists():
+        return read_manifest(Path(index))["dtype"]
+    return choose_precision(asked, device)
 
 
 def _recognise(known: Known, pictures, settings: dict, data: str, index: Path) -> dict[str, str]:

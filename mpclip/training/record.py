@@ -22,7 +22,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from modeling_mpclip.model_options import OPTION_NAMES
 from mpclip.data.backbones import BACKBONES
 from mpclip.files import read_json
-from mpclip.hardware import describe_machine
+from mpclip.hardware import describe_machine, speeds
 
 from .arguments import RunOptions
 from .options import ModelArguments
@@ -50,7 +50,8 @@ def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from:
           config;
         * `base_models` and `data`, in the form of `describe_source`; `data` has in addition the numbers of images and captions
           in `train` and `eval`;
-        * `trained_parameters`, `processes`, `machine`, `date`, `resumed_from`.
+        * `trained_parameters`, `processes`, `machine`, `date`, `resumed_from`;
+        * `gflops`: the machine's speed in each dtype, from which `precision` was chosen.
     """
     arguments, config, secret = trainer.args, trainer.model.config, trainer.args.hub_token
     model_options = asdict(options.model) | {name: getattr(config, name) for name in OPTION_NAMES}
@@ -75,6 +76,7 @@ def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from:
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "processes": arguments.world_size,
         "machine": describe_machine(str(arguments.device)),
+        "gflops": speeds(arguments.device.type)["gflops"],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed_from": resumed_from and Path(resumed_from).name,
     }

@@ -28,6 +28,7 @@ from mpclip.data.image_text import ImageTextDataset, load_image_text
 from mpclip.data.reading import reading_of
 from mpclip.data.same_pictures import warn_of_shared_pictures
 from mpclip.files import read_json, write_json
+from mpclip.hardware import precision_told
 
 from .arguments import MPCLIPTrainingArguments, RunOptions
 from .batch_size import refuse_few_examples, refuse_no_negatives
@@ -175,6 +176,7 @@ def build_trainer(
     model = prepare_tuning(base, model_options)
     counts = [sum(p.numel() for p in base.parameters() if p.requires_grad or not only) for only in (True, False)]
     logger.info("%d of %d parameters are trained", *counts)
+    logger.info("%s", precision_told(options.training.precision, options.training.device.type))
 
     def collator(split: str) -> MPCLIPCollator:
         negated = split == "train" and base.config.negation_weight > 0  # evaluation does not use negated prompts
