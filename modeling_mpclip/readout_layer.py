@@ -67,7 +67,8 @@ class _CacheOfAllColumns:
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Take the keys and values of the R columns, and return those of all: (B, kv heads, L, d) each."""
         hidden = self.hidden.to(key_states.device)
-        if not torch.is_autocast_enabled(hidden.device.type):
+        device = hidden.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):  # not on the meta device
             hidden = hidden.to(key_states.dtype)  # FSDP casts what a layer is given, and this is not given to it
         return keys_and_values(self.layer, hidden, **self.positions)
 
