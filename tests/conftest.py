@@ -186,6 +186,12 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def datasets_cache(tmp_path_factory, monkeypatch):
+    """A fresh cache of `datasets`: what it opens is prepared anew, and nothing is left in the user's own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
 def arguments(folder, out, *extra: str) -> list[str]:
     """The command line of a run on `folder`, written to `out`."""
     options = {

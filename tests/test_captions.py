@@ -8,10 +8,7 @@ from tiny_pictures import CAPTIONS, NAMES, check, jpeg, write_pictures
 
 from mpclip.data.image_text import load_image_text
 
-
-@pytest.fixture(autouse=True)
-def cache_in_tmp(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def test_captions_in_several_columns(tmp_path):

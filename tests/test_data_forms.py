@@ -5,16 +5,12 @@ import json
 import tarfile
 from pathlib import Path
 
-import datasets
 import pytest
 from tiny_pictures import CAPTIONS, NAMES, PAIRS, check, jpeg, write_pictures
 
 from mpclip.data.image_text import load_image_text
 
-
-@pytest.fixture(autouse=True)
-def cache_in_tmp(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def coco(pairs=PAIRS) -> str:
@@ -204,8 +200,11 @@ def test_two_folders_with_the_same_names(tmp_path):
     "name, content, told",
     [
         ("captions.json", '{"images": [], "annotations": [{"bbox": [1]}]}', r"annotation 1: expected image_id and caption"),
-        ("captions.json", '{"images": [{"id": 1}], "annotations": []}', r"an element of `images` has no 'file_name'"),
-        ("captions.json", '{"a": {"b": 1}}', r"found an object with \['a'\]. Expected a list of objects"),
+        ("captions.json", '{"images": [{"id": 1}], "annotations": []}', r"image 1: expected id and file_name, found"),
+        ("captions.json", '{"a": {"b": 1}}', r"found .* Expected a list of objects"),
+        ("captions.json", "3", r"captions.json: found '3'. Expected a list of objects"),
+        ("captions.json", "{}", r"captions.json has no rows"),
+        ("captions.json", "[" * 100_000, r"captions.json: not JSON that can be read"),
         ("captions.json", '[\n{"a": 1}\n', r"captions.json, line 3: not JSON"),
         ("dataset_x.json", '{"images": [{"sentences": []}]}', r"image 1: expected `filename`, found \['sentences'\]"),
         ("results.csv", BARS + "broken\n", r"results.csv, line 8: found 'broken', expected a picture"),

@@ -9,12 +9,9 @@ from tiny_pictures import jpeg, write_pictures
 from mpclip.data.image_text import load_image_text
 from mpclip.search.pictures import open_pictures
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
 OUT = "leads out of this data set by a symbolic link, to .*follow_links"
-
-
-@pytest.fixture(autouse=True)
-def cache_in_tmp(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def with_metadata(folder, name: str):

@@ -40,6 +40,10 @@ READ = {  # name -> file, content, captions
     "a quote in a caption": ("metadata.csv", 'file_name,caption\na.jpg,"Stop" says a sign\n', [["Stop says a sign"]]),
     "spaces in the header": ("metadata.csv", "file_name, caption\na.jpg,x\n", [["x"]]),
     "cells beyond the header that are empty": ("metadata.csv", "file_name,caption\na.jpg,x,,\n", [["x"]]),
+    "blank rows": ("metadata.csv", "file_name,caption\na.jpg,x\n,\n\nb.jpg,y\n,\n", [["x"], ["y"]]),
+    "an index of pandas": ("metadata.csv", ",file_name,caption\n0,a.jpg,x\n", [["x"]]),
+    "a separator that Excel says": ("metadata.csv", "sep=;\r\nfile_name;caption\r\na.jpg;x\r\n", [["x"]]),
+    "a space behind the name": ("metadata.csv", "file_name,caption\na.jpg ,x\n", [["x"]]),
     "a caption over two lines": ("metadata.csv", 'file_name,caption\r\na.jpg,"x\r\ny"\r\nb.jpg,z\r\n', [["x\r\ny"], ["z"]]),
 }
 
@@ -83,6 +87,8 @@ REFUSED = {  # name -> file, content, what the message has
         "line 2: found .*one object per",
     ),
     "an object over lines": ("metadata.jsonl", '{\n"file_name": "a.jpg"}', "line 1: not JSON .*one object per line"),
+    "lists in lists": ("metadata.jsonl", '{"a":' * 100_000, "line 1: not JSON"),
+    "a number without end": ("metadata.jsonl", '{"file_name": "a.jpg", "n": ' + "1" * 5000 + "}", "line 1: not JSON"),
     "no header": ("metadata.csv", "a.jpg,x\nb.jpg,y\n", "row 1: file_name is None"),
     "a row without its picture": ("metadata.jsonl", TWO % ('"caption": "y"', "") + '{"caption": "x"}', "line 2: not JSON"),
     "an empty name": ("metadata.csv", "file_name,caption\na.jpg,x\n,y\n", "row 2: file_name is ''"),

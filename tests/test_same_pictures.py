@@ -12,6 +12,8 @@ from mpclip.data.image_text import load_image_text
 from mpclip.data.same_pictures import shared_pictures, warn_of_shared_pictures
 from mpclip.training import build_trainer, parse_options
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
 FEATURES = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
 
 
@@ -24,11 +26,6 @@ def table(numbers: list[int], folder) -> str:
     folder.mkdir(exist_ok=True)
     datasets.Dataset.from_dict(rows, features=FEATURES).to_parquet(folder / "train.parquet")
     return str(folder / "train.parquet")
-
-
-@pytest.fixture(autouse=True)
-def cache_in_tmp(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def test_rows_of_one_picture_in_the_table_become_one(tmp_path, recwarn):

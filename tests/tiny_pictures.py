@@ -1,9 +1,11 @@
-"""Three tiny pictures with captions, as files or as bytes, and a check that they came out right."""
+"""Tiny pictures with captions, as files or as bytes, and a check that they came out right."""
 
 import io
+import json
 from pathlib import Path
 
 import datasets
+import pandas
 import PIL.Image
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg"]
@@ -32,3 +34,25 @@ def contents(rows: datasets.Dataset) -> list[tuple[bytes, list[str]]]:
 
 def check(rows: datasets.Dataset, captions: list[list[str]] = CAPTIONS) -> None:
     assert contents(rows) == [(jpeg(i), row) for i, row in enumerate(captions)]
+
+
+def picture(i: int, mode: str = "RGB", size: tuple[int, int] = (12, 8)) -> PIL.Image.Image:
+    """A picture of one colour, which `i` sets."""
+    return PIL.Image.new("RGB", size, (20 * i % 256, 100, 200 - i)).convert(mode)
+
+
+def write_folder(folder: Path, records: list[dict], metadata: str = "metadata.jsonl") -> Path:
+    """A folder with a picture for every file name and the metadata beside them."""
+    for i, name in enumerate(dict.fromkeys(record["file_name"] for record in records)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(folder / name)
+    if metadata.endswith("csv"):
+        pandas.DataFrame(records).to_csv(folder / metadata, index=False)
+    else:
+        (folder / metadata).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def records(count: int = 4, split: str | None = None) -> list[dict]:
+    added = {"split": split} if split else {}
+    return [{"file_name": f"images/{i}.png", "captions": [f"a {i}", f"b {i}"], "label": i} | added for i in range(count)]

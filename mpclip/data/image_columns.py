@@ -29,6 +29,10 @@ def canonical_columns(rows: datasets.Dataset, source: str, reading: ReadingOptio
             f"{source}: column {image!r} holds text, expected pictures (datasets.Image). Paths are read from tables beside the "
             "pictures: metadata.jsonl, metadata.csv and the other forms that mpclip/data/image_text.py lists"
         )
+    if not _may_hold_pictures(rows.features[image]):
+        raise ValueError(
+            f"{source}: column {image!r} holds {rows.features[image]}, expected one picture per row (datasets.Image)"
+        )
     columns = {name: rows[name] for name in rows.column_names}  # read when they are used
     for name in CLASS_COLUMNS:
         if isinstance(rows.features.get(name), datasets.ClassLabel):
@@ -51,6 +55,13 @@ def paths_referred(rows: datasets.Dataset) -> list[str | None]:
         embedded, path = (pyarrow.compute.struct_field(table["image"], name) for name in ("bytes", "path"))
         paths += pyarrow.compute.if_else(pyarrow.compute.is_valid(embedded), None, path).to_pylist()
     return paths
+
+
+def _may_hold_pictures(feature) -> bool:
+    """Whether a column of this type can be read as pictures: `datasets.Image`, the bytes of files, or structs with `bytes`."""
+    if isinstance(feature, datasets.Value):
+        return feature.dtype in ("binary", "large_binary", "null")
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
 
 
 def _image_column(rows: datasets.Dataset, source: str, given: str | None) -> str:

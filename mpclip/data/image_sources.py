@@ -157,10 +157,10 @@ def _listing(file: Path, reading: ReadingOptions) -> Listing:
             return read_karpathy(file, content)
         if isinstance(content, list):
             return read_json_list(file, content)
-        if isinstance(content, dict) and all(isinstance(captions, str | list) for captions in content.values()):
+        if isinstance(content, dict) and all(isinstance(captions, str | list | None) for captions in content.values()):
             return read_json_mapping(file, content)
         raise ValueError(
-            f"{file}: found an object with {list(content)[:10]}. Expected a list of objects with file_name and captions, "
+            f"{file}: found {str(content)[:80]!r}. Expected a list of objects with file_name and captions, "
             "COCO's captions_*.json, Karpathy's dataset_*.json, or a mapping of file names to captions"
         )
     return read_flickr(file, text) if is_flickr(text) else read_delimited(file, text, reading)

@@ -55,8 +55,8 @@ class Bounds:
         if re.match(r"\w+://", name):
             raise ValueError(f"found the address {name!r}: download the images, and write the paths of their files")
         path = folder / name
-        windows = PureWindowsPath(name)  # knows both kinds of slash, and drive letters
-        if "\\" in name and not path.exists() and not windows.anchor:
+        windows = PureWindowsPath(name.strip())  # knows both kinds of slash, and drive letters
+        if ("\\" in name or name != name.strip()) and not os.path.exists(path) and not windows.anchor:
             path = folder.joinpath(*windows.parts)
         inside = not windows.anchor or (os.path.isabs(name) and os.path.abspath(name).startswith(self._given))
         if not inside or ".." in windows.parts:

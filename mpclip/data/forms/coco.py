@@ -9,7 +9,8 @@ from mpclip.data.forms.listing import Listing
 
 
 def is_coco(content: object) -> bool:
-    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+    """Whether the content of a JSON file has the lists of COCO."""
+    return isinstance(content, dict) and all(isinstance(content.get(name), list) for name in ("images", "annotations"))
 
 
 def read_coco(file: Path, content: dict) -> Listing:
@@ -18,11 +19,11 @@ def read_coco(file: Path, content: dict) -> Listing:
     Raises:
         ValueError: an annotation has no caption, as in instances_*.json, or belongs to no picture.
     """
-    captions: dict[object, list] = {}
-    try:
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{file}: an element of `images` has no {error}; expected id and file_name") from error
+    names, captions = {}, {}  # number of a picture -> its file, and its captions
+    for i, image in enumerate(content["images"], start=1):
+        if not isinstance(image, dict) or not {"id", "file_name"} <= image.keys():
+            raise ValueError(f"{file}, image {i}: expected id and file_name, found {str(image)[:80]!r}")
+        names[image["id"]] = image["file_name"]
     for i, annotation in enumerate(content["annotations"], start=1):
         if not isinstance(annotation, dict) or not {"image_id", "caption"} <= annotation.keys():
             raise ValueError(

@@ -6,6 +6,7 @@ file_name,caption
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pandas
@@ -32,8 +33,10 @@ def read_delimited(file: Path, text: str, reading: ReadingOptions) -> Listing:
         ValueError: a row has more cells than the header.
     """
     text = text.lstrip()
-    first = text.split("\n", 1)[0]
+    first, _, rest = text.partition("\n")
     delimiter = next((delimiter for delimiter in DELIMITERS if delimiter in first), ",")
+    if said := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes it
+        delimiter, text = said[1], rest
     header, rows = _cells(file, text, delimiter)
     columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
     try:
@@ -58,7 +61,7 @@ def _cells(file: Path, text: str, delimiter: str, strict: bool = True) -> tuple[
                     f"({', '.join(header)}): found {delimiter.join(row)[:80]!r}. Write a cell that has {delimiter!r} in it in "
                     'double quotes: "a dog, running"'
                 )
-            if row:
+            if any(row):
                 rows.append(row[: len(header)] + [None] * (len(header) - len(row)))
     except csv.Error as error:
         if strict and "end of data" not in str(error):  # such as: a.jpg,"Stop" says the sign

@@ -26,7 +26,7 @@ def read_json_lines(file: Path, text: str) -> Listing:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}, line {number}: not JSON ({error}); {EXPECTED}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{file}, line {number}: found {str(record)[:80]!r}; {EXPECTED}")
@@ -55,9 +55,11 @@ def parse_json(file: Path, text: str) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: the file is not JSON; the message has the line.
+        ValueError: the file is not JSON; the message has the line, where there is one to blame.
     """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}, line {error.lineno}: not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+        raise ValueError(f"{file}: not JSON that can be read ({error})") from error

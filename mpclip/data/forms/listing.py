@@ -58,7 +58,7 @@ def table_of(listing: Listing, bounds: Bounds, reading: ReadingOptions, need_cap
     Raises:
         ValueError: a picture lies elsewhere, or a column or cell is not what it should be; the message has file and row.
     """
-    if not listing.columns:
+    if not next(iter(listing.columns.values()), []):
         raise ValueError(f"{listing.file} has no rows: expected one per image, with file_name and captions")
     path_column = reading.image_column or listing.path_column
     names = _names(listing, path_column)
@@ -98,7 +98,7 @@ def picture_folder(folder: Path, names: Sequence[str], given: str | None) -> Pat
     probed = [name for name in names[:PROBED] if ".." not in re.split(r"[\\/]", name)]
 
     def has_some(place: Path) -> bool:
-        return any((place / name).is_file() for name in probed)
+        return any(os.path.isfile(place / name) for name in probed)
 
     if has_some(folder):
         return folder
