@@ -170,20 +170,10 @@ def _opaque(image: "PIL.Image.Image") -> "PIL.Image.Image":
     """In RGB, with white under what is transparent."""
     if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion would clip every value above 255 to white
         image = PIL.Image.fromarray(eight_bit(np.asarray(image)))
-    elif image.mode == "LAB":
-        image = _from_lab(image)
     elif image.has_transparency_data:  # dropping the alpha channel alone would show whatever colour lies under it
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_lab(image: "PIL.Image.Image") -> "PIL.Image.Image":
-    """CIELAB -> sRGB. Pillow's `convert` would take the three numbers for red, green and blue."""
-    from PIL import ImageCms  # part of Pillow, but not of every build
-
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
 
 
 def _bounded(image: "PIL.Image.Image") -> "PIL.Image.Image":
