@@ -90,7 +90,12 @@ REFUSED = {  # name -> file, content, what the message has
     "lists in lists": ("metadata.jsonl", '{"a":' * 100_000, "line 1: not JSON"),
     "a number without end": ("metadata.jsonl", '{"file_name": "a.jpg", "n": ' + "1" * 5000 + "}", "line 1: not JSON"),
     "no header": ("metadata.csv", "a.jpg,x\nb.jpg,y\n", "row 1: file_name is None"),
-    "a row without its picture": ("metadata.jsonl", TWO % ('"caption": "y"', "") + '{"caption": "x"}', "line 2: not JSON"),
+    "a comma too many": ("metadata.jsonl", TWO % ('"caption": "y"', ""), "line 2: not JSON"),
+    "a row without its picture": (
+        "metadata.jsonl",
+        TWO.split("\n")[0] % '"caption": "y"' + '\n{"caption": "x"}',
+        "row 2: file_name is None",
+    ),
     "an empty name": ("metadata.csv", "file_name,caption\na.jpg,x\n,y\n", "row 2: file_name is ''"),
     "an address": ("metadata.csv", "image,caption\nhttp://x.org/a.jpg,x\n", "row 1: found the address .*download the images"),
     "absolute path elsewhere": ("metadata.csv", "file_name,caption\n/x/a.jpg,x\n", "row 1: refused '/x/a.jpg'.*relative to it"),

@@ -5,12 +5,14 @@ import json
 from dataclasses import fields
 
 import pytest
+import yaml
 from tiny_pictures import NAMES, write_pictures
 
 from eval.options import add_common_options
 from eval.tasks.differences import Differences
 from eval.tasks.retrieval import Retrieval
 from modeling_mpclip.model_options import choices
+from mpclip.data.image_text import load_image_text
 from mpclip.data.reading import READING_NAMES, ReadingOptions, add_reading_options, reading_given, reading_of
 from mpclip.search.pictures import open_pictures
 from mpclip.training import parse_options
@@ -53,6 +55,16 @@ def test_the_options_are_read_alike_everywhere(folder):
     assert len(open_pictures(str(folder), "train", **reading).stamps) == 3
     with pytest.raises(ValueError, match=r"no column scene|no column 'scene'|no column family"):
         Differences().load(str(folder), "train", **reading)
+
+
+@pytest.mark.parametrize("given", [["en", "de"], ["en,de"], ["en, de"]])
+def test_several_columns_are_a_list_or_have_commas(given, folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"caption_column": given, "image_column": "photo"}))
+    reading = reading_of(parse_options([str(tmp_path / "recipe.yaml"), "--output_dir", "x"]).data)
+    assert reading == reading_of(parsed("--image_column", "photo", "--caption_column", *given))
+    for how in (reading, reading | {"caption_column": given}):
+        rows = load_image_text(folder, "train", **how | {"caption_separator": "|"})
+        assert rows["captions"][0] == ["a 0", "the 0", "ein 0"]
 
 
 def test_only_what_was_given_is_recorded():

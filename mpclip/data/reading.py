@@ -5,7 +5,7 @@ This module imports neither torch nor `datasets`, so that `--help` is fast.
 
 import argparse
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_type_hints
 
 from modeling_mpclip.model_options import Range, choices, option, refuse_illegal_values
 
@@ -20,10 +20,10 @@ class ReadingOptions:
     image_column: str | None = option(
         None, "Column of the image, or of its path in a table beside the pictures. Default: image, img or jpg; file_name."
     )
-    caption_column: str | None = option(
+    caption_column: list[str] | None = option(  # kept as one text with commas, as it is recorded
         None,
-        "Column of the caption or captions; several are separated by commas. Default: captions, caption, text, sentences or "
-        "raw, or the columns of one such name with numbers (caption_0, caption_1, ...).",
+        "Column of the caption or captions; several are a list, or separated by commas. Default: captions, caption, text, "
+        "sentences or raw, or the columns of one such name with numbers (caption_0, caption_1, ...).",
     )
     caption_separator: str | None = option(
         None,
@@ -50,6 +50,8 @@ class ReadingOptions:
     )
 
     def __post_init__(self):
+        if isinstance(self.caption_column, list | tuple):
+            self.caption_column = ",".join(self.caption_column)
         refuse_illegal_values(self, ReadingOptions)
         if self.class_caption is not None and "{}" not in self.class_caption:
             raise ValueError(f"class_caption={self.class_caption!r} has no {{}}: write 'a photo of a {{}}'.")
@@ -69,7 +71,7 @@ READING_NAMES = tuple(declared.name for declared in fields(ReadingOptions))
 
 def reading_of(options: object) -> dict[str, Any]:
     """The reading options among the attributes of `options`, as arguments of `load_image_text`."""
-    return {name: getattr(options, name) for name in READING_NAMES}
+    return asdict(ReadingOptions(**{name: getattr(options, name) for name in READING_NAMES}))
 
 
 def reading_given(options: object) -> dict[str, Any]:
@@ -81,17 +83,20 @@ def reading_given(options: object) -> dict[str, Any]:
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """Add the reading options to a command's parser, with the names, defaults and help that training has."""
     group = parser.add_argument_group("reading the data set")
+    kinds = get_type_hints(ReadingOptions)  # not those of `fields`, in which HfArgumentParser replaces types
     for declared in fields(ReadingOptions):
-        about = declared.metadata["help"].replace("%", "%%")
-        if declared.type is bool:
-            truth = dict(nargs="?", const=True, default=False, type=_truth, metavar="true")
-            group.add_argument(f"--{declared.name}", **truth, help=about)
-        elif get_origin(declared.type) is Annotated:  # a number
-            kind = type(declared.default)
-            group.add_argument(f"--{declared.name}", default=declared.default, type=kind, help=f"{about} Default: %(default)g.")
-        else:
-            legal = choices(ReadingOptions, declared.name) or None
-            group.add_argument(f"--{declared.name}", default=declared.default, choices=legal, help=about)
+        kind, about = kinds[declared.name], declared.metadata["help"].replace("%", "%%")
+        taken: dict[str, Any] = {"default": declared.default}
+        if kind is bool:
+            taken |= {"nargs": "?", "const": True, "type": _truth, "metavar": "true"}
+        elif kind is float:
+            taken |= {"type": float}
+            about += " Default: %(default)g."
+        elif kind == list[str] | None:
+            taken |= {"nargs": "+"}
+        elif legal := choices(ReadingOptions, declared.name):
+            taken |= {"choices": legal}
+        group.add_argument(f"--{declared.name}", help=about, **taken)
 
 
 def _truth(value: str) -> bool:
