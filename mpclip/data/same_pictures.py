@@ -72,6 +72,7 @@ def shared_pictures(first: datasets.Dataset, second: datasets.Dataset) -> int:
     (paths, sizes), (other_paths, other_sizes) = map(_paths_and_sizes, (first, second))
     common = set(sizes) & set(other_sizes) - {0}
     known = set(_contents(first, paths, sizes, common).values())
+    known -= set(range(len(first)))  # a row number says nothing of the other table
     return sum(content in known for content in _contents(second, other_paths, other_sizes, common).values())
 
 
