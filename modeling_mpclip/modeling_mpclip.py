@@ -50,6 +50,8 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
     # The pipeline "zero-shot-image-classification" loads a model by the second.
     AUTO_CLASSES = ("AutoModel", "AutoModelForZeroShotImageClassification")
     _keep_in_fp32_modules_strict = ["logit_scale"]
+    # Tools that spread a model over devices leave these whole, and the layers of both towers, which the towers name.
+    _no_split_modules = ["AttentionPooling", "SegmentProjection", "LogitScale"]
 
     def __init__(
         self,
