@@ -176,6 +176,8 @@ def test_less_memory_than_the_model_needs(tmp_path, kilobytes, adaptive_tokens):
         tmp_path / "model", device_map="auto", max_memory={"cpu": f"{kilobytes}KB"}, offload_folder=tmp_path / "offload"
     )
     assert any(parameter.is_meta for parameter in loaded.parameters())
+    whole = ("image_pooling.", "text_model.layers.0.", "vision_model.layers.1.")
+    assert not [name for name in loaded.hf_device_map if name.startswith(whole)]
     torch.testing.assert_close(logits(loaded), logits(model))
 
 
