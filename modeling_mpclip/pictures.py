@@ -142,10 +142,13 @@ def _from_array(array: np.ndarray, channel_axis: str | None) -> "PIL.Image.Image
 def _axis_of_channels(shape: tuple[int, ...], channel_axis: str | None) -> int:
     """0 or 2: where a picture of this shape has its channels."""
     if channel_axis is not None:
-        axis = {"channels_first": 0, "channels_last": 2}[getattr(channel_axis, "value", channel_axis)]
-        if shape[axis] in CHANNELS:
-            return axis
-        raise ValueError(f"The picture has the shape {shape}: {shape[axis]} channels by {channel_axis!r}; expected 1 to 4.")
+        axis = {"channels_first": 0, "channels_last": 2}.get(getattr(channel_axis, "value", channel_axis))
+        if axis is None or shape[axis] not in CHANNELS:
+            raise ValueError(
+                f"The picture has the shape {shape}, and its channels are said to stand by {channel_axis!r}; expected "
+                "'channels_first' or 'channels_last', and 1 to 4 channels there."
+            )
+        return axis
     found = [axis for axis in (0, 2) if shape[axis] in CHANNELS]
     if len(found) == 2:
         raise ValueError(

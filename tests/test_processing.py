@@ -63,6 +63,9 @@ def test_the_channel_axis_of_an_ambiguous_shape(processor):
     assert torch.equal(turned, processor(images=Image.fromarray(array.transpose(1, 0, 2)))["pixel_values"])
     with pytest.raises(ValueError, match="may come first or last"):
         processor(images=array)
+    for wrong in ("channels_middle", "channels_first"):
+        with pytest.raises(ValueError, match=f"{wrong}'; expected 'channels_first' or 'channels_last'"):
+            processor(images=np.zeros((9, 9, 3)), input_data_format=wrong)
 
 
 def test_videos_of_different_length_are_padded(processor):
