@@ -25,6 +25,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mpclip.argument_types import count
 from mpclip.data.reading import add_reading_options, reading_given, reading_of
 from mpclip.files import write_json
 from mpclip.hardware import add_precision, usable_device
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
         default="flat",
         help="flat: exact; hnsw: a graph, far faster on a million pictures; ivfpq: a sixteenth of the memory (default: flat)",
     )
-    build.add_argument("--batch_size", type=int, default=64, help="pictures at a time (default: %(default)s)")
+    build.add_argument("--batch_size", type=count, default=64, help="pictures at a time (default: %(default)s)")
     add_precision(build)
     build.add_argument("--device", type=usable_device, help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     build.add_argument("--verify", action="store_true", help="hash all files of the index and all weights")
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
         help="a weight for each of the model's aspects in their order, such as 1,1,1.5; or some by name or number, such as "
         "color=1.5 or 3=1.5, and 1 for the others",
     )
-    query.add_argument("--top", type=int, default=10, help="pictures per query (default: %(default)s)")
+    query.add_argument("--top", type=count, default=10, help="pictures per query (default: %(default)s)")
     query.add_argument("--html", type=Path, metavar="OUT.html", help="write a page of thumbnails")
     query.add_argument("--json", type=Path, metavar="OUT.json", help="write the results, with the score of every aspect")
     query.add_argument("--model", help="checkpoint, if it is no longer where it was")
