@@ -173,6 +173,14 @@ def test_class_folders(tmp_path):
     assert sorted(rows["captions"][:]) == [["a dog"], ["a dog"], ["a polar bear"]]
     with pytest.raises(ValueError, match=r"class_caption='a dog' has no {}"):
         load_image_text(tmp_path, "train", class_caption="a dog")
+    (tmp_path / "metadata.csv").write_text("file_name,caption,label\ndog/b.jpg,x,dog\n")
+    with pytest.raises(ValueError, match="class_caption is for data without captions, but there are some in caption"):
+        load_image_text(tmp_path, "train", class_caption="a {}")
+    (tmp_path / "metadata.csv").write_text("file_name,label\ndog/b.jpg,big_dog\n")
+    assert load_image_text(tmp_path, "train", class_caption="a {}")["captions"][:] == [["a big dog"]]
+    (tmp_path / "metadata.csv").write_text("file_name,label\ndog/b.jpg,7\n")
+    with pytest.raises(ValueError, match="column 'label' has 7, but class_caption needs names"):
+        load_image_text(tmp_path, "train", class_caption="a {}")
 
 
 def test_a_table_under_another_name_is_pointed_to(tmp_path):
@@ -192,6 +200,9 @@ def test_two_folders_with_the_same_names(tmp_path):
         load_image_text(tmp_path, "train")
     check(load_image_text(tmp_path, "train", image_folder="images"))
     check(load_image_text(tmp_path, "train", image_folder=f"{tmp_path}_elsewhere"))
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "captions.csv").rename(tmp_path / "annotations/captions.csv")
+    check(load_image_text(tmp_path, "train", image_folder="images"))
     with pytest.raises(FileNotFoundError, match=r"no folder pictures \(image_folder\)"):
         load_image_text(tmp_path, "train", image_folder="pictures")
 

@@ -87,6 +87,9 @@ def test_split_column_of_a_single_table(tmp_path):
     embedded(4).add_column("split", ["train", "train", "train", "test"]).to_parquet(tmp_path / "test.parquet")
     check_rows(load_image_text(tmp_path / "test.parquet", "train"), 3)
     assert len(load_image_text(tmp_path / "test.parquet", "test")) == 1
+    rows = embedded(2).add_column("split", [0, 1]).cast_column("split", datasets.ClassLabel(names=["train", "dev"]))
+    rows.save_to_disk(tmp_path / "saved")
+    assert load_image_text(tmp_path / "saved", "dev")["captions"][:] == [["a 1", "b 1"]]
 
 
 def test_hub_id_goes_to_datasets(monkeypatch):

@@ -48,7 +48,7 @@ def caption_columns(names: Sequence[str], given: str | None) -> list[str]:
 
 
 def captions_of_table(
-    columns: Mapping[str, Sequence], reading: ReadingOptions, need_captions: bool
+    columns: Mapping[str, Sequence], reading: ReadingOptions, need_captions: bool, first: int
 ) -> tuple[list[str], list[list[str]]]:
     """The captions of each row of a table.
 
@@ -56,17 +56,20 @@ def captions_of_table(
         columns: name -> cells, of any types.
         reading: which columns, what separates the captions of a cell, and captions of classes.
         need_captions: whether a table without captions is refused. If not, each row has an empty list.
+        first: number of the first row in messages: 1 in a file of rows, 0 in a table of `datasets`.
 
     Returns:
         The names of the columns that the captions are from, and the captions of each row.
 
     Raises:
-        ValueError: there are no captions, or a cell holds something else; the message has the row, counted from 1.
+        ValueError: there are no captions, or a cell holds something else; the message has the row.
     """
     names = caption_columns(list(columns), reading.caption_column)
+    if names and reading.class_caption is not None:
+        raise ValueError(f"class_caption is for data without captions, but there are some in {', '.join(names)}: leave it out")
     if names:
         captions = []
-        for i, cells in enumerate(zip(*(columns[name][:] for name in names), strict=True), start=1):
+        for i, cells in enumerate(zip(*(columns[name][:] for name in names), strict=True), first):
             try:
                 captions.append([caption for cell in cells for caption in captions_of_cell(cell, reading.separator)])
             except ValueError as error:

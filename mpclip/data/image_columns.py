@@ -38,7 +38,7 @@ def canonical_columns(rows: datasets.Dataset, source: str, reading: ReadingOptio
         if isinstance(rows.features.get(name), datasets.ClassLabel):
             columns[name] = rows.features[name].int2str(rows[name][:])
     try:
-        found, captions = captions_of_table(columns, reading, need_captions)
+        found, captions = captions_of_table(columns, reading, need_captions, first=0)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     rows = rows.remove_columns({*found, "captions"} & set(rows.column_names))

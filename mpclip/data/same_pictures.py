@@ -37,7 +37,7 @@ def merge_same_pictures(rows: datasets.Dataset, numbers: Sequence[int], source: 
         source: where the table comes from, for the warning.
     """
     chosen = rows.select(numbers)
-    paths, sizes = _paths_and_sizes(chosen)
+    paths, sizes = _paths_and_sizes(rows, numbers)
     contents = _contents(chosen, paths, sizes, _repeated(paths, sizes))
     first: dict[Hashable, int] = {}  # picture -> its first row among those chosen
     captions: dict[int, list[str]] = {}  # that row -> the captions of the picture
@@ -69,7 +69,7 @@ def shared_pictures(first: datasets.Dataset, second: datasets.Dataset) -> int:
     Args:
         first, second: tables with `image`.
     """
-    (paths, sizes), (other_paths, other_sizes) = map(_paths_and_sizes, (first, second))
+    (paths, sizes), (other_paths, other_sizes) = (_paths_and_sizes(rows, range(len(rows))) for rows in (first, second))
     common = set(sizes) & set(other_sizes) - {0}
     known = set(_contents(first, paths, sizes, common).values())
     known -= set(range(len(first)))  # a row number says nothing of the other table
@@ -91,18 +91,22 @@ def warn_of_shared_pictures(trained: datasets.Dataset, evaluated: datasets.Datas
         )
 
 
-def _paths_and_sizes(rows: datasets.Dataset) -> tuple[list[str | None], list[int]]:
-    """For each row its file (None where the table holds the picture) and the bytes of its picture (0 where there is none)."""
-    paths: list[str | None] = []
-    sizes: list[int] = []
+def _paths_and_sizes(rows: datasets.Dataset, numbers: Sequence[int]) -> tuple[list[str | None], list[int]]:
+    """For rows of a table their files (None where the table holds the picture) and the bytes of their pictures (0 for none).
+
+    Args:
+        rows: the table; of pictures that it holds, only the lengths are read.
+        numbers: of the rows.
+    """
+    held: list[int | None] = []
+    files: list[str | None] = []
     for cells in _cells(rows, 1000):
         content, path = (pyarrow.compute.struct_field(cells, name) for name in ("bytes", "path"))
-        held = pyarrow.compute.binary_length(content).to_pylist()
-        for size, name in zip(held, path.to_pylist(), strict=True):
-            paths.append(name if size is None else None)
-            sizes.append(size or 0)
+        held += pyarrow.compute.binary_length(content).to_pylist()
+        files += path.to_pylist()
+    paths = [files[number] if held[number] is None else None for number in numbers]
     of_file = {path: _size(path) for path in dict.fromkeys(paths) if path}
-    return paths, [of_file[path] if path else size for path, size in zip(paths, sizes, strict=True)]
+    return paths, [of_file[path] if path else held[number] or 0 for path, number in zip(paths, numbers, strict=True)]
 
 
 def _repeated(paths: list[str | None], sizes: list[int]) -> set[int]:

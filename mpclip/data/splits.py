@@ -34,7 +34,10 @@ def rows_of_split(rows: datasets.Dataset, source: str, split: str) -> list[int]:
     Raises:
         ValueError: no row is of this split.
     """
-    named = [value if value in (None, "") or value != value else str(value) for value in rows["split"][:]]
+    cells, feature = rows["split"][:], rows.features["split"]
+    if isinstance(feature, datasets.ClassLabel):
+        cells = [None if cell is None else feature.int2str(cell) for cell in cells]
+    named = [value if value in (None, "") or value != value else str(value) for value in cells]
     unnamed = [i for i, value in enumerate(named) if not isinstance(value, str) or not value.strip()]
     if unnamed:
         shown = rows.select(unnamed[:ROWS_SHOWN])["file_name"][:] if "file_name" in rows.column_names else unnamed[:ROWS_SHOWN]

@@ -64,7 +64,7 @@ def table_of(listing: Listing, bounds: Bounds, reading: ReadingOptions, need_cap
     names = _names(listing, path_column)
     described = {name: cells for name, cells in listing.columns.items() if name != path_column} or {path_column: names}
     try:
-        found, captions = captions_of_table(described, reading, need_captions)
+        found, captions = captions_of_table(described, reading, need_captions, first=1)
     except ValueError as error:
         raise ValueError(f"{listing.file}: {error}") from error
     folder = picture_folder(listing.file.parent, names, reading.image_folder)
@@ -87,7 +87,7 @@ def picture_folder(folder: Path, names: Sequence[str], given: str | None) -> Pat
     Args:
         folder: of the listing.
         names: of the pictures.
-        given: `image_folder`, from the listing's folder or from the working directory.
+        given: `image_folder`.
 
     Raises:
         FileNotFoundError: there is no folder `given`.
@@ -102,8 +102,7 @@ def picture_folder(folder: Path, names: Sequence[str], given: str | None) -> Pat
 
     if has_some(folder):
         return folder
-    above = folder.parent if folder.name == "annotations" else folder  # COCO's pictures lie beside annotations/
-    level = [above]
+    level = [_set_folder(folder)]
     for _ in range(2):
         level = [below for place in level for below in _folders(place)]
         having = [place for place in level if has_some(place)]
@@ -117,15 +116,24 @@ def picture_folder(folder: Path, names: Sequence[str], given: str | None) -> Pat
 
 
 def given_folder(folder: Path, given: str) -> Path:
-    """The folder that `image_folder` names: below `folder`, or from the working directory.
+    """The folder that `image_folder` names: from the data set's folder, or from the working directory.
+
+    Args:
+        folder: of the listing.
+        given: `image_folder`.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    for place in (folder / given, Path(given)):
+    for place in (folder / given, _set_folder(folder) / given, Path(given)):
         if place.is_dir():
             return place
     raise FileNotFoundError(f"no folder {given} (image_folder), neither in {folder} nor in the working directory")
+
+
+def _set_folder(folder: Path) -> Path:
+    """The data set's folder, from that of its listing: COCO's pictures lie beside annotations/."""
+    return folder.parent if folder.name == "annotations" else folder
 
 
 def _folders(above: Path) -> list[Path]:
