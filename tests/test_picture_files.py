@@ -59,7 +59,8 @@ def test_texts_that_are_names_of_other_files_stay_texts(model, tmp_path, monkeyp
     Path("tests").mkdir()
     Path("README.md").write_text("# P6 not a picture")
     Path("cat").write_bytes(bytes(range(64)))
-    captions = ["tests", "README.md", "cat", "jpg", "e.g. a png", "a file that ends in .jpg", "data: a png"]
+    IMAGES[0].save("drawing", "EPS")  # Pillow identifies it, and would run another program to decode it
+    captions = ["tests", "README.md", "cat", "drawing", "jpg", "e.g. a png", "a file that ends in .jpg", "data: a png"]
     captions += ["see http://example.com", "https://example.com is down", "two\nlines.jpg", "long " * 2000 + "a.jpg"]
     for text in captions:
         assert "input_ids" in model.preprocess([text]), text
