@@ -178,6 +178,19 @@ def test_a_new_run_is_not_finished_by_the_files_of_the_one_before(folder, interr
     assert not start_of(folder, interrupted).finished
 
 
+def test_a_damaged_best_checkpoint_is_told_at_the_end(folder, interrupted):
+    newest, before = checkpoints_in(interrupted)
+    state = json.loads((newest / "trainer_state.json").read_text())
+    state |= {"best_model_checkpoint": str(before), "best_global_step": 2, "best_metric": 100.0}
+    (newest / "trainer_state.json").write_text(json.dumps(state))
+    poison(before / "model.safetensors")
+    with pytest.raises(
+        SystemExit, match=rf"best checkpoint {before} cannot be loaded: its weights .* --load_best_model_at_end false"
+    ):
+        train_hf.main(arguments(folder, interrupted))
+    assert not (interrupted / "model.safetensors").exists()
+
+
 # Two at once -----------------------------------------------------------------------------------------------------------
 
 HOLD = """

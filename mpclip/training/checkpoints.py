@@ -77,19 +77,21 @@ def fault_of(checkpoint: Path, processes: int = 1, scaled: bool = False) -> str 
     cut += [file.name for pattern in ("*.pt", "*.pth") for file in checkpoint.glob(pattern) if not zipfile.is_zipfile(file)]
     if cut:
         return f"its {cut[0]} is cut short or damaged"
-    return next(filter(None, map(_fault_of_weights, sorted(checkpoint.glob("*.safetensors")))), None)
+    return fault_of_weights(checkpoint)
 
 
-def _fault_of_weights(file: Path) -> str | None:
-    try:
-        with safe_open(file, "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 (it is no dict)
-                tensor = weights.get_tensor(name)
-                eight_bit = tensor.element_size() == 1  # torch has no isfinite for those
-                if tensor.is_floating_point() and not eight_bit and not tensor.isfinite().all():
-                    return f"its weights {name} have NaN or infinite values"
-    except (SafetensorError, OSError) as error:
-        return f"its {file.name} is cut short or damaged ({error})"
+def fault_of_weights(checkpoint: Path) -> str | None:
+    """What is wrong with the weights of a checkpoint, as a part of a sentence; None if nothing is. It reads all of them."""
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as weights:
+                for name in weights.keys():  # noqa: SIM118 (it is no dict)
+                    tensor = weights.get_tensor(name)
+                    eight_bit = tensor.element_size() == 1  # torch has no isfinite for those
+                    if tensor.is_floating_point() and not eight_bit and not tensor.isfinite().all():
+                        return f"its weights {name} have NaN or infinite values"
+        except (SafetensorError, OSError) as error:
+            return f"its {file.name} is cut short or damaged ({error})"
     return None
 
 

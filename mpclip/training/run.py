@@ -10,15 +10,13 @@ No function here changes its options.
 import copy
 import logging
 import shlex
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import datasets
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, set_seed
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
@@ -32,13 +30,14 @@ from mpclip.hardware import precision_told
 
 from .arguments import MPCLIPTrainingArguments, RunOptions
 from .batch_size import refuse_few_examples, refuse_no_negatives
-from .checkpoints import STATE_FILE, checkpoints_in, remove_half_saved
+from .checkpoints import STATE_FILE
 from .collator import MPCLIPCollator
 from .folder_lock import locked
 from .hub_push import HubPusher
 from .options import DataArguments, ModelArguments
 from .record import record_of
 from .resume import Start, find_start, mark_finished, prepare_folder
+from .saving import removing_half_saved, save_final
 from .state_cache import ImageStates, TextStates, cache_image_states, cache_text_states
 from .step_end import StopAtStepEnd
 from .stop import Interrupted, StopSignals
@@ -48,10 +47,6 @@ from .tuning import boundary_layer, prepare_tuning
 logger = logging.getLogger("train_hf")
 
 OpenSplit = Callable[[DataArguments, str], datasets.Dataset]
-
-
-class NotSaved(OSError):
-    """A checkpoint or the final model could not be written. Checkpoints of before are kept."""
 
 
 def build_model(options: ModelArguments, max_text_length: int) -> tuple[MPCLIPModel, MPCLIPProcessor]:
@@ -236,10 +231,7 @@ def train(
             metrics = trainer.evaluate()
             trainer.save_metrics("eval", metrics, combined=False)
         record = record_of(trainer, options=options, command=command or [], resumed_from=start.checkpoint) if writes else {}
-        try:
-            save_final(trainer, with_adapter=options.model.checkpoint is not None)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise NotSaved(f"The model could not be saved in {folder}: {_cause(error)}. {_whats_left(folder)}") from error
+        save_final(trainer, with_adapter=options.model.checkpoint is not None)
         if writes:
             write_json(folder / "training.json", record)
         _write_card(trainer)
@@ -260,7 +252,7 @@ def _fit(trainer: MPCLIPTrainer, checkpoint: str | None, signals: StopSignals | 
     folder, stop = Path(trainer.args.output_dir), StopAtStepEnd(trainer, signals or StopSignals())
     trainer.add_callback(stop)
     steps_before = read_json(Path(checkpoint, STATE_FILE))["global_step"] if checkpoint else 0
-    with _removing_half_saved(trainer), signals.waiting() if signals else nullcontext():
+    with removing_half_saved(trainer), signals.waiting() if signals else nullcontext():
         result = trainer.train(resume_from_checkpoint=checkpoint)
     trained = result.global_step > steps_before
     if trained and not stop.before_the_end:
@@ -268,52 +260,6 @@ def _fit(trainer: MPCLIPTrainer, checkpoint: str | None, signals: StopSignals | 
     if stop.signal is not None:
         raise Interrupted(stop.signal)
     return result.metrics if trained else read_json(folder / "train_results.json")
-
-
-@contextmanager
-def _removing_half_saved(trainer: MPCLIPTrainer) -> Iterator[None]:
-    """Context manager: a checkpoint that could not be saved to its end is removed, and [`NotSaved`] says so."""
-    folder = Path(trainer.args.output_dir)
-    try:
-        yield
-    except BaseException as error:
-        removed = remove_half_saved(folder, trainer.state.global_step) if trainer.is_world_process_zero() else None
-        if removed and isinstance(error, Exception):
-            raise NotSaved(f"{removed} could not be saved and is removed: {_cause(error)}. {_whats_left(folder)}") from error
-        raise
-
-
-def _whats_left(folder: Path) -> str:
-    """The newest checkpoint and the free space of its disk, as the end of a message."""
-    last = next(iter(checkpoints_in(folder)), None)
-    kept = f"The same command goes on from {last}." if last else "There is no other checkpoint."
-    return f"Its disk has {shutil.disk_usage(folder).free / 1e6:,.0f} MB left: free some, or give another --output_dir. {kept}"
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The error of the operating system behind another one, if there is one."""
-    behind = error
-    while behind is not None and not isinstance(behind, OSError):
-        behind = behind.__cause__ or behind.__context__
-    return behind or error
-
-
-def save_final(trainer: MPCLIPTrainer, *, with_adapter: bool) -> None:
-    """Save the whole model to `output_dir`. With LoRA that is the merged model.
-
-    Args:
-        trainer: after training.
-        with_adapter: also save the LoRA adapter, to adapter/. Its base model is the checkpoint that training continued. A model
-            that was joined from two towers has no saved base model.
-    """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.is_world_process_zero():
-        shutil.rmtree(Path(trainer.args.output_dir, "adapter"), ignore_errors=True)  # of an earlier run
-    if hasattr(model, "merge_and_unload"):
-        if with_adapter and trainer.is_world_process_zero():
-            model.save_pretrained(Path(trainer.args.output_dir, "adapter"))
-        trainer.model = model.merge_and_unload()
-    trainer.save_model()
 
 
 def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:

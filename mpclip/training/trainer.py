@@ -1,21 +1,23 @@
 """MPCLIPTrainer: transformers' Trainer with the contrastive loss, a log of its parts, and retrieval as evaluation."""
 
-import math
 from collections.abc import Callable
+from pathlib import Path
 
 import datasets
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from eval.metrics import retrieval_compute_metrics
 from modeling_mpclip.contrastive_losses import draw_first_prompts, total_loss
-from modeling_mpclip.modeling_mpclip import LogitScale, MPCLIPModel
+from modeling_mpclip.modeling_mpclip import MPCLIPModel
 from mpclip.data.image_text import ImageTextDataset
 from mpclip.encoding import ModelEncoder, encode_dataset
 
 from .batch_size import refuse_few_examples, refuse_no_negatives
+from .callbacks import BoundLogitScale, SetEpoch
+from .checkpoints import fault_of_weights
 from .collator import MPCLIPCollator, WithRows
 from .finite import Batch, FiniteSteps, refuse_embeddings, refuse_weights
 from .hub_push import HubPusher
@@ -91,8 +93,8 @@ class MPCLIPTrainer(Trainer):
         self.eval_collator = eval_collator or self.data_collator
         self.train_groups, self.group_size = train_groups, group_size
         self.named_rows = named_rows or {}
-        self.add_callback(_BoundLogitScale())
-        self.add_callback(_SetEpoch())
+        self.add_callback(BoundLogitScale())
+        self.add_callback(SetEpoch())
         self.finite_steps = FiniteSteps(self)
         self.add_callback(self.finite_steps)
         self.hub_pusher = hub_pusher
@@ -242,6 +244,11 @@ class MPCLIPTrainer(Trainer):
         self._load_as_saved(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        if fault := fault_of_weights(Path(self.state.best_model_checkpoint)):
+            raise OSError(
+                f"The best checkpoint {self.state.best_model_checkpoint} cannot be loaded: {fault}. The same command with "
+                "--load_best_model_at_end false ends with the last checkpoint."
+            )
         super()._load_best_model()
         self._load_as_saved(self.state.best_model_checkpoint)
 
@@ -288,24 +295,3 @@ def _moments_in_shape(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if parameter.shape == (1,) and name != "step" and torch.is_tensor(value):
                 state[name] = value.reshape(1)
-
-
-class _BoundLogitScale(TrainerCallback):
-    """Keeps the logit scale just below its clamp. At the clamp its gradient is 0, and the scale could never decrease again."""
-
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        for module in model.modules():
-            if isinstance(module, LogitScale):
-                with torch.no_grad():
-                    module.log_scale.clamp_(max=math.log(LogitScale.MAX_SCALE) - 1e-5)
-
-
-class _SetEpoch(TrainerCallback):
-    """Tells the data set which epoch begins, so that it draws other captions.
-
-    accelerate does so only in a job of one process, and not where a run resumes within an epoch.
-    """
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        if hasattr(train_dataloader.dataset, "set_epoch"):
-            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
