@@ -9,8 +9,10 @@ from transformers.utils import logging
 from .checkpoint_guard import not_finite
 from .configuration_mpclip import MPCLIPConfig
 from .image_tower import pooler_arguments
+from .language_model import LANGUAGE_MODEL_PREFIX, load_from_whole_model
 from .source_names import naming_missing_tower, tower_source
 from .text_families import text_tower_class
+from .text_tower import PromptedTextTower
 
 
 class Towers(NamedTuple):
@@ -96,14 +98,18 @@ def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs:
     """
     kwargs = {"dtype": torch.float32, **(kwargs or {})}
     _refuse_quantised(source, kwargs.get("quantization_config") or getattr(config, "quantization_config", None))
+    is_text = issubclass(tower_class, PromptedTextTower)
+    names = {"key_mapping": LANGUAGE_MODEL_PREFIX} if is_text else {}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        tower, info = tower_class.from_pretrained(source, config=config, output_loading_info=True, **own, **kwargs)
+        tower, info = tower_class.from_pretrained(source, config=config, output_loading_info=True, **own, **names, **kwargs)
+        missing = [key for key in info["missing_keys"] if not key.startswith(("adaptive_embedding", "boundary_embedding"))]
+        if missing and is_text and (found := load_from_whole_model(tower_class, source, config, own, kwargs)):
+            tower, missing = found
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(("adaptive_embedding", "boundary_embedding")))
-    if missing:
+    if missing := sorted(missing):
         raise ValueError(
             f"{source} lacks {len(missing)} weights of {tower_class.__name__}, {missing[0]} first. It is incomplete or of "
             "another kind of model: download it again, or give another checkpoint."

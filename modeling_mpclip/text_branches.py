@@ -18,6 +18,7 @@ import torch.distributed
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import can_return_tuple
 
 from .prompt_tree import PromptTree
 from .readout_layer import cache_argument, gather_columns
@@ -40,6 +41,7 @@ class BranchedTextTower(PromptedTextTower):
             )
         super().__init__(config, adaptive_token_ids)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -141,7 +143,7 @@ class BranchedTextTower(PromptedTextTower):
         embeds = self.embed(token_ids)  # (b, n, H)
         if self.family.multiplied == "its own embeddings":
             embeds = embeds * self.config.embedding_multiplier
-        inputs = {"inputs_embeds": embeds, "use_cache": cache is not None}
+        inputs = {"inputs_embeds": embeds, "use_cache": cache is not None, "return_dict": True}
         if getattr(self, "hidden_size_per_layer_input", 0):
             inputs["per_layer_inputs"] = self._inputs_per_layer(token_ids)
         if cache is not None:

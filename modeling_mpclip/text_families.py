@@ -5,6 +5,7 @@ from typing import Literal
 
 import transformers
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_MAPPING,
     Gemma2Model,
     Gemma3TextModel,
@@ -76,15 +77,11 @@ def text_tower_class(
         path: how the prompts are computed, for a comparison; see [`Family`]. Default: by the table of families.
 
     Raises:
-        ValueError: transformers has no model for such a config, or it is not in the table of families.
+        ValueError: the LLM is of no family of the table.
     """
-    if config_class not in MODEL_MAPPING:
-        raise ValueError(
-            f"transformers has no model for a text config of class {config_class.__name__}. "
-            "Give the config of a decoder LLM, such as Llama, Gemma or Qwen3."
-        )
-    decoder, path = MODEL_MAPPING[config_class], path or family_of(config_class.model_type).path
-    if path != "tree":
+    family = family_of(config_class.model_type)
+    decoder = MODEL_MAPPING[CONFIG_MAPPING[config_class.model_type]]
+    if (path or family.path) != "tree":
         return make_class("Branched", decoder)
     return WRITTEN.get(decoder) or make_class("Prompted", decoder)
 
