@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import urllib.request
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,8 +18,8 @@ if is_vision_available():  # transformers imports Pillow on this condition too; 
 LONGEST_PATH = 4096  # characters; a longer string is a text, and the disk is not asked
 # "photo.jpg", "my photo (2).HEIC", "photos/a.tif": the ending belongs to a picture, and something stands before the dot.
 LOOKS_LIKE_PICTURE = re.compile(
-    r".*[^\s.]\.(jpe?g|jpe|jfif|jp2|j2k|jpf|jpx|jxl|png|apng|gif|bmp|dib|tiff?|webp|avifs?|hei[cf]|hif|ico|icns|p[bgpn]m|tga|dds|psd|"
-    r"svg|exr|qoi|dng|cr2|nef|arw)",
+    r".*[^\s.]\.(jpe?g|jpe|jfif|jp2|j2k|jpf|jpx|jxl|png|apng|gif|bmp|dib|tiff?|webp|avifs?|hei[cf]|hif|ico|icns|p[bgpn]m|tga|dds|"
+    r"psd|svg|exr|qoi|dng|cr2|nef|arw)",
     re.IGNORECASE,
 )
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow identifies them and does not decode them by itself
@@ -51,10 +52,11 @@ def load_rgb(picture: Any, timeout: float | None = None) -> "PIL.Image.Image":
     if len(str(picture)) <= LONGEST_PATH and os.path.isfile(picture):
         return open_rgb(picture)
     if str(picture).startswith(("http://", "https://")):
-        return open_rgb(BytesIO(_fetched(str(picture), timeout)))
+        asked = urllib.request.Request(picture, headers={"User-Agent": "transformers"})  # some servers refuse Python's own name
+        with urllib.request.urlopen(asked, timeout=timeout) as answer:
+            return open_rgb(BytesIO(answer.read()))
     try:  # "data:image/png;base64,CONTENT", or CONTENT alone
-        content = base64.b64decode(str(picture).rpartition(",")[2], validate=True)
-        return open_rgb(BytesIO(content))
+        return open_rgb(BytesIO(base64.b64decode(str(picture).rpartition(",")[2])))
     except (ValueError, OSError):
         raise ValueError(f"{str(picture)[:80]!r} is no picture: expected the path of a file, a URL, or base64.") from None
 
@@ -113,18 +115,3 @@ def open_named(path: str | Path) -> "PIL.Image.Image":
 
 def _way_out(text: str) -> str:
     return f"If this is a text, pass {{'text': {text[:80]!r}}}."
-
-
-def _fetched(url: str, timeout: float | None) -> bytes:
-    # transformers installs huggingface_hub. The import stands inside `try`, because transformers asks the user of a checkpoint
-    # to install every package that its code imports outside `try`.
-    try:
-        from huggingface_hub import get_session
-    except ImportError as error:
-        raise OSError(f"{url} cannot be fetched without the package huggingface_hub.") from error
-    try:
-        response = get_session().get(url, timeout=timeout, follow_redirects=True)
-        response.raise_for_status()
-    except Exception as error:  # those of the HTTP library
-        raise OSError(f"{url} cannot be fetched: {error}") from error
-    return response.content

@@ -1,7 +1,10 @@
 """Strings that name picture files are pictures; texts stay texts; what looks like a picture and is none is refused."""
 
 import base64
+import functools
+import http.server
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +78,22 @@ def test_strings_that_pipelines_take(tmp_path):
     IMAGES[0].save(tmp_path / "photo", "PNG")
     pixels = np.asarray(IMAGES[0])
     encoded = base64.b64encode((tmp_path / "photo").read_bytes()).decode()
-    for source in (tmp_path / "photo", str(tmp_path / "photo"), encoded, f"data:image/png;base64,{encoded}", pixels):
+    wrapped = base64.encodebytes((tmp_path / "photo").read_bytes()).decode()
+    for source in (tmp_path / "photo", str(tmp_path / "photo"), encoded, wrapped, f"data:image/png;base64,{encoded}", pixels):
         assert np.array_equal(load_rgb(source), pixels)
     with pytest.raises(ValueError, match="'no such file' is no picture: expected the path of a file, a URL, or base64"):
         load_rgb("no such file")
+
+
+def test_a_url_keeps_its_transparency(tmp_path, monkeypatch):
+    """transformers' own loader would drop the alpha channel."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert (np.asarray(load_rgb(f"{address}/clear.png?size=4", timeout=10)) == 255).all()
+        with pytest.raises(OSError, match="404"):
+            load_rgb(f"{address}/nowhere.png", timeout=10)
+        server.shutdown()
