@@ -16,21 +16,19 @@ chosen ones and with the paper's. Differences on the test split have a 95% inter
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
-import torch
 from PIL import Image
 
 from benchmarks.record import as_arguments, command_parser, provenance
 from benchmarks.results_tables import weights_table
 from eval.intervals import bootstrap_interval
-from eval.metrics import recalls_of_images, retrieval_ranks
-from modeling_mpclip.segments import weighted
-from mpclip.data.image_text import load_image_text
 from mpclip.data.openmoji.objects import CATEGORIES, Drawings
-from mpclip.encoding import Encoder, encode_dataset, load_encoder
 from mpclip.files import write_json
+
+if TYPE_CHECKING:
+    from mpclip.encoding import Encoder
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # the values that each w_k is set to
 PIXELS, MARGIN = 224, 32  # of a drawing's picture: its side, and the white border
@@ -54,6 +52,11 @@ def retrieval_score(embeds: dict, weights: list[float]) -> np.ndarray:
     Returns:
         (I,) float64, in percent.
     """
+    import torch
+
+    from eval.metrics import recalls_of_images, retrieval_ranks
+    from modeling_mpclip.segments import weighted
+
     text = weighted(embeds["text_embeds"], torch.tensor(weights))
     ranks = retrieval_ranks(embeds["image_embeds"], text, embeds["caption_image"])
     return recalls_of_images(*ranks, embeds["caption_image"].numpy())
@@ -69,17 +72,26 @@ def classification_score(embeds: dict, weights: list[float]) -> np.ndarray:
     Returns:
         (I,) float64.
     """
+    import torch
+
+    from modeling_mpclip.segments import weighted
+
     scores = embeds["image_embeds"] @ weighted(embeds["class_embeds"], torch.tensor(weights)).T  # (I, C)
     right = scores.gather(1, embeds["class"][:, None])  # (I, 1)
     return 100.0 * ((scores >= right).sum(dim=1) == 1).numpy()
 
 
-def encode_categories(encoder: Encoder) -> tuple[dict, dict]:
+def encode_categories(encoder: "Encoder") -> tuple[dict, dict]:
     """Embeddings of the nine categories and of every drawing, alone on white, as `classification_score` takes them.
 
     Returns:
         Those for validation and those for test: every second drawing of a category each.
     """
+    import datasets
+    import torch
+
+    from mpclip.encoding import encode_dataset
+
     drawings, parts = Drawings(), []
     table = [(noun, category) for category, nouns in CATEGORIES.items() for noun in nouns]
     for part in (table[::2], table[1::2]):
@@ -200,6 +212,9 @@ def main(argv: list[str] | None = None) -> dict:
         "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the model's weights (default: %(default)s)"
     )
     options = parser.parse_args(argv)
+
+    from mpclip.data.image_text import load_image_text
+    from mpclip.encoding import encode_dataset, load_encoder
 
     encoder = load_encoder(options.model, options.dtype)
     K = encoder.segments

@@ -15,10 +15,11 @@ from pathlib import Path
 from benchmarks.record import as_arguments, command_parser, provenance
 from eval.intervals import t_interval
 from eval.tables import markdown_table
+from modeling_mpclip.model_options import choices
 from mpclip.files import read_json, write_json
-from mpclip.training.command_line import parse_options
-from mpclip.training.run import build_trainer
-from mpclip.training.state_store import FORMATS
+from mpclip.training.options import DataArguments
+
+FORMATS = choices(DataArguments, "cache_format")
 
 
 def train_cell(options: argparse.Namespace, format: str, seed: int) -> dict:
@@ -26,12 +27,15 @@ def train_cell(options: argparse.Namespace, format: str, seed: int) -> dict:
 
     Args:
         options: of the command line.
-        format: one of `mpclip.training.state_store.FORMATS`.
+        format: one of `FORMATS`.
         seed: of the training.
 
     Returns:
         `format`, `seed`, `text_bytes` and `image_bytes` of the cached states, and `metrics` with the recalls in percent.
     """
+    from mpclip.training.command_line import parse_options
+    from mpclip.training.run import build_trainer
+
     with tempfile.TemporaryDirectory() as out:
         values = {
             "dataset": options.data,
@@ -141,6 +145,8 @@ def main(argv: list[str] | None = None) -> dict:
         raise SystemExit(f"{file} holds results of other options. Delete it, or give another --json.")
     result = {**described, "cells": result.get("cells", [])}
     done = {(cell["format"], cell["seed"]) for cell in result["cells"]}
+    from mpclip.training.command_line import parse_options  # imports torch
+
     device = str(parse_options([options.recipe, "--output_dir", options.cache_dir]).training.device)
     for seed in range(options.seeds):
         for form in FORMATS:

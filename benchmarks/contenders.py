@@ -9,17 +9,16 @@ import inspect
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DynamicCache, LlamaModel
 
-from benchmarks.flops import TEXT_CONFIGS, single_prompts
+from benchmarks.flop_counts import single_prompts
+from benchmarks.llm_shapes import REAL, SHAPES
 from modeling_mpclip import PromptTree, compile_prompt_tree, default_templates
 from modeling_mpclip.prompt_tree import add_adaptive_tokens
 from modeling_mpclip.text_families import text_tower_class
 from mpclip.data.backbones import prepare_backbone
 
 K, MAX_K = 6, 16  # prompts by default, and at most
-REAL = "smollm2-135m"  # the tower with pretrained weights
 # The argument of a decoder that takes its key-value cache: `cache` since transformers 5.24.
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
-SHAPES = {name.lower().replace(" ", "-"): config for name, config in TEXT_CONFIGS.items() if name.lower() != REAL}
 
 
 class Contenders:

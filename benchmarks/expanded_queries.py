@@ -16,16 +16,10 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from benchmarks.record import as_arguments, command_parser, provenance
 from benchmarks.results_tables import expansion_table
 from eval.intervals import bootstrap_interval
-from eval.metrics import recalls, recalls_of_images, retrieval_ranks
 from mpclip.data.backbones import prepare_backbone
-from mpclip.data.image_text import load_image_text
-from mpclip.encoding import encode_dataset, load_encoder
 from mpclip.files import read_json, write_json
 from mpclip.progress import track
 
@@ -46,6 +40,9 @@ def write_expansions(captions: list[str], cache: Path, batch_size: int = 64) -> 
     Returns:
         Caption -> sentence.
     """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     identity = json.dumps([WRITER, REQUEST, NEW_TOKENS])
     file = cache / f"expansions-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
     known = read_json(file)
@@ -86,6 +83,10 @@ def main(argv: list[str] | None = None) -> dict:
     )
     parser.add_argument("--limit", type=int, help="only the first LIMIT images, for a quick look")
     options = parser.parse_args(argv)
+
+    from eval.metrics import recalls, recalls_of_images, retrieval_ranks
+    from mpclip.data.image_text import load_image_text
+    from mpclip.encoding import encode_dataset, load_encoder
 
     rows = load_image_text(options.data, options.split, limit=options.limit)
     captions = [caption for row in rows["captions"][:] for caption in row]

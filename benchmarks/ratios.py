@@ -7,7 +7,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from benchmarks.contenders import REAL, Contenders, K
+from benchmarks.contenders import Contenders, K
+from benchmarks.llm_shapes import REAL
 from benchmarks.timing import Clock
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from mpclip.data.backbones import prepare_backbone

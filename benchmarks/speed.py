@@ -19,90 +19,16 @@ Slow and fast calls take turns. Each ratio is the median over rounds; from ten r
 --quick, sweeps over K, text length and batch size follow. The ratios of encode and of a training step need the default tower.
 """
 
-import argparse
 import sys
-import tempfile
-from pathlib import Path
 
-import torch
-import transformers
-
-from benchmarks.contenders import REAL, SHAPES, Contenders
-from benchmarks.ratios import WORDINGS, encode, passes, training_step
+from benchmarks.llm_shapes import REAL, SHAPES
 from benchmarks.record import command_parser, provenance
-from benchmarks.throughput import padding_share, peak_shares, plot, sweep
-from benchmarks.timing import Clock, with_quartiles
+from benchmarks.timing import with_quartiles
 from eval.tables import markdown_table
-from mpclip.data.image_text import load_image_text
-from mpclip.data.openmoji.scenes import generate_scenes
 from mpclip.files import write_json
+from mpclip.hardware import best_device, usable_device
 
-FLICKR8K = Path("data/flickr8k"), Path("../shared/data/flickr8k")  # the default data, if one of them is there
 RATIOS = ("masked_vs_separate", "masked_vs_separate_negation", "masked_vs_prefix_cache")
-
-
-def captions(data: str | None, count: int = 2048) -> tuple[list[str], str]:
-    """Captions to measure on.
-
-    Args:
-        data: a data set with a split "train"; None takes Flickr8k where it is in `FLICKR8K`, else captions of OpenMoji scenes.
-        count: number of pictures.
-
-    Returns:
-        One caption of each of the first `count` pictures, in random order, and the name of the data.
-    """
-    if data is None:
-        data = next((str(folder) for folder in FLICKR8K if folder.exists()), None)
-    if data is None:
-        rows, data = [scene.captions for scene in generate_scenes({"train": count})], "OpenMoji scenes"
-    else:
-        rows = load_image_text(data, "train", limit=count).with_format(None)["captions"]
-    texts = [row[i % len(row)] for i, row in enumerate(rows)]
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
-    return [texts[i] for i in order], data
-
-
-def measure(bench: Contenders, options: argparse.Namespace) -> dict:
-    """Measure everything but the sweeps.
-
-    Args:
-        bench: the LLM.
-        options: of the command line.
-
-    Returns:
-        The ratios and `peak_share` by name, what they were measured with, and `detail`, `peak_shares` and `padding` as from
-        `ratios` and `throughput`.
-    """
-    quick = options.quick
-    seconds, size = (0.5, 6) if quick else (options.seconds, options.batch_size)
-    clock = Clock(options.device, seconds)
-    texts, data = captions(options.data, 256 if quick else 2048)
-    names = tuple(options.attention or (("sdpa", "eager") if options.device == "cpu" else ("sdpa",)))
-    result = {"tower": options.tower, "dtype": options.dtype, "batch_size": size, "data": data, "quick": options.quick}
-
-    detail = passes(bench, clock, texts, size, names[:2])
-    _show({name: detail[name]["ratio"] for name in RATIOS})
-    if options.tower == REAL:
-        with tempfile.TemporaryDirectory() as folder:
-            wordings = dict(list(WORDINGS.items())[:1]) if quick else WORDINGS
-            encoded = encode(bench, clock, texts[: (4 if quick else 8) * size], Path(folder), wordings)
-            _show({name: value["ratio"] for name, value in encoded.items()})
-            detail |= encoded
-            detail["cached_vs_live_step"] = training_step(bench, clock, texts, 2 * size, Path(folder))
-            _show({"cached_vs_live_step": detail["cached_vs_live_step"]["ratio"]})
-    tried = (detail["implementations"]["masked"],) if quick else names
-    shares = peak_shares(bench, clock, texts, 4 * size, tried, options.compile)
-    best = max(shares, key=lambda row: row["share"])
-    result |= {name: value["ratio"] for name, value in detail.items() if isinstance(value, dict) and "ratio" in value}
-    result |= {"peak_share": best["share"], "tokens_per_second": best["tokens_per_second"]}
-    result |= {"detail": detail, "peak_shares": shares, "padding": padding_share(bench, texts)}
-    return result
-
-
-def _show(values: dict[str, float]) -> None:
-    for name, value in values.items():
-        print(f"{name:<30}{value:6.2f}", flush=True)
-
 
 # Ratio -> its numerator and its denominator, in words.
 COMPARED = {
@@ -156,9 +82,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument(
         "--tower", default=REAL, choices=(REAL, *SHAPES), help="the LLM; all but the default have random weights (%(default)s)"
     )
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute (default: %(default)s)"
-    )
+    parser.add_argument("--device", type=usable_device, help="where to compute (default: the GPU if there is one)")
     parser.add_argument(
         "--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of weights and states (default: %(default)s)"
     )
@@ -174,18 +98,23 @@ def main(argv: list[str] | None = None) -> dict:
     )
     parser.add_argument("--compile", action="store_true", help="measure the share of the peak with torch.compile too")
     options = parser.parse_args(argv)
-    transformers.logging.set_verbosity_error()  # it would report the new adaptive tokens as missing weights
+    options.device = options.device or best_device()
     given = sys.argv[1:] if argv is None else argv
-    bench = Contenders(options.tower, options.device, getattr(torch, options.dtype))
+
+    from benchmarks.speed_ratios import contenders, measure, sweeps  # import torch
+
+    bench = contenders(options)
     result = {**measure(bench, options), **provenance("benchmarks.speed", given, options.device)}
     print(f"\n{table(result)}\n\n{sentences(result)}")
     if options.json:
         write_json(options.json, result)
     if not options.quick:
-        result["sweeps"] = sweep(bench, Clock(options.device, 0), max(options.batch_size // 4, 1))
+        result["sweeps"] = sweeps(bench, options)
         if options.json:
             write_json(options.json, result)
         if options.png:
+            from benchmarks.throughput import plot
+
             plot(result["sweeps"], options.png)
     return result
 

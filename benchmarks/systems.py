@@ -18,15 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-import torch
-import transformers
 
 from benchmarks.record import as_arguments, command_parser, provenance
 from benchmarks.results_tables import METRIC_NAMES, systems_table
 from benchmarks.seeds import compare, plot, summarise, with_all_splits
 from mpclip.files import read_json, write_json
-from mpclip.training.command_line import parse_options
-from mpclip.training.resume import changed_options, shaping_options
 
 # Options in which the cells of one system may differ: the seed, and those that do not change the weights.
 NOT_COMPARED = ("seed", "eval_split", "bad_images")
@@ -38,13 +34,15 @@ class Task:
     """What cells are trained and measured for.
 
     Attributes:
-        module: name of the module whose `train_cell(argv, splits)` trains a cell by a command line of train_hf.py and returns
-            split -> metrics. Its command is `python -m MODULE`.
-        description: what that command's help says.
+        module: name of the command, `python -m MODULE`.
+        cells: name of the module whose `train_cell(argv, splits)` trains a cell by a command line of train_hf.py and returns
+            split -> metrics. It imports torch, and the command does not before it is needed.
+        description: what the command's help says.
         metrics: names of the metrics to compare; the first one decides.
     """
 
     module: str
+    cells: str
     description: str
     metrics: tuple[str, ...]
 
@@ -82,11 +80,16 @@ def recipe(settings: list[str], system: str, overrides: list[str], seed: int) ->
 
 def options_of(argv: list[str]) -> dict:
     """The options of a command line of train_hf.py that shape the weights of a system's cells, but for the seed."""
+    from mpclip.training.command_line import parse_options
+    from mpclip.training.resume import shaping_options
+
     return {name: value for name, value in shaping_options(parse_options(argv)).items() if name not in NOT_COMPARED}
 
 
 def overrides_of(base: dict, options: dict) -> dict:
     """Option -> value where `options` differ from `base`; both as from `options_of`."""
+    from mpclip.training.resume import changed_options
+
     return {name: value for name, (_, value) in changed_options(base, options).items()}
 
 
@@ -101,6 +104,8 @@ def refuse_other_options(known: dict, system: str, options: dict, file: str) -> 
     Raises:
         SystemExit: some options differ; the message names them.
     """
+    from mpclip.training.resume import changed_options
+
     changed = changed_options(known.get(system, options), options)
     if changed:
         raise SystemExit(
@@ -113,7 +118,9 @@ def refuse_other_options(known: dict, system: str, options: dict, file: str) -> 
 
 
 def run_cell(module: str, cell: Cell, splits: list[str]) -> dict[str, dict]:
-    """Train and measure one cell in a temporary folder; returns split -> metrics. See `Task.module`."""
+    """Train and measure one cell in a temporary folder; returns split -> metrics. `module` is that of `Task.cells`."""
+    import transformers
+
     transformers.logging.set_verbosity_error()
     try:
         with tempfile.TemporaryDirectory() as out:
@@ -126,7 +133,7 @@ def run_cells(module: str, cells: list[Cell], splits: list[str], jobs: int) -> I
     """Yield each cell with its metrics as soon as it is finished.
 
     Args:
-        module: see `Task.module`.
+        module: see `Task.cells`.
         cells: the cells to train.
         splits: the splits to measure on.
         jobs: cells to train at the same time, in processes that share the cores.
@@ -135,6 +142,8 @@ def run_cells(module: str, cells: list[Cell], splits: list[str], jobs: int) -> I
         for cell in cells:
             yield cell, run_cell(module, cell, splits)
         return
+    import torch
+
     threads = max(1, (os.cpu_count() or 1) // jobs)
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
     try:
@@ -191,7 +200,6 @@ def compare_systems(argv: list[str] | None, task: Task) -> dict:
     if options.jobs < 1 or options.seeds < 1:
         parser.error(f"--jobs {options.jobs} and --seeds {options.seeds}: both must be at least 1.")
     logging.basicConfig(format="%(message)s")
-    transformers.logging.set_verbosity_error()
 
     file = Path(options.json)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -204,6 +212,11 @@ def compare_systems(argv: list[str] | None, task: Task) -> dict:
 
 def _go_on(task: Task, options: argparse.Namespace, overrides: list[str], file: Path) -> dict:
     """Train and measure the cells that `file` lacks; write it after each of them."""
+    import transformers
+
+    from mpclip.training.command_line import parse_options
+
+    transformers.logging.set_verbosity_error()
     result = read_json(file)
     known, rows = result.get("options", {}), result.get("rows", [])
     systems = {Path(system).stem: system for system in options.systems}
@@ -259,7 +272,7 @@ def _go_on(task: Task, options: argparse.Namespace, overrides: list[str], file: 
         plot(saved, splits[-1], file.with_suffix(".png"))
         return saved
 
-    for cell, metrics in run_cells(task.module, cells, splits, options.jobs):
+    for cell, metrics in run_cells(task.cells, cells, splits, options.jobs):
         rows += [
             {"system": cell.system, "data": data, "split": split, "seed": cell.seed, "metrics": metrics[split]}
             for split in splits

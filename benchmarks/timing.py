@@ -3,8 +3,10 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 QUARTILES_FROM = 10  # rounds; with fewer, quartiles are little more than the extremes
 PRODUCT_SIZES = {"cpu": (1024, 2048, 3072), "gpu": (2048, 4096, 8192)}  # rows of the square matrices of `matmul_peak`
@@ -87,8 +89,10 @@ class Clock:
         model.set_attn_implementation(best)
         return best
 
-    def matmul_peak(self, dtype: torch.dtype) -> float:
+    def matmul_peak(self, dtype: "torch.dtype") -> float:
         """Floating-point operations per second of the fastest of several square matrix products."""
+        import torch
+
         best = 0.0
         for n in PRODUCT_SIZES["cpu" if self.device == "cpu" else "gpu"]:
             a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
@@ -101,4 +105,6 @@ class Clock:
 
     def _synchronize(self) -> None:
         if self.device.startswith("cuda"):
+            import torch
+
             torch.cuda.synchronize()

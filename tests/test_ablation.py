@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from conftest import arguments
 from filelock import FileLock
 
-from benchmarks import ablation
-from benchmarks.ablation import says_absence
+from benchmarks import ablation, retrieval_cells, seeds
 from benchmarks.results_tables import paper_table
+from benchmarks.retrieval_cells import says_absence
 from eval.intervals import t_interval
 
 
@@ -46,8 +46,8 @@ def test_cells_are_trained_once_and_compared(command, tmp_path, monkeypatch, cap
     assert (tmp_path / "out.png").stat().st_size > 5_000
 
     trained = []
-    train_cell = ablation.train_cell
-    monkeypatch.setattr(ablation, "train_cell", lambda argv, splits: trained.append(argv) or train_cell(argv, splits))
+    train_cell = retrieval_cells.train_cell
+    monkeypatch.setattr(retrieval_cells, "train_cell", lambda argv, splits: trained.append(argv) or train_cell(argv, splits))
     result = ablation.main([*command, "--seeds", "2"])
     assert len(trained) == 2 and json.loads((tmp_path / "out.json").read_text()) == result
     found = [row for row in result["comparisons"] if row["split"] == "validation" and row["metric"] == "mean_recall"]
@@ -88,9 +88,9 @@ def test_the_first_prompts_alone_are_measured_by_their_own_norm():
     text = image.clone()
     text[:, 4:] = 0.0  # the last prompt says nothing: two thirds of the embedding decide
     embeds = {"image_embeds": image, "text_embeds": F.normalize(text, dim=1), "caption_image": torch.arange(5)}
-    metrics = ablation.measure(embeds, 3)
+    metrics = retrieval_cells.measure(embeds, 3)
     assert metrics["mean_recall_first_2"] == 100.0
-    one = ablation.measure(embeds, 1)
+    one = retrieval_cells.measure(embeds, 1)
     assert "prompt_cosine" not in one and one["mean_recall"] == metrics["mean_recall"]
 
 
@@ -113,7 +113,7 @@ def test_the_papers_comparisons_stand_beside_ours():
     cells = rows("mean_pooling", [40.0, 41.0, 42.0]) + rows("multi_prompt_both", [45.0, 46.1, 47.0])
     cells += rows("appended_tokens", [37.0, 38.1, 39.0]) + rows("mean_pooling_lora", [38.0, 41.0, 45.0])
     metrics = ["mean_recall", "i2t_R@1", "t2i_R@1"]
-    comparisons = ablation.compare(cells, ["mean_pooling"], tuple(metrics))
+    comparisons = seeds.compare(cells, ["mean_pooling"], tuple(metrics))
     lines = paper_table({"comparisons": comparisons, "metrics": metrics}, "test").splitlines()
     verdicts = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines[2:]}
     assert verdicts == {
@@ -133,15 +133,15 @@ def test_all_splits_are_told_as_their_mean():
         for split, value in zip(("one", "other"), values, strict=True)
         for seed in range(3)
     ]
-    rows = ablation.with_all_splits(cells)
+    rows = seeds.with_all_splits(cells)
     assert {row["metrics"]["mean_recall"] for row in rows if row["split"] == "all"} == {45, 46, 47, 47.5, 48.5, 49.5}
-    found = ablation.compare(rows, ["mean_pooling"], ("mean_recall", "t2i_R@1", "negated_R@1"))
+    found = seeds.compare(rows, ["mean_pooling"], ("mean_recall", "t2i_R@1", "negated_R@1"))
     changes = {row["split"]: (row["mean_difference"], row["interval"]) for row in found if row["metric"] == "mean_recall"}
     assert changes == {"one": (1.0, [1.0, 1.0]), "other": (4.0, [4.0, 4.0]), "all": (2.5, [2.5, 2.5])}
     assert {row["metric"] for row in found} == {"mean_recall", "negated_R@1"}  # those that the cells have
     alone = [row for row in cells if row["split"] == "one"]
-    assert ablation.with_all_splits(alone) == alone
-    partly = [row for row in ablation.with_all_splits(cells[:-1]) if row["split"] == "all"]
+    assert seeds.with_all_splits(alone) == alone
+    partly = [row for row in seeds.with_all_splits(cells[:-1]) if row["split"] == "all"]
     assert [(row["system"], row["seed"]) for row in partly if row["system"] == "multi_prompt"] == [
         ("multi_prompt", 0),
         ("multi_prompt", 1),

@@ -1,27 +1,42 @@
 """The counts against the formula on paper, the slow paths of the speed benchmark against the fast one."""
 
+import contextlib
+import io
 import json
-import subprocess
-from pathlib import Path
+import time
 from types import SimpleNamespace
 
-import fresh_process
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer, pretrained
 from transformers import AutoTokenizer
 
-from benchmarks import cache_formats, contenders, cost_page, flops, guards, serving, speed, timing
+from benchmarks import (
+    cache_formats,
+    captions,
+    contenders,
+    cost_page,
+    flop_counts,
+    flops,
+    guard_programs,
+    guard_times,
+    guards,
+    llm_shapes,
+    serving,
+    serving_engines,
+    speed,
+    timing,
+)
 from modeling_mpclip import compile_prompt_tree, default_templates
 from modeling_mpclip.prompt_tree import add_adaptive_tokens
 from mpclip.data.backbones import BACKBONES
 
-GEMMA_2B = flops.TEXT_CONFIGS["Gemma-2B"]
+GEMMA_2B = llm_shapes.TEXT_CONFIGS["Gemma-2B"]
 
 
 @pytest.fixture(scope="module")
 def gemma():
-    return flops.meta_model(GEMMA_2B())
+    return flop_counts.meta_model(GEMMA_2B())
 
 
 def gemma_of_two_layers():
@@ -48,29 +63,29 @@ def test_counts_are_those_on_paper(gemma, negated, prompts):
         "tree+readout": 17 * layer(tokens, tokens, tokens) + readout,
         "cached": readout,
     }.items():
-        gmacs, counted = flops.count_text(gemma, mode, negated, 22)
+        gmacs, counted = flop_counts.count_text(gemma, mode, negated, 22)
         assert counted == tokens
         assert gmacs == pytest.approx(expected / 1e9, rel=1e-3)  # rotary angles are small products too
 
 
 def test_modes_count_their_tokens():
-    gemma = flops.meta_model(gemma_of_two_layers())
-    assert flops.count_text(gemma, "masked", True, 22)[1] == 22 + 42 + 54
-    assert flops.count_text(gemma, "separate", True, 22)[1] == 6 * (22 + 7) + 6 * (22 + 9)
+    gemma = flop_counts.meta_model(gemma_of_two_layers())
+    assert flop_counts.count_text(gemma, "masked", True, 22)[1] == 22 + 42 + 54
+    assert flop_counts.count_text(gemma, "separate", True, 22)[1] == 6 * (22 + 7) + 6 * (22 + 9)
 
 
 def test_the_papers_setting_costs_less_than_vanilla_clip(gemma):
-    image = sum(flops.count_image(gemma).values())
-    assert flops.count_text(gemma, "tree+readout", False, 22)[0] + image <= 129
-    cached = flops.count_text(gemma, "cached", False, 22)[0] + image
-    assert cached <= 18.8 and cached < 17.5 + flops.count_clip_text()
+    image = sum(flop_counts.count_image(gemma).values())
+    assert flop_counts.count_text(gemma, "tree+readout", False, 22)[0] + image <= 129
+    cached = flop_counts.count_text(gemma, "cached", False, 22)[0] + image
+    assert cached <= 18.8 and cached < 17.5 + flop_counts.count_clip_text()
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(flops, "TEXT_CONFIGS", {"Gemma-2B": gemma_of_two_layers})
+    monkeypatch.setattr(flop_counts, "TEXT_CONFIGS", {"Gemma-2B": gemma_of_two_layers})
     result = flops.main(["--json", str(tmp_path / "flops.json")])
     assert json.loads((tmp_path / "flops.json").read_text()) == result
-    assert {row["mode"] for row in result["rows"]} == {"vanilla", *flops.MODES}
+    assert {row["mode"] for row in result["rows"]} == {"vanilla", *flop_counts.MODES}
     assert f"uncached {result['source_setting']['uncached']:.2f}" in capsys.readouterr().out
 
 
@@ -79,7 +94,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
 def test_word_tokenizer_cuts_the_templates_as_real_ones_do(name):
     real = AutoTokenizer.from_pretrained(pretrained(name))
     templates, negated = default_templates(6), default_templates(6, negated=True)
-    words = flops.word_tokenizer([*templates, *negated])
+    words = flop_counts.word_tokenizer([*templates, *negated])
     for tokenizer in (real, words):
         add_adaptive_tokens(tokenizer, templates)
     ours, theirs = (compile_prompt_tree(tokenizer, templates, negated) for tokenizer in (words, real))
@@ -98,8 +113,8 @@ def tiny_shape(monkeypatch):
     """A tower of random weights small enough to time nothing, under the real tokenizer."""
     config = TEXT_CONFIGS["llama"]().to_dict() | {"vocab_size": 49152, "max_position_embeddings": 512}
     shape = lambda: type(TEXT_CONFIGS["llama"]())(**config)  # noqa: E731
-    monkeypatch.setitem(contenders.SHAPES, "tiny", shape)
-    pretrained(contenders.REAL)
+    monkeypatch.setitem(llm_shapes.SHAPES, "tiny", shape)
+    pretrained(llm_shapes.REAL)
 
 
 @torch.no_grad()
@@ -114,7 +129,7 @@ def test_contenders_give_the_same_states(tiny_shape):
 
 
 def test_the_speed_benchmark_runs_and_draws(tiny_shape, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "FLICKR8K", (tmp_path / "absent",))
+    monkeypatch.setattr(captions, "FLICKR8K", (tmp_path / "absent",))
     monkeypatch.setitem(timing.PRODUCT_SIZES, "cpu", (64,))
     options = ["--tower", "tiny", "--device", "cpu", "--dtype", "float32", "--batch_size", "2", "--seconds", "0"]
     result = speed.main([*options, "--json", str(tmp_path / "speed.json"), "--png", str(tmp_path / "speed.png")])
@@ -147,8 +162,10 @@ def test_the_serving_benchmark_compares_every_engine(tmp_path, monkeypatch):
     tokenizer = make_tokenizer()
     make_model(tokenizer=tokenizer).save_pretrained(tmp_path / "model")
     make_processor(tokenizer).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(serving, "captions", lambda data: (["a cat", "the red mat of a boat", "a dog"], "three captions"))
-    monkeypatch.setattr(serving, "BATCH_SIZES", (1, 3))
+    monkeypatch.setattr(
+        serving_engines, "captions", lambda data: (["a cat", "the red mat of a boat", "a dog"], "three captions")
+    )
+    monkeypatch.setattr(serving_engines, "BATCH_SIZES", (1, 3))
     options = ["--quick", "--model", str(tmp_path / "model"), "--json", str(tmp_path / "serving.json")]
     result = serving.main(options)
     assert json.loads((tmp_path / "serving.json").read_text()) == result
@@ -188,17 +205,22 @@ def test_milliseconds_are_shown_of_the_reference_alone():
     assert "| 3.07 | 1,513.30 | 3 |" in line and "4,694" not in line
 
 
-def forked(command: list[str], cwd: Path, **options) -> subprocess.CompletedProcess:
-    """`subprocess.run` of `python -m module ...` in a process that has torch already."""
-    code = "import runpy, sys; sys.path.insert(0, '.'); runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
-    run = fresh_process.start(code, cwd, arguments=tuple(command[2:])).wait()
-    assert run.returncode == 0, run.stderr
-    return run
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The programs of the guards benchmark run here, as if this process had started for each of them."""
+
+    def run(command: list[str], **_) -> SimpleNamespace:
+        program, *argv = command[command.index("benchmarks.guard_programs") + 1 :]
+        monkeypatch.setattr("mpclip.encoding.fingerprint.STARTED", time.time_ns())
+        with contextlib.redirect_stdout(shown := io.StringIO()):
+            getattr(guard_programs, program)(argv)
+        return SimpleNamespace(stdout=shown.getvalue())
+
+    monkeypatch.setattr(guard_times, "subprocess", SimpleNamespace(run=run, PIPE=None))
 
 
-def test_the_guards_benchmark_times_every_check(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(guards, "TOWERS", (str(folder / "text"), str(folder / "vision")))
-    monkeypatch.setattr(guards, "subprocess", SimpleNamespace(run=forked, PIPE=None))
+def test_the_guards_benchmark_times_every_check(folder, tmp_path, monkeypatch, in_this_process):
+    monkeypatch.setattr(guard_times, "TOWERS", (str(folder / "text"), str(folder / "vision")))
     options = ["--pictures", "600", "--examples", "12", "--seconds", "0", "--repeats", "1"]
     result = guards.main([*options, "--json", str(tmp_path / "guards.json")])
     assert json.loads((tmp_path / "guards.json").read_text()) == result

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # Every command with its help, run in one process; then none of these may have been imported.
 HELPS = """
-import contextlib, io, sys
+import contextlib, importlib, io, pathlib, sys
 import train_hf, demo.__main__, eval.__main__, mpclip.cli, mpclip.data.backbones, mpclip.data.openmoji.scenes
 import mpclip.export.__main__, mpclip.search.__main__, model_card.__main__
 
@@ -30,6 +30,9 @@ commands = {
     mpclip.search.__main__.main: [[], ["build"], ["query"]],
     model_card.__main__.main: [[]],
 }
+benchmarks = [file.stem for file in pathlib.Path("benchmarks").glob("*.py") if "\\ndef main(" in file.read_text()]
+assert len(benchmarks) >= 12, benchmarks
+commands |= {importlib.import_module(f"benchmarks.{name}").main: [[]] for name in benchmarks}
 for main, calls in commands.items():
     for call in calls:
         shown = io.StringIO()

@@ -7,8 +7,8 @@ import torch
 from conftest import TEXT_CONFIGS, arguments, make_processor, make_tokenizer
 from transformers import AutoConfig, AutoModel, Qwen3Config, ViTConfig
 
-from benchmarks.flops import TEXT_CONFIGS as FULL_SIZE
-from benchmarks.flops import word_tokenizer
+from benchmarks.flop_counts import word_tokenizer
+from benchmarks.llm_shapes import TEXT_CONFIGS as FULL_SIZE
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
 from modeling_mpclip.model_options import OPTION_NAMES
 from mpclip.training.command_line import parse_options

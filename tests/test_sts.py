@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import arguments
 
-from benchmarks import sts
+from benchmarks import sts, sts_cells
 from mpclip.data.sentence_pairs import load_sts
 
 
@@ -42,7 +42,7 @@ def test_batches_hold_pairs_of_one_length(folder, pairs, tmp_path):
         "--load_best_model_at_end",
         "false",
     )
-    trainer, _ = sts.build_trainer(arguments(folder, tmp_path / "out", *given), ["dev"])
+    trainer, _ = sts_cells.build_trainer(arguments(folder, tmp_path / "out", *given), ["dev"])
     longest = sorted(batch["attention_mask"].shape[1] for batch in trainer.get_train_dataloader())
     assert longest[0] == longest[1] < longest[2] == longest[3]  # two batches of short pairs, two of long ones
     orders = [list(trainer._get_train_sampler())]
