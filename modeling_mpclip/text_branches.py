@@ -174,9 +174,14 @@ class Branches:
     depth_of: torch.Tensor
 
 
-@functools.lru_cache(maxsize=128)
 def branch_tensors(tree: PromptTree, device: torch.device) -> Branches:
-    """The branches of a tree, on a device. They are made once per tree and device."""
+    """The branches of a tree on a device. As in `tree_tensors`, they are made once, but anew while a graph is traced."""
+    make = _branch_tensors.__wrapped__ if torch.compiler.is_compiling() else _branch_tensors
+    return make(tree, device)
+
+
+@functools.lru_cache(maxsize=128)
+def _branch_tensors(tree: PromptTree, device: torch.device) -> Branches:
     leaves, lineage = sorted(set(range(len(tree))) - set(tree.parents)), tree.lineage
     paths = [[node for node, on_path in enumerate(lineage[leaf]) if on_path] for leaf in leaves]  # parents before children
     # Some decoders overwrite their state when a single token continues it, and the backward pass still needs it.

@@ -7,7 +7,8 @@ import fresh_process
 import pytest
 import torch
 from conftest import TEXT_CONFIGS
-from tiny_llms import FOUND, TREE, WINDOW, batch, plain_decoder, separate_passes, tiny_config
+from tiny_llms import FOUND, WINDOW, plain_decoder, tiny_config
+from tower_equality import assert_equals_separate_passes, tower_of
 from transformers import BertConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, OlmoConfig
 
 from modeling_mpclip import text_families
@@ -18,42 +19,6 @@ from modeling_mpclip.prompt_tree import PromptTree
 ROOT = Path(__file__).parent.parent
 
 
-def tower_of(decoder, path: str | None = None, adaptive_token_ids: tuple[int, ...] = ()):
-    """The text tower with the weights of a decoder."""
-    tower = text_families.text_tower_class(type(decoder.config), path)(decoder.config, adaptive_token_ids).eval()
-    own = tower.load_state_dict(decoder.state_dict(), strict=False)
-    assert own.missing_keys == ["adaptive_embedding.weight"] and not own.unexpected_keys
-    return tower
-
-
-def gradients_of(model, readouts: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of a loss that weighs every number differently."""
-    weights = torch.randn(readouts.shape, generator=torch.Generator().manual_seed(7))
-    model.zero_grad()
-    (readouts * weights).sum().backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_equal(ours: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
-    assert (ours - expected).abs().max() < tolerance * expected.abs().max().clamp(min=1e-3)
-
-
-def assert_equals_separate_passes(decoder, tower) -> None:
-    """At the readouts, of the readout-only layer and of the full one; values and gradients."""
-    ids, mask = batch()
-    readouts = ids.shape[1] + torch.tensor(TREE.readouts)
-    expected = separate_passes(decoder, ids, mask, TREE)
-    ours = tower(ids, mask, tree=TREE, readouts=readouts.expand(len(ids), -1)).last_hidden_state
-    assert_equal(ours, expected)
-    theirs, own = gradients_of(decoder, expected), gradients_of(tower, ours)
-    assert theirs.keys() == own.keys()
-    for name, gradient in theirs.items():
-        assert_equal(own[name], gradient, 1e-4)
-    with torch.no_grad():
-        everywhere = tower(ids, mask, tree=TREE).last_hidden_state
-    assert_equal(everywhere[:, readouts], expected)
-
-
 @pytest.mark.parametrize("family", FOUND)
 def test_one_pass_equals_separate_passes(family):
     config = tiny_config(family)
@@ -61,9 +26,6 @@ def test_one_pass_equals_separate_passes(family):
         config.sliding_window = WINDOW  # a stray field, which the decoder does not read
     decoder = plain_decoder(config)
     assert_equals_separate_passes(decoder, tower_of(decoder))
-
-
-BRANCHED = [name for name in FOUND if FAMILIES[name].path != "tree"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "deepseek_v3", "granite", "gpt_oss"])
