@@ -57,16 +57,16 @@ def test_weights_on_the_query_equal_weights_on_both_sides(model, encoder, photos
 def test_stores_find_the_nearest(store, kind, tmp_path):
     """Clustered vectors, as embeddings are, in parts and under ids with gaps."""
     rng = np.random.default_rng(0)
-    centres, count = rng.standard_normal((200, 32)), 10_000 if kind == "ivfpq" else 4_000  # ivfpq learns from that many
-    vectors = centres[rng.integers(200, size=count)] + 0.4 * rng.standard_normal((count, 32))
+    centres, count = rng.standard_normal((200, 16)), 10_000 if kind == "ivfpq" else 4_000  # ivfpq learns from that many
+    vectors = centres[rng.integers(200, size=count)] + 0.4 * rng.standard_normal((count, 16))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)  # (I, D)
     ids = np.sort(rng.choice(2**40, len(vectors), replace=False))
-    queries = vectors[:: count // 40] + 0.1 * rng.standard_normal((40, 32)).astype(np.float32)  # (Q, D) not of norm 1
+    queries = vectors[:: count // 40] + 0.1 * rng.standard_normal((40, 16)).astype(np.float32)  # (Q, D) not of norm 1
 
     def parts():
         return zip(np.array_split(ids, 7), np.array_split(vectors, 7), strict=True)
 
-    STORES[store].build(tmp_path, len(vectors), 32, kind, parts)
+    STORES[store].build(tmp_path, len(vectors), 16, kind, parts)
     nearest = ids[np.argsort(-queries @ vectors.T, axis=1)[:, :10]]  # (Q, 10)
     # Of approximate stores a query takes ten times as many candidates; see MORE in mpclip/search/search.py.
     found = STORES[store](tmp_path).search(queries, 10 if kind == "flat" else 100)
@@ -77,15 +77,15 @@ def test_stores_find_the_nearest(store, kind, tmp_path):
 
 
 def test_kinds_hold_what_they_promise(tmp_path):
-    vectors = normalize(torch.randn(10_000, 64, generator=torch.Generator().manual_seed(0)), dim=1).numpy()
+    vectors = normalize(torch.randn(10_000, 16, generator=torch.Generator().manual_seed(0)), dim=1).numpy()
     size = {}
     for kind in mpclip.search.stores.KINDS:
         (folder := tmp_path / kind).mkdir()
         count = 10_000 if kind == "ivfpq" else 2_000  # ivfpq learns from that many
-        STORES["faiss"].build(folder, count, 64, kind, lambda count=count: [(np.arange(count), vectors[:count])])
+        STORES["faiss"].build(folder, count, 16, kind, lambda count=count: [(np.arange(count), vectors[:count])])
         size[kind] = (folder / "vectors.faiss").stat().st_size / count  # bytes per picture
-    assert 256 <= size["flat"] < 275 < size["hnsw"] < 640
-    assert size["ivfpq"] < 16 + 8 + 30  # codes, ids, and the lists' centres
+    assert 64 <= size["flat"] < 83 < size["hnsw"] < 448
+    assert size["ivfpq"] < 4 + 8 + 8  # codes, ids, and the lists' centres
 
 
 def test_exact_scores_decide_among_candidates(model, encoder, photos, tmp_path, monkeypatch):
