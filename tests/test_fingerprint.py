@@ -108,3 +108,12 @@ def test_saved_weights_have_a_fingerprint_of_their_own(tmp_path):
     assert weights_fingerprint(tmp_path / "other") != one
     next((tmp_path / "shards").glob("*.safetensors")).unlink()
     assert weights_fingerprint(tmp_path / "shards") is None and weights_fingerprint("me/nowhere") is None
+
+
+def test_a_checkpoint_saved_before_it_named_its_pipelines_is_the_same_model(checkpoint):
+    model = MPCLIPModel.from_pretrained(checkpoint)
+    now = model_fingerprint(str(checkpoint), model)
+    config = json.loads((checkpoint / "config.json").read_text())
+    del config["custom_pipelines"]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert model_fingerprint(str(checkpoint), model) == now
