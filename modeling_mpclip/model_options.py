@@ -45,7 +45,7 @@ class Range:
 Count = Annotated[int, Range(least=1)]
 Index = Annotated[int, Range(least=0)]
 Finite = Annotated[float, Range()]
-NonNegative = Annotated[float, Range(least=0)]  # of a loss, a rate, a share without an upper limit
+NonNegative = Annotated[float, Range(least=0)]
 Cosine = Annotated[float, Range(least=-1, most=1)]
 
 
@@ -111,7 +111,9 @@ class ModelOptions:
         None, "Logarithm of the initial logit scale. Default: log(1 / 0.07), or log(10) for loss='sigmoid'."
     )
     logit_bias_init_value: Finite = option(-10.0, "Initial logit bias of loss='sigmoid'.")
-    diversity_weight: NonNegative = option(0.0, "Weight of the diversity loss, which pushes the prompts of a text apart. 0: off.")
+    diversity_weight: NonNegative = option(
+        0.0, "Weight of the diversity loss, which pushes the prompts of a text apart. 0: off."
+    )
     diversity_margin: Cosine = option(0.0, "Cosine of two prompts up to which the diversity loss is 0 (ours).")
     negation_weight: NonNegative = option(0.0, "Weight of the negation loss; needs negated_templates. 0: off.")
     negation_form: Literal["contrastive", "hinge"] = option(

@@ -13,7 +13,7 @@ from transformers.video_utils import is_valid_video
 
 from .checkpoint_guard import refuse_old_versions
 from .hub_card import CARD, card_in, is_form
-from .model_options import MAX_TEXT_LENGTH
+from .model_options import MAX_TEXT_LENGTH, Range, refuse_out_of_range
 from .picture_files import load_rgb
 from .pictures import flat, in_unit_range, rgb_pictures
 from .prompt_tree import add_adaptive_tokens
@@ -53,6 +53,7 @@ class MPCLIPProcessor(ProcessorMixin):
             templates: the prompt templates, negated ones included. Their [APT-i] tokens are added to the tokenizer.
             max_text_length: tokens that a text is cut to if truncation is requested. The prompts are not counted.
         """
+        refuse_out_of_range("max_text_length", max_text_length, Range(least=1))
         text, vision = tower_source(text), tower_source(vision)
         tokenizer = AutoTokenizer.from_pretrained(text)
         if tokenizer.pad_token is None:

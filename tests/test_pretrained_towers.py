@@ -110,6 +110,11 @@ def test_a_quantised_tower_is_refused_when_the_model_is_built(argument, towers):
         MPCLIPModel.from_pretrained_towers(towers / "text", towers / "vision", **SMALL, **asked)
 
 
+def test_a_processor_that_cuts_texts_to_nothing_is_refused(towers):
+    with pytest.raises(ValueError, match="max_text_length=0 is out of range: expected at least 1"):
+        MPCLIPProcessor.from_pretrained_towers("smollm2-135m", "efficientnet-lite0", [], max_text_length=0)
+
+
 def test_a_config_that_only_dequantises_passes():
     _refuse_quantised("x", None)
     _refuse_quantised("x", GgufConfig(dequantize=True))
