@@ -5,9 +5,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import can_return_tuple
 
-from .image_tower import AttentionPooling, SegmentProjection, build_vision_model, has_class_token, vision_tokens
+from .image_tower import AttentionPooling, SegmentProjection
 from .outputs_mpclip import MPCLIPImageOutput
 from .tower_inputs import asked, masked_mean, refuse_no_pixels, refuse_no_tokens
+from .vision_encoder import build_vision_model, run_vision_model, settle, token_width
+from .vision_families import class_tokens
 
 
 class ImageSide:
@@ -17,22 +19,18 @@ class ImageSide:
         """Set vision encoder, pooling and projection."""
         config = self.config
         self.vision_model = vision_model if vision_model is not None else build_vision_model(config.vision_config)
-        if config.image_pooling == "cls" and not has_class_token(self.vision_model):
+        settle(self.vision_model.config)
+        if config.image_pooling == "cls" and not class_tokens(config.vision_config):
             raise ValueError(
                 f"image_pooling='cls' needs a class token, and {type(self.vision_model).__name__} has none. "
                 "Use 'attention', 'attention_per_prompt' or 'mean'."
             )
+        self.image_token_dim = token_width(config.vision_config)  # C, the number of channels of a vision token
         queries, D, C = config.num_pooling_queries, config.projection_dim, self.image_token_dim
         attends = config.image_pooling.startswith("attention")
         width = config.pooling_width if attends else C
         self.image_pooling = AttentionPooling(queries, C, width, config.pooling_heads) if attends else None
         self.image_projection = SegmentProjection(queries, width, D)
-
-    @property
-    def image_token_dim(self) -> int:
-        """C, the number of channels of a vision token; `hidden_dim` in the config of EfficientNet."""
-        vision_config = self.config.vision_config
-        return getattr(vision_config, "hidden_size", None) or vision_config.hidden_dim
 
     @property
     def _channels(self) -> int:
@@ -52,14 +50,7 @@ class ImageSide:
         """Run the vision encoder on (B, C, H, W) pixels; `last_hidden_state` is the (B, N, C) tokens."""
         self._refuse_images_if_text_only()
         refuse_no_pixels("pixel_values", pixel_values, "(B, C, H, W)", self._channels)
-        output = self.vision_model(
-            pixel_values=pixel_values.to(self.vision_model.dtype), **asked(output_attentions, output_hidden_states)
-        )
-        return BaseModelOutput(
-            last_hidden_state=vision_tokens(output.last_hidden_state),
-            hidden_states=output.hidden_states,
-            attentions=getattr(output, "attentions", None),  # the output of a CNN has no such field
-        )
+        return run_vision_model(self.vision_model, pixel_values, **asked(output_attentions, output_hidden_states))
 
     @can_return_tuple
     def get_image_features(

@@ -1,4 +1,4 @@
-"""The image side: a vision encoder's tokens, the attention pooling over them, and the projection to segments.
+"""What the image side adds to a vision encoder: the attention pooling over its tokens, and the projection to segments.
 
 A video is pooled in the same way, over the tokens of all its frames (paper, section 1.4).
 """
@@ -6,91 +6,6 @@ A video is pooled in the same way, over the tokens of all its frames (paper, sec
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
-
-
-def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a randomly initialised vision encoder without its pooling head; [`MPCLIPModel`] has a pooling of its own.
-
-    Args:
-        config: of a vision encoder.
-
-    Raises:
-        ValueError: transformers has no model for such a config.
-    """
-    if type(config) not in MODEL_MAPPING:
-        raise ValueError(
-            f"transformers has no model for a vision config of type {config.model_type!r}. "
-            "Give the config of a vision encoder, such as ViT, SigLIP or CLIP."
-        )
-    return MODEL_MAPPING[type(config)](config, **pooler_arguments(config))
-
-
-def pooler_arguments(config: PreTrainedConfig) -> dict:
-    """Arguments of a model class that keep it from building its own pooler, whose weights would get no gradient.
-
-    ViT takes an argument. SigLIP reads its config, which is changed here in place. The other encoders need neither.
-
-    Args:
-        config: of a vision encoder.
-
-    Returns:
-        Keyword arguments for the constructor or for `from_pretrained`.
-    """
-    if config.model_type == "siglip_vision_model":
-        config.vision_use_head = False
-    return {"add_pooling_layer": False} if config.model_type == "vit" else {}
-
-
-def has_class_token(vision_model: PreTrainedModel) -> bool:
-    """Whether a vision encoder has a class token. It is recognised by the name of its parameter."""
-    return any(name.endswith(("cls_token", "class_embedding")) for name, _ in vision_model.named_parameters())
-
-
-def vision_tokens(last_hidden_state: torch.Tensor) -> torch.Tensor:
-    """The output of a vision encoder as a sequence of tokens.
-
-    The tokens of a transformer already contain their position and are returned unchanged. The feature map of a CNN becomes
-    h * w tokens, normalised over channels. Each gets a fixed two-dimensional sinusoidal position (ours): without it the
-    pooling could not tell left from right. Nothing here is learned, so the tokens of a frozen encoder can be cached.
-
-    Args:
-        last_hidden_state: (B, N, C) of a transformer, or (B, C, h, w) of a CNN.
-
-    Returns:
-        (B, N, C), with N = h * w for a CNN.
-    """
-    if last_hidden_state.dim() == 3:
-        return last_hidden_state
-    B, C, h, w = last_hidden_state.shape
-    tokens = F.layer_norm(last_hidden_state.flatten(2).transpose(1, 2), (C,))  # (B, h*w, C)
-    return tokens + sinusoidal_grid(h, w, C).to(tokens)
-
-
-def sinusoidal_grid(h: int, w: int, channels: int) -> torch.Tensor:
-    """Position encoding of a grid: sines and cosines of the row in the first half of the channels, of the column in the second.
-
-    Positions run from -0.5 to 0.5 across the picture, so feature maps of different resolutions share one coordinate system.
-    The frequencies run from half a turn to 16 turns across the picture.
-
-    Args:
-        h, w: rows and columns of the grid.
-        channels: C. Up to three channels that remain after the division by 4 are zero.
-
-    Returns:
-        (h * w, C) float32.
-    """
-    quarter = channels // 4
-    frequency = torch.pi * 2 ** torch.linspace(0, 5, quarter)  # (C/4,) radians per picture
-    rows, columns = ((torch.arange(n) + 0.5) / n - 0.5 for n in (h, w))
-
-    def waves(position: torch.Tensor) -> torch.Tensor:
-        angle = position[:, None] * frequency  # (n, C/4)
-        return torch.cat([angle.sin(), angle.cos()], dim=1)  # (n, C/2)
-
-    row, column = waves(rows)[:, None].expand(h, w, -1), waves(columns)[None].expand(h, w, -1)
-    grid = torch.cat([row, column], dim=-1).reshape(h * w, 4 * quarter)
-    return F.pad(grid, (0, channels - 4 * quarter))
 
 
 class AttentionPooling(nn.Module):

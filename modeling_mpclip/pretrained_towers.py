@@ -3,16 +3,16 @@
 from typing import NamedTuple
 
 import torch
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .checkpoint_guard import not_finite
 from .configuration_mpclip import MPCLIPConfig
-from .image_tower import pooler_arguments
 from .language_model import LANGUAGE_MODEL_PREFIX, load_from_whole_model
 from .source_names import naming_missing_tower, tower_source
 from .text_families import text_tower_class
 from .text_tower import PromptedTextTower
+from .vision_encoder import vision_model_class
 
 
 class Towers(NamedTuple):
@@ -59,6 +59,7 @@ def load_towers(
         vision_config = AutoConfig.from_pretrained(vision)
     vision_config = getattr(vision_config, "vision_config", vision_config)
     config = MPCLIPConfig(text_config, vision_config, **config_kwargs)
+    vision_class, vision_own = vision_model_class(vision_config)
     tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(text)
     if from_scratch:
         text_config.vocab_size = len(tokenizer)
@@ -68,9 +69,7 @@ def load_towers(
     text_model = (
         tower_class(text_config, **own) if from_scratch else _load_tower(tower_class, text, text_config, text_kwargs, **own)
     )
-    vision_model = _load_tower(
-        MODEL_MAPPING[type(vision_config)], vision, vision_config, vision_kwargs, **pooler_arguments(vision_config)
-    )
+    vision_model = _load_tower(vision_class, vision, vision_config, vision_kwargs, **vision_own)
     config.text_config, config.vision_config = text_model.config, vision_model.config
     return Towers(config, text_model, vision_model, tokenizer)
 

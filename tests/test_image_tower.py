@@ -3,7 +3,8 @@ import torch
 from conftest import VISION_CONFIGS, make_model
 from plain_pooling import multi_head_attention
 
-from modeling_mpclip.image_tower import AttentionPooling, sinusoidal_grid, vision_tokens
+from modeling_mpclip.image_tower import AttentionPooling
+from modeling_mpclip.vision_encoder import sinusoidal_grid, vision_tokens
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -2,31 +2,14 @@
 
 import pytest
 import torch
-import transformers
 from conftest import TEXT_CONFIGS, VISION_CONFIGS, enable_checkpointing, make_model
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_mpclip import MPCLIPModel
-from modeling_mpclip.image_tower import build_vision_model
-from modeling_mpclip.unused_weights import UNREAD, freeze_unread
 from mpclip.training.options import ModelArguments
 from mpclip.training.tuning import boundary_layer, prepare_tuning
 
 TUNINGS = ("frozen", "last", "lora", "full")
-SMALL = dict(image_size=32, patch_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-STAGES = dict(image_size=32, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1])
-FURTHER_FAMILIES = {
-    "aimv2_vision_model": lambda: transformers.Aimv2VisionConfig(**SMALL),
-    "beit": lambda: transformers.BeitConfig(**SMALL),
-    "convnext": lambda: transformers.ConvNextConfig(**STAGES),
-    "convnextv2": lambda: transformers.ConvNextV2Config(**STAGES),
-    "deit": lambda: transformers.DeiTConfig(**SMALL),
-    "dinov2_with_registers": lambda: transformers.Dinov2WithRegistersConfig(**SMALL),
-    "dinov3_vit": lambda: transformers.DINOv3ViTConfig(**SMALL),
-    "hiera": lambda: transformers.HieraConfig(
-        image_size=[32, 32], depths=[1, 1], num_heads=[1, 2], embed_dim=8, masked_unit_size=[4, 4], num_query_pool=1
-    ),
-}
 
 
 def batch(model) -> dict[str, torch.Tensor]:
@@ -77,18 +60,6 @@ def test_text_families(text, tuning):
 @pytest.mark.parametrize("tuning, adaptive_tokens", [("lora", "boundary"), ("full", "input")])
 def test_poolings_and_losses(options, tuning, adaptive_tokens):
     assert_every_trained_weight_gets_a_gradient("llama", "dinov2", tuning, adaptive_tokens, **options)
-
-
-@pytest.mark.parametrize("kind", UNREAD)
-def test_what_a_vision_family_does_not_read_is_frozen_and_nothing_else(kind):
-    family = {"clip_vision_model": VISION_CONFIGS["clip"], "dinov2": VISION_CONFIGS["dinov2"], **FURTHER_FAMILIES}[kind]
-    torch.manual_seed(0)
-    tower = build_vision_model(family())
-    assert tower.config.model_type == kind
-    freeze_unread(tower)
-    tower(torch.randn(1, 3, 32, 32)).last_hidden_state.square().sum().backward()
-    frozen = {name for name, parameter in tower.named_parameters() if not parameter.requires_grad}
-    assert frozen and frozen == {name for name, parameter in tower.named_parameters() if parameter.grad is None}
 
 
 def test_what_is_frozen_stays_so_when_loaded_and_when_all_is_unfrozen(tmp_path):

@@ -21,8 +21,8 @@ import datasets
 import torch
 
 from modeling_mpclip import PromptTree
-from modeling_mpclip.image_tower import vision_tokens
 from modeling_mpclip.prompt_attention import PromptLayout
+from modeling_mpclip.vision_encoder import run_vision_model
 from mpclip.data.identity import identity_of_images
 
 from .state_store import StateStore, complete_key, find_store, open_store
@@ -232,7 +232,7 @@ def cache_image_states(
         for start in range(wanted.start, wanted.stop, batch_size):
             images = rows[start : min(start + batch_size, wanted.stop)]["image"]
             pixels = image_processor(images, return_tensors="pt")["pixel_values"].to(twin.device, dtype)
-            yield from vision_tokens(twin(pixel_values=pixels).last_hidden_state).cpu()  # (b, N, C)
+            yield from run_vision_model(twin, pixels).last_hidden_state.cpu()  # (b, N, C)
 
     key, waiting = find_store(folder, key)
     return ImageStates(open_store(folder, key, model.image_token_dim, compute, "image states", waiting))
