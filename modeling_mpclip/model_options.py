@@ -6,6 +6,7 @@ module imports neither torch nor transformers, so that a command shows its help 
 
 import math
 from dataclasses import dataclass, field, fields
+from functools import cache
 from numbers import Real
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -134,13 +135,19 @@ OPTION_NAMES = tuple(option.name for option in fields(ModelOptions))
 
 def choices(options: type, name: str) -> tuple[str, ...]:
     """The legal values of a field of the dataclass `options`; () if its type is not `Literal`."""
-    kind = get_type_hints(options)[name]
+    kind = _types(options)[name]
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def range_of(options: type, name: str) -> Range | None:
     """The range of a field of the dataclass `options`; None if its type has none."""
-    return _range_in(get_type_hints(options, include_extras=True)[name])
+    return _range_in(_types(options)[name])
+
+
+@cache
+def _types(options: type) -> dict[str, Any]:
+    """Field -> its type; looked up once per class, since every config is checked by them."""
+    return get_type_hints(options, include_extras=True)
 
 
 def _range_in(kind: Any) -> Range | None:
