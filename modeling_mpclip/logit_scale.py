@@ -60,9 +60,7 @@ class _AsItIs(ConversionOps):
         return _ToShapeOfModel()
 
 
-# For `from_pretrained`, which does not pass through `load_state_dict`.
+# For `from_pretrained`, which does not pass through `load_state_dict`. It holds for every weight of the module of this name.
 register_checkpoint_conversion_mapping(
-    "mpclip",
-    [WeightConverter(name, name, [_ToShapeOfModel()]) for name in ("logit_scale.log_scale", "logit_scale.bias")],
-    overwrite=True,
+    "mpclip", [WeightConverter("logit_scale", "logit_scale", [_ToShapeOfModel()])], overwrite=True
 )
