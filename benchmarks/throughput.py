@@ -13,6 +13,9 @@ from benchmarks.timing import Clock
 from mpclip.progress import track
 from mpclip.training.samplers import LengthSampler
 
+# What `sweep` varies, and its values.
+SWEEPS = {"K": (1, 2, 4, 8, 16), "text tokens": (8, 32, 64, 128, 256), "batch size": (1, 4, 8, 16, 32)}
+
 
 def padding_share(bench: Contenders, texts: list[str], size: int = 128) -> dict:
     """The share of the text-side tokens of training batches that are padding.
@@ -101,9 +104,9 @@ def sweep(bench: Contenders, clock: Clock, size: int) -> list[dict]:
         A row for each shape: `axis` and `value` (what varies), `tokens` of a text with the prompt tree, `separate_tokens` of
         its K passes, and `masked_ms`, `separate_ms` and `prefix_cached_ms`, milliseconds per batch.
     """
-    cells = [("K", k, k, 16, size) for k in (1, 2, 4, 8, 16)]
-    cells += [("text tokens", n, K, n, size) for n in (8, 32, 64, 128, 256)]
-    cells += [("batch size", b, K, 16, b) for b in (1, 4, 8, 16, 32)]
+    cells = [("K", k, k, 16, size) for k in SWEEPS["K"]]
+    cells += [("text tokens", n, K, n, size) for n in SWEEPS["text tokens"]]
+    cells += [("batch size", b, K, 16, b) for b in SWEEPS["batch size"]]
     rows = []
     for axis, value, num_prompts, length, batch_size in track(cells, "sweeps", len(cells), "cell"):
         tree = bench.tree(num_prompts)
@@ -135,7 +138,7 @@ def plot(rows: list[dict], path: str | Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), constrained_layout=True)
     names = {"separate": "K separate passes", "prefix_cached": "prefix cache, K continuations", "masked": "one masked pass"}
     colors = {"separate": "#c44e52", "prefix_cached": "#dd8452", "masked": "#2a6f97"}
-    for panel, axis in zip(panels, ("K", "text tokens", "batch size"), strict=True):
+    for panel, axis in zip(panels, SWEEPS, strict=True):
         part = [row for row in rows if row["axis"] == axis]
         values = [row["value"] for row in part]
         for name, label in names.items():

@@ -25,6 +25,8 @@ from benchmarks import (
     serving,
     serving_engines,
     speed,
+    speed_ratios,
+    throughput,
     timing,
 )
 from modeling_mpclip import compile_prompt_tree, default_templates
@@ -130,6 +132,8 @@ def test_contenders_give_the_same_states(tiny_shape):
 
 def test_the_speed_benchmark_runs_and_draws(tiny_shape, tmp_path, monkeypatch):
     monkeypatch.setattr(captions, "FLICKR8K", (tmp_path / "absent",))
+    monkeypatch.setattr(speed_ratios, "captions", lambda data, count: captions.captions(data, 256))
+    monkeypatch.setattr(throughput, "SWEEPS", dict.fromkeys(throughput.SWEEPS, (1, 2, 4)))
     monkeypatch.setitem(timing.PRODUCT_SIZES, "cpu", (64,))
     options = ["--tower", "tiny", "--device", "cpu", "--dtype", "float32", "--batch_size", "2", "--seconds", "0"]
     result = speed.main([*options, "--json", str(tmp_path / "speed.json"), "--png", str(tmp_path / "speed.png")])
