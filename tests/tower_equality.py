@@ -3,6 +3,7 @@
 import torch
 from tiny_llms import TREE, batch, separate_passes
 
+from modeling_mpclip.prompt_tree import PromptTree
 from modeling_mpclip.text_families import text_tower_class
 
 
@@ -14,26 +15,27 @@ def tower_of(decoder, path: str | None = None, adaptive_token_ids: tuple[int, ..
     return tower
 
 
-def assert_equal(ours: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
-    """Up to rounding: relative to the largest value."""
+def assert_equal(ours: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5, least: float = 1e-3) -> None:
+    """Up to rounding: relative to the largest value, or to `least`."""
     assert ours.shape == expected.shape
-    assert (ours - expected).abs().max() < tolerance * expected.abs().max().clamp(min=1e-3)
+    assert (ours - expected).abs().max() < tolerance * expected.abs().max().clamp(min=least)
 
 
-def assert_equals_separate_passes(decoder, tower, full: bool = True) -> None:
+def assert_equals_separate_passes(decoder, tower, texts=None, tree: PromptTree = TREE, full: bool = True) -> None:
     """At the readouts, of the readout-only layer; values and gradients. With `full` also of a pass over all columns."""
-    ids, mask = batch()
-    readouts = ids.shape[1] + torch.tensor(TREE.readouts)
-    expected = separate_passes(decoder, ids, mask, TREE)
-    ours = tower(ids, mask, tree=TREE, readouts=readouts.expand(len(ids), -1)).last_hidden_state
+    ids, mask = texts or batch()
+    readouts = ids.shape[1] + torch.tensor(tree.readouts)
+    expected = separate_passes(decoder, ids, mask, tree)
+    ours = tower(ids, mask, tree=tree, readouts=readouts.expand(len(ids), -1)).last_hidden_state
     assert_equal(ours, expected)
     theirs, own = _gradients(decoder, expected), _gradients(tower, ours)
     assert theirs.keys() == own.keys()
+    largest = max(gradient.abs().max() for gradient in theirs.values())
     for name, gradient in theirs.items():
-        assert_equal(own[name], gradient, 1e-4)
+        assert_equal(own[name], gradient, 1e-4, least=0.01 * largest)  # what almost cancels out has a larger error
     if full:
         with torch.no_grad():
-            assert_equal(tower(ids, mask, tree=TREE).last_hidden_state[:, readouts], expected)
+            assert_equal(tower(ids, mask, tree=tree).last_hidden_state[:, readouts], expected)
 
 
 def _gradients(model, readouts: torch.Tensor) -> dict[str, torch.Tensor]:
