@@ -208,15 +208,14 @@ def test_an_index_of_the_first_format_is_searched_and_goes_on(model, encoder, ph
 
     embedded.clear()
     moved = shutil.copytree(photos, tmp_path / "moved")
-    with pytest.raises(
-        ValueError, match=r"is an index of data .*photos', not .*moved'.*Build once with the data where"
-    ):
+    with pytest.raises(ValueError, match=r"is an index of data .*photos', not .*moved'.*Build once with the data where"):
         build_index(model, str(moved), index)
     add_picture(photos / "00.png", 77)
     (photos / "02.webp").unlink()
     built = build_index(model, str(photos), index)
     assert embedded == [1] and (built["embedded"], built["removed"]) == (1, 1)
     before.pop("02.webp"), before.pop("00.png")
+    assert build_index(model, str(photos), index)["removed"] == 0
     after = found(index, encoder)
     assert before.items() < after.items() and len(after) == PICTURES - 1
     embedded.clear()

@@ -5,6 +5,8 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from mpclip.data.identity import picture_key
 from mpclip.progress import track
 from mpclip.search.chunks import ROW_BITS, Chunks
@@ -35,7 +37,10 @@ class Known:
         for key, stamp, i in chunks.pictures():
             self.ids[key], self._key_of_stamp[stamp] = i, key
         self._key_of_stamp |= {place.stamp: place.key for place in places}
-        self.names = {place.name: place.id for place in places} or {name: i for (name, _), i in self._first_format.items()}
+        self.names = {place.name: place.id for place in places}
+        if settings["vectors"] and not places:  # of the first format: a chunk may also hold pictures that are gone
+            finished = set(np.load(index / settings["vectors"] / "ids.npy").tolist())
+            self.names = {name: i for (name, _), i in self._first_format.items() if i in finished}
 
     def recognise(self, pictures, read_all: bool = False) -> dict[str, str]:
         """Name -> key of the pictures whose key is known: table rows, and files that have the size and the date of last time.
