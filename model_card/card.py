@@ -216,7 +216,7 @@ def _data_in_words(training: dict) -> dict:
 
 
 def _cost_in_words(metrics: dict, training: dict) -> str | None:
-    """Duration, speed and machine of the training; None if they are not recorded."""
+    """Duration, speed, dtype and machine of the training; None if they are not recorded."""
     if not metrics:
         return None
     parts = [duration(metrics["train_runtime"])]
@@ -224,6 +224,9 @@ def _cost_in_words(metrics: dict, training: dict) -> str | None:
         parts[0] += f" for the last part of a run that was resumed from {code(training['resumed_from'])}"
     else:
         parts.append(f"{metrics['train_samples_per_second']:.1f} samples/s")
+    if precision := training.get("MPCLIPTrainingArguments", {}).get("precision"):
+        fast = ", ".join(f"{dtype} {speed:.3g}" for dtype, speed in training.get("gflops", {}).items())
+        parts.append(f"computed in {precision}" + (f" (GFLOPS of a matrix product there: {fast})" if fast else ""))
     machine = training.get("machine", {})
     where = [str(machine[key]) for key in ("gpu", "cpu") if key in machine]
     where += [f"{machine['cores']} cores"] if "cores" in machine else []
