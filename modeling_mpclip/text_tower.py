@@ -225,6 +225,10 @@ class PromptedTextTower:
 
     def _rotary(self, kind: str, hidden: torch.Tensor, layout: PromptLayout) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin) of the rotary positions, (B, N + T, d) each. In Gemma 3 they differ between attention types."""
+        positions = layout.positions  # (B, N + T)
+        sections = "mrope_section" in (getattr(self.config, "rope_parameters", None) or {})
+        if sections or hasattr(self.rotary_emb, "mrope_section"):
+            positions = positions.expand(3, -1, -1)  # of time, height and width, which are the same in a text
         if "layer_type" in inspect.signature(self.rotary_emb.forward).parameters:
-            return self.rotary_emb(hidden, layout.positions, kind)
-        return self.rotary_emb(hidden, layout.positions)
+            return self.rotary_emb(hidden, positions, kind)
+        return self.rotary_emb(hidden, positions)
