@@ -33,12 +33,16 @@ def pooling_maps(model, processor, images: Sequence[PIL.Image.Image]) -> tuple[n
             map sums to 1, or to less if there are special tokens such as a class token, which take the rest.
 
     Raises:
-        ValueError: the model has no attention pooling.
+        ValueError: the model has no attention pooling, or its pictures are no arrays of one size.
     """
     import torch
 
+    from modeling_mpclip.vision_families import leading_tokens
+
     image_processor = processor.image_processor
     pixels = image_processor(list(images), return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
+    if pixels.dim() != 4:
+        raise ValueError("Maps of SigLIP 2 NaFlex are not drawn: its pictures have grids of different proportions.")
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -49,27 +53,25 @@ def pooling_maps(model, processor, images: Sequence[PIL.Image.Image]) -> tuple[n
             f"image_pooling={model.config.image_pooling!r} has no attention weights to draw: give a model with "
             "'attention' or 'attention_per_prompt'."
         )
-    h, w = token_grid(weights.shape[-1], *pixels.shape[-2:], getattr(model.config.vision_config, "patch_size", None))
-    maps = weights.float().mean(dim=2)[..., -h * w :].unflatten(-1, (h, w))  # (B, Q, h, w); special tokens come first
+    special = 0 if model.config.image_tokens == "patches" else leading_tokens(model.config.vision_config)
+    h, w = token_grid(weights.shape[-1] - special, *pixels.shape[-2:])
+    maps = weights.float().mean(dim=2)[..., special:].unflatten(-1, (h, w))  # (B, Q, h, w)
     return _as_seen(pixels, image_processor), maps.cpu().numpy()
 
 
-def token_grid(tokens: int, height: int, width: int, patch: int | None) -> tuple[int, int]:
-    """Rows and columns of the grid that the image tokens form, special tokens left out.
+def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the grid that the image tokens form. It has the proportions of the image.
 
     Args:
-        tokens: number of tokens, special ones included.
+        tokens: number of tokens, without class tokens and registers.
         height, width: of the image, in pixels.
-        patch: side of a patch in pixels; None for a CNN, whose feature map has the proportions of the image.
 
     Returns:
         (rows, columns).
 
     Raises:
-        ValueError: a CNN's tokens form no grid with the proportions of the image.
+        ValueError: the tokens form no grid with the proportions of the image.
     """
-    if patch is not None:
-        return height // patch, width // patch
     rows = round((tokens * height / width) ** 0.5)
     if rows * (tokens // rows) != tokens:
         raise ValueError(f"{tokens} tokens form no grid with the proportions of an image of {height} x {width} pixels.")

@@ -156,6 +156,11 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
                 f"pooling_queries={self.pooling_queries}: pooling queries belong to the attention pooling, not to "
                 f"image_pooling={self.image_pooling!r}. Leave pooling_queries out, or set image_pooling='attention'."
             )
+        if self.image_pooling == "cls" and self.image_tokens == "patches":
+            raise ValueError(
+                "image_pooling='cls' pools the class token, which image_tokens='patches' leaves out. Set image_tokens='all' or "
+                "another image_pooling."
+            )
         if self.image_pooling.startswith("attention") and self.pooling_width % self.pooling_heads:
             raise ValueError(f"pooling_width={self.pooling_width} is not a multiple of pooling_heads={self.pooling_heads}.")
 

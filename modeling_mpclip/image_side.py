@@ -7,9 +7,9 @@ from transformers.utils import can_return_tuple
 
 from .image_tower import AttentionPooling, SegmentProjection
 from .outputs_mpclip import MPCLIPImageOutput
-from .tower_inputs import asked, masked_mean, refuse_no_pixels, refuse_no_tokens
+from .tower_inputs import asked, masked_mean, refuse_no_patches, refuse_no_pixels, refuse_no_tokens, refuse_other_mask
 from .vision_encoder import build_vision_model, run_vision_model, settle, token_width
-from .vision_families import class_tokens
+from .vision_families import NO_VIDEOS_IN_PATCHES, class_tokens, leading_tokens, vision_family
 
 
 class ImageSide:
@@ -37,20 +37,41 @@ class ImageSide:
         """Channels of a picture."""
         return getattr(self.config.vision_config, "num_channels", 3)
 
-    def vision_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) pixels -> (B, N, C) vision tokens. The other methods take them as `vision_hidden_states`."""
-        return self._encode_images(pixel_values).last_hidden_state
+    @property
+    def _takes_patches(self) -> bool:
+        """Whether the vision encoder takes patches that the image processor has cut, with a mask."""
+        return vision_family(self.config.vision_config).output == "patches"
+
+    def vision_tokens(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Pixels -> (B, N, C) vision tokens. The other methods take them as `vision_hidden_states`.
+
+        Args:
+            pixel_values, pixel_attention_mask, spatial_shapes: as for `get_image_features`.
+        """
+        return self._encode_images(pixel_values, pixel_attention_mask, spatial_shapes).last_hidden_state
 
     def _encode_images(
         self,
         pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
     ) -> BaseModelOutput:
-        """Run the vision encoder on (B, C, H, W) pixels; `last_hidden_state` is the (B, N, C) tokens."""
+        """Run the vision encoder; `last_hidden_state` is the (B, N, C) tokens."""
         self._refuse_images_if_text_only()
-        refuse_no_pixels("pixel_values", pixel_values, "(B, C, H, W)", self._channels)
-        return run_vision_model(self.vision_model, pixel_values, **asked(output_attentions, output_hidden_states))
+        flags = asked(output_attentions, output_hidden_states)
+        if self._takes_patches:
+            refuse_no_patches(pixel_values, pixel_attention_mask, spatial_shapes)
+            flags |= {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        else:
+            refuse_no_pixels("pixel_values", pixel_values, "(B, C, H, W)", self._channels)
+        return run_vision_model(self.vision_model, pixel_values, **flags)
 
     @can_return_tuple
     def get_image_features(
@@ -59,13 +80,17 @@ class ImageSide:
         vision_hidden_states: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
     ) -> MPCLIPImageOutput:
         """Embed images.
 
         Args:
-            pixel_values: (B, C, H, W).
+            pixel_values: (B, C, H, W). For SigLIP 2 NaFlex: (B, N, C * p * p) patches.
             vision_hidden_states: (B, N, C) from `vision_tokens`, in place of the pixels.
             output_attentions, output_hidden_states: also return those of the vision encoder, if it runs.
+            pixel_attention_mask: (B, N), 0 for padding patches of SigLIP 2 NaFlex, or for their tokens.
+            spatial_shapes: (B, 2), rows and columns of the patches of SigLIP 2 NaFlex.
 
         Returns:
             [`MPCLIPImageOutput`], or its tuple with return_dict=False.
@@ -78,8 +103,16 @@ class ImageSide:
         if vision_hidden_states is not None:
             self._refuse_images_if_text_only()
             refuse_no_tokens(vision_hidden_states, self.image_token_dim)
-            return self._pool_image(BaseModelOutput(vision_hidden_states))
-        return self._pool_image(self._encode_images(pixel_values, output_attentions, output_hidden_states))
+            encoded = BaseModelOutput(vision_hidden_states)
+        else:
+            encoded = self._encode_images(
+                pixel_values, pixel_attention_mask, spatial_shapes, output_attentions, output_hidden_states
+            )
+        mask = None
+        if pixel_attention_mask is not None:
+            refuse_other_mask(pixel_attention_mask, tuple(encoded.last_hidden_state.shape[:2]), "pixel_attention_mask")
+            mask = pixel_attention_mask.bool()  # (B, N)
+        return self._pool_image(encoded, mask)
 
     @can_return_tuple
     def get_video_features(
@@ -103,9 +136,12 @@ class ImageSide:
             ValueError: an argument has another shape, a video has no frame, or the model is text-only.
         """
         self._refuse_images_if_text_only()
+        if self._takes_patches:
+            raise ValueError(NO_VIDEOS_IN_PATCHES)
         refuse_no_pixels("pixel_values_videos", pixel_values_videos, "(B, T, C, H, W)", self._channels)
         B, T = pixel_values_videos.shape[:2]
-        encoded = self._encode_images(pixel_values_videos.flatten(0, 1), output_attentions, output_hidden_states)
+        flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        encoded = self._encode_images(pixel_values_videos.flatten(0, 1), **flags)
         N = encoded.last_hidden_state.shape[1]  # last_hidden_state is (B*T, N, C)
         mask = None
         if frame_mask is not None:
@@ -119,9 +155,13 @@ class ImageSide:
         return self._pool_image(encoded, mask, frames=T)
 
     def _pool_image(self, encoded: BaseModelOutput, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
-        """Pool and project (B, N, C) tokens of `frames` frames; `mask` (B, N) is False for tokens of padding frames."""
+        """Pool and project (B, N, C) tokens of `frames` frames; `mask` (B, N) is False for tokens that are padding."""
         tokens = encoded.last_hidden_state.to(self.image_projection.weight.dtype)  # they may have another dtype
-        attentions = None
+        attentions, all_tokens = None, tokens
+        if self.config.image_tokens == "patches" and (leading := leading_tokens(self.config.vision_config)):
+            tokens, mask = (
+                x if x is None else x.unflatten(1, (frames, -1))[:, :, leading:].flatten(1, 2) for x in (tokens, mask)
+            )  # (B, N - frames * leading, C) and (B, N - frames * leading)
         if self.image_pooling is not None:
             vectors, attentions = self.image_pooling(tokens, mask)  # (B, Q, W), (B, Q, heads, N)
         elif self.config.image_pooling == "cls":
@@ -132,7 +172,7 @@ class ImageSide:
             vectors = masked_mean(tokens, mask if mask is not None else torch.ones_like(tokens[..., 0]))[:, None]  # (B, 1, C)
         embeds = self.image_projection(vectors).flatten(1)  # (B, D)
         return MPCLIPImageOutput(
-            last_hidden_state=tokens,
+            last_hidden_state=all_tokens,
             pooler_output=embeds,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,

@@ -99,6 +99,11 @@ class ModelOptions:
         "How vision tokens become a vector. 'attention_per_prompt': one learned pooling query per prompt (ours). 'attention': "
         "one pooling query for all prompts (the paper). 'mean': the mean of the tokens. 'cls': the class token.",
     )
+    image_tokens: Literal["all", "patches"] = option(
+        "all",
+        "Which vision tokens are pooled. 'all' that the encoder returns. 'patches': without class tokens and registers, which "
+        "belong to no place of the picture.",
+    )
     pooling_queries: Count | None = option(
         None,
         "Number of pooling queries; each gives D / Q dimensions. Default: K for 'attention_per_prompt', 1 for 'attention'.",

@@ -187,7 +187,7 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         """
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.eval()
         for tower in (self.text_model, self.vision_model):
             if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
@@ -234,6 +234,8 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         return_loss: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
     ) -> MPCLIPOutput:
         """Embed texts, images or videos. With texts and images (or videos), also compare them.
 
@@ -274,8 +276,9 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
                 output.negated_prompt_embeds = text.negated_prompt_embeds
                 output.negated_text_embeds = assembled(text.negated_prompt_embeds)  # (B, D)
         if has_vision:
+            patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
             vision = (
-                self.get_image_features(pixel_values, vision_hidden_states, **flags)
+                self.get_image_features(pixel_values, vision_hidden_states, **patches, **flags)
                 if has_image
                 else self.get_video_features(pixel_values_videos, frame_mask, **flags)
             )

@@ -19,6 +19,7 @@ from .pictures import flat, in_unit_range, rgb_pictures
 from .prompt_tree import add_adaptive_tokens
 from .shipped_code import saved_as_shipped
 from .source_names import tower_source
+from .vision_families import NO_VIDEOS_IN_PATCHES
 
 refuse_old_versions()  # here too, because a processor can be loaded without the model
 
@@ -75,7 +76,8 @@ class MPCLIPProcessor(ProcessorMixin):
                 padded and the results are torch tensors. Frames are processed as images.
 
         Returns:
-            For text, `input_ids` and `attention_mask` (B, N). For images, `pixel_values` (B, C, H, W). For videos,
+            For text, `input_ids` and `attention_mask` (B, N). For images, `pixel_values` (B, C, H, W); for SigLIP 2 NaFlex
+            `pixel_values` (B, N, C * p * p), `pixel_attention_mask` (B, N) and `spatial_shapes` (B, 2). For videos,
             `pixel_values_videos` (B, T, C, H, W) and `frame_mask` (B, T), 0 for padding frames.
 
         Raises:
@@ -115,6 +117,8 @@ class MPCLIPProcessor(ProcessorMixin):
 
     def _videos(self, videos: list, **kwargs) -> dict[str, torch.Tensor]:
         """Process the frames of B videos as images, and pad the videos to T frames."""
+        if "spatial_shapes" in self.image_processor.model_input_names:
+            raise ValueError(NO_VIDEOS_IN_PATCHES)
         lengths = [len(frames) for frames in videos]
         if 0 in lengths:
             empty = [i for i, length in enumerate(lengths) if length == 0]
@@ -143,7 +147,8 @@ class MPCLIPProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors that `__call__` can return."""
-        return ["input_ids", "attention_mask", "pixel_values", "pixel_values_videos", "frame_mask"]
+        own = ["input_ids", "attention_mask", "pixel_values", "pixel_values_videos", "frame_mask"]
+        return own + [name for name in self.image_processor.model_input_names if name not in own]
 
 
 MPCLIPProcessor.register_for_auto_class()  # so that `save_pretrained` writes the code beside the weights

@@ -229,7 +229,8 @@ class MPCLIPSentenceModule(InputModule):
             return self.model.get_text_features(ids, mask, num_prompts=m).prompt_embeds
 
         if "pixel_values" in features:
-            segments = self.model.get_image_features(features["pixel_values"]).prompt_embeds[:, :m]
+            pixels = {name: features[name] for name in self.processor.image_processor.model_input_names if name in features}
+            segments = self.model.get_image_features(**pixels).prompt_embeds[:, :m]
         else:
             segments = embed_texts("")
         segments = segments.float()  # (B, m, D/K)

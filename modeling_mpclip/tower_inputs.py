@@ -35,14 +35,17 @@ def refuse_no_texts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None
         refuse_other_mask(attention_mask, tuple(input_ids.shape))
 
 
-def refuse_other_mask(attention_mask: torch.Tensor, shape: tuple[int, int]) -> None:
-    """Raise a ValueError unless `attention_mask` is a tensor of the shape."""
+def refuse_other_mask(mask: torch.Tensor, shape: tuple[int, int], name: str = "attention_mask") -> None:
+    """Raise a ValueError unless `mask` is a tensor of the shape."""
     if torch.compiler.is_compiling():
         return
-    if not isinstance(attention_mask, torch.Tensor) or tuple(attention_mask.shape) != shape:
+    if not isinstance(mask, torch.Tensor) or tuple(mask.shape) != shape:
+        what, source = "token", "tokenizer returned with the ids"
+        if name == "pixel_attention_mask":
+            what, source = "patch", "processor returned with the pixels"
         raise ValueError(
-            f"attention_mask {_described(attention_mask)}; expected a tensor of the shape {shape}, 1 for every token of a text "
-            "and 0 for padding. Give the one that the tokenizer returned with the ids."
+            f"{name} {_described(mask)}; expected a tensor of the shape {shape}, 1 for every {what} and 0 for padding. Give "
+            f"the one that the {source}."
         )
 
 
@@ -79,6 +82,19 @@ def refuse_no_pixels(name: str, pixels: torch.Tensor, dims: str, channels: int) 
         raise ValueError(f"{name} {_described(pixels)}; expected {dims} with C = {channels} channels.")
     if not pixels.is_floating_point():
         raise ValueError(f"{name} are {pixels.dtype}; expected the normalised floats that the processor returns for pictures.")
+
+
+def refuse_no_patches(pixel_values: torch.Tensor, mask: torch.Tensor | None, shapes: torch.Tensor | None) -> None:
+    """Raise a ValueError unless the arguments are (B, N, C * p * p) patches, their mask (B, N) and their grids (B, 2)."""
+    if torch.compiler.is_compiling():
+        return
+    if mask is None or shapes is None:
+        raise ValueError(
+            "pixel_values of SigLIP 2 NaFlex need pixel_attention_mask and spatial_shapes. Give all three that the processor "
+            "returns."
+        )
+    _refuse_other_shape("pixel_values", pixel_values, "(B, N, C * p * p)", 3)
+    refuse_other_mask(mask, tuple(pixel_values.shape[:2]), "pixel_attention_mask")
 
 
 def refuse_no_tokens(tokens: torch.Tensor, channels: int) -> None:

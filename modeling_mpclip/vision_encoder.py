@@ -67,18 +67,20 @@ def token_width(config: PreTrainedConfig) -> int:
 def _width(config_class: type[PreTrainedConfig], as_json: str) -> int:
     config = config_class.from_dict(json.loads(as_json))
     with torch.device("meta"), torch.no_grad():  # tensors of this device have a shape and no numbers
-        encoder = build_vision_model(config)
-        return run_vision_model(encoder, **_blank(config)).last_hidden_state.shape[-1]
+        blank = _blank(config)
+        output = build_vision_model(config)(**blank, **in_order(config, blank["pixel_values"]), return_dict=True)
+    shape = output.last_hidden_state.shape  # (2, N, C) or (2, C, h, w)
+    return shape[1] if len(shape) == 4 else shape[2]
 
 
-def _blank(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+def _blank(config: PreTrainedConfig) -> dict[str, torch.Tensor | None]:
     """Inputs of the size that a config names: two pictures, because a batch norm in training mode refuses a single value."""
     channels = getattr(config, "num_channels", 3)
     if vision_family(config).output == "patches":
         side = int(config.num_patches**0.5)
         return {
             "pixel_values": torch.empty(2, side**2, channels * config.patch_size**2),  # (B, N, C * p * p)
-            "pixel_attention_mask": torch.ones(2, side**2, dtype=torch.long),  # (B, N)
+            "pixel_attention_mask": None,  # no patch is padding
             "spatial_shapes": torch.full((2, 2), side, device="cpu"),  # (B, 2), whose numbers are read
         }
     size = getattr(config, "image_size", None) or USUAL_SIZE
@@ -102,9 +104,8 @@ def run_vision_model(vision_model: PreTrainedModel, pixel_values: torch.Tensor, 
         pixel_values=pixel_values.to(vision_model.dtype), **in_order(config, pixel_values), **{"return_dict": True, **kwargs}
     )
     tokens = output.last_hidden_state
-    if (
-        vision_family(config).output == "pooled and map"
-    ):  # of a ConvNeXt, whose stem divides sides by 4, and a further stage by 2
+    if vision_family(config).output == "pooled and map":
+        # Of a ConvNeXt, whose stem divides the sides by 4 and each further stage by 2.
         stride = 2 ** (len(config.hidden_sizes) + 1)
         h, w = (side // stride for side in pixel_values.shape[-2:])
         tokens = tokens[:, 1:].transpose(1, 2).unflatten(2, (h, w))  # (B, C, h, w)

@@ -111,6 +111,12 @@ VIDEO_ENCODERS = {
 }
 
 
+NO_VIDEOS_IN_PATCHES = (
+    "A model of SigLIP 2 NaFlex embeds pictures in their own proportions, and no videos. For videos, build it from a "
+    "checkpoint of fixed resolution, such as google/siglip2-base-patch16-256."
+)
+
+
 def vision_family(config: PreTrainedConfig) -> VisionFamily:
     """The row of the table for a vision encoder.
 
@@ -123,8 +129,8 @@ def vision_family(config: PreTrainedConfig) -> VisionFamily:
     kind = config.model_type
     if kind in VIDEO_ENCODERS:
         raise ValueError(
-            f"A vision model of type {kind!r} ({VIDEO_ENCODERS[kind]}) embeds clips of a fixed length, not pictures. Give an image "
-            "encoder, such as SigLIP or DINOv2: get_video_features pools its tokens of all frames of a video."
+            f"A vision model of type {kind!r} ({VIDEO_ENCODERS[kind]}) embeds clips of a fixed length, not pictures. Give an "
+            "image encoder, such as SigLIP or DINOv2: get_video_features pools its tokens of all frames of a video."
         )
     if kind not in VISION_FAMILIES:
         known = ", ".join(name for name in VISION_FAMILIES if name in CONFIG_MAPPING)

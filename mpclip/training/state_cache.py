@@ -19,6 +19,7 @@ from collections.abc import Iterable
 
 import datasets
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from modeling_mpclip import PromptTree
 from modeling_mpclip.prompt_attention import PromptLayout
@@ -176,15 +177,19 @@ class ImageStates:
     """Cached vision tokens.
 
     Args:
-        store: one row per image, (N, C).
+        store: one row per image, (N, C), without tokens of padding.
     """
 
     def __init__(self, store: StateStore):
         self.store = store
 
     def batch(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """B row numbers -> `vision_hidden_states` (B, N, C)."""
-        return {"vision_hidden_states": torch.stack(self.store[indices])}
+        """B row numbers -> `vision_hidden_states` (B, N, C), and `pixel_attention_mask` (B, N) if some have fewer tokens."""
+        rows = self.store[indices]
+        if len({len(row) for row in rows}) == 1:
+            return {"vision_hidden_states": torch.stack(rows)}
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)  # (B, N)
+        return {"vision_hidden_states": pad_sequence(rows, batch_first=True), "pixel_attention_mask": mask}
 
 
 def cache_image_states(
@@ -231,8 +236,10 @@ def cache_image_states(
         twin = frozen_tower()
         for start in range(wanted.start, wanted.stop, batch_size):
             images = rows[start : min(start + batch_size, wanted.stop)]["image"]
-            pixels = image_processor(images, return_tensors="pt")["pixel_values"].to(twin.device, dtype)
-            yield from run_vision_model(twin, pixels).last_hidden_state.cpu()  # (b, N, C)
+            inputs = image_processor(images, return_tensors="pt").to(twin.device)
+            tokens = run_vision_model(twin, **inputs).last_hidden_state.cpu()  # (b, N, C)
+            mask = inputs.get("pixel_attention_mask")
+            yield from tokens if mask is None else (row[m.bool()] for row, m in zip(tokens, mask.cpu(), strict=True))
 
     key, waiting = find_store(folder, key)
     return ImageStates(open_store(folder, key, model.image_token_dim, compute, "image states", waiting))
