@@ -32,6 +32,7 @@ OTHER = {
     "boundary_layer": (1, {}),
     "text_pooling": ("mean", {"num_prompts": 1}),
     "image_pooling": ("attention", {}),
+    "image_tokens": ("patches", {}),
     "pooling_queries": (4, {}),
     "pooling_width": (32, {}),
     "pooling_heads": (4, {}),
