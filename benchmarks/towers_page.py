@@ -16,25 +16,25 @@ from mpclip.files import write_text
 PAGE = Path(__file__).parent.parent / "docs" / "towers.md"
 TEXT = """# Towers
 
-Written by `python -m benchmarks.towers_page`. "Type" is the `model_type` in a checkpoint's config. An older transformers lacks some
-types. A model of another type is refused.
+Written by `python -m benchmarks.towers_page`. "Type" is the `model_type` in a checkpoint's config. An older transformers lacks
+some types. A model of another type is refused.
 
 ## Text towers
 
-`tests/test_text_families.py::test_one_pass_equals_separate_passes` compares every family with separate passes of the untouched model,
-one per text and prompt: values and gradients, in float32, with padding on both sides and texts longer than the attention windows.
-There are three ways to the same result:
+`tests/test_text_families.py::test_one_pass_equals_separate_passes` compares every family with separate passes of the untouched
+model, one per text and prompt: values and gradients, in float32, with padding on both sides and texts longer than the attention
+windows. There are three ways to the same result:
 
-* **tree**: one pass over the text and the tree of all prompts. Text and shared beginnings of prompts run once. It has everything:
-  `adaptive_tokens="boundary"`, cached states, ONNX graphs, hidden states and attentions.
-* **branches**: the text once, then all prompts as a batch that continues from its cache. Slower. For models that mix tokens by more
-  than attention masks: recurrent states, convolutions, attention chunks, inputs per layer. Needs `adaptive_tokens="input"`. States are
-  not cached between steps, and there is no ONNX graph.
-* **rows**: as "branches", but every prompt runs with a text of its own. For models that cannot continue a cache by several tokens.
-  "branches" also runs so under gradient checkpointing, in several processes and in compiled graphs.
+* **tree**: one pass over the text and the tree of all prompts. Text and shared beginnings of prompts run once. It has
+  everything: `adaptive_tokens="boundary"`, cached states, ONNX graphs, hidden states and attentions.
+* **branches**: the text once, then all prompts as a batch that continues from its cache. Slower. For models that mix tokens by
+  more than attention masks: recurrent states, convolutions, attention chunks, inputs per layer. Needs
+  `adaptive_tokens="input"`. States are not cached between steps, and there is no ONNX graph.
+* **rows**: as "branches", but every prompt runs with a text of its own. For models that cannot continue a cache by several
+  tokens. "branches" also runs so under gradient checkpointing, in several processes and in compiled graphs.
 
-A vision-language checkpoint such as Qwen3-VL, Gemma 3 or SmolVLM is a text tower by its language model, which is found in it. Its type
-is that of `config.get_text_config()`: SmolVLM's is `llama`.
+A vision-language checkpoint such as Qwen3-VL, Gemma 3 or SmolVLM is a text tower by its language model, which is found in it.
+Its type is that of `config.get_text_config()`: SmolVLM's is `llama`.
 """
 VISION = """## Vision towers
 
