@@ -43,7 +43,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
     __doc__ = f"""Configuration of an [`MPCLIPModel`].
 
     Args:
-        text_config: a decoder LLM's config (Llama, Gemma, Gemma2, Gemma3 text, Qwen2, Qwen3, Mistral) or its dict.
+        text_config: config of a decoder LLM of a family in docs/towers.md, or its dict.
         vision_config: a vision encoder's config (ViT, SigLIP, CLIP, DINOv2, EfficientNet) or its dict.
         text_only: whether the model has no image side. `vision_config` is then None.
         prompt_tree: the compiled templates as `PromptTree.to_dict()`; set by `compile_prompts`.

@@ -32,6 +32,8 @@ class BranchedTextTower(PromptedTextTower):
         ValueError: adaptive_tokens="boundary", which needs the layers one by one.
     """
 
+    path = "branches"
+
     def __init__(self, config: PreTrainedConfig, adaptive_token_ids: tuple[int, ...] = (), boundary_layer: int | None = None):
         if boundary_layer is not None and adaptive_token_ids:
             raise ValueError(
@@ -185,8 +187,7 @@ def _branch_tensors(tree: PromptTree, device: torch.device) -> Branches:
     leaves, lineage = sorted(set(range(len(tree))) - set(tree.parents)), tree.lineage
     paths = [[node for node, on_path in enumerate(lineage[leaf]) if on_path] for leaf in leaves]  # parents before children
     # Some decoders overwrite their state when a single token continues it, and the backward pass still needs it.
-    longest = max(map(len, paths), default=0)
-    longest = max(longest, 2) if paths else 0
+    longest = max([2, *map(len, paths)]) if paths else 0
     branch_of = {node: p for p, path in enumerate(paths) for node in path}
     with torch.inference_mode(False):  # tensors of inference mode could not be used in training
         rows = [[tree.token_ids[node] for node in path] + [0] * (longest - len(path)) for path in paths]

@@ -35,10 +35,13 @@ class PromptedTextTower:
 
     Attributes:
         family: the row of the table of families (family_table.py) for this decoder.
+        path: how the prompts are computed, in the words of that table. It differs from `family.path` if another one is forced.
 
     Raises:
         ValueError: the decoder is of no family of the table, or its text tokens attend to later ones.
     """
+
+    path = "tree"
 
     def __init__(
         self,

@@ -129,6 +129,20 @@ def test_stored_states_are_refused():
             part()
 
 
+def test_a_graph_is_refused(tmp_path):
+    onnx = pytest.importorskip(
+        "mpclip.export.onnx", exc_type=ImportError, reason="exports: pip install onnx onnxscript onnxruntime"
+    )
+    model = model_of("lfm2", adaptive_tokens="input")
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="type 'lfm2' has no ONNX graph"):
+        onnx.export(str(tmp_path / "model"), tmp_path / "text.onnx")
+    assert not (tmp_path / "text.onnx").exists()
+    tree, one = model.prompt_tree(), torch.ones(1, 3, dtype=torch.long)
+    with pytest.raises(Exception, match="'lfm2' cannot serve the export of a graph"):  # torch wraps the error
+        torch.export.export(model.text_model, (one, one), {"tree": tree})
+
+
 def test_a_config_that_asks_for_tuples_changes_nothing():
     model, ids = model_of("lfm2", adaptive_tokens="input"), torch.ones(1, 3, dtype=torch.long)
     expected = model.get_text_features(ids).pooler_output

@@ -121,7 +121,7 @@ def export(checkpoint: str, out: str | Path, tower: str = "text") -> float:
         The largest difference between a component of an embedding by onnxruntime and by torch.
 
     Raises:
-        ValueError: the checkpoint is quantised, or has no such tower.
+        ValueError: the checkpoint is quantised, has no such tower, or its text tower has no graph.
         RuntimeError: onnxruntime and torch give different embeddings. `out` is not replaced, and the message says where the
             faulty graph is.
     """
@@ -130,6 +130,11 @@ def export(checkpoint: str, out: str | Path, tower: str = "text") -> float:
         raise ValueError(
             f"{checkpoint} holds quantised weights. Export the checkpoint it was made from, and quantise the graph as "
             "`mpclip export onnx --help` describes."
+        )
+    if tower == "text" and getattr(model.text_model, "path", "tree") != "tree":
+        raise ValueError(
+            f"{checkpoint}: a text tower of type {model.config.text_config.model_type!r} has no ONNX graph, because its prompts "
+            "continue from the cache of the text. Export a model whose text tower has the path 'tree' in docs/towers.md."
         )
     module, out = TOWERS[tower](model, checkpoint).eval(), Path(out)
     with torch.no_grad():
