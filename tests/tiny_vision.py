@@ -1,7 +1,9 @@
-"""A tiny random vision encoder of every family of the table, and pictures for it."""
+"""A tiny random vision encoder of every family of the table, pictures for it, and its tokens."""
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+import torch
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from modeling_mpclip.vision_encoder import sinusoidal_grid
 from modeling_mpclip.vision_families import VISION_FAMILIES
 
 FOUND = [name for name in VISION_FAMILIES if name in CONFIG_MAPPING]  # an older transformers lacks some
@@ -97,3 +99,43 @@ OWN = {
 def tiny_vision_config(family: str) -> PreTrainedConfig:
     """The config of a tiny encoder, without stochastic depth."""
     return CONFIG_MAPPING[family](**OWN.get(family, _LAYERS))
+
+
+def inputs_for(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+    """Two pictures of noise, of the size that an encoder is made for. For patches: of 4 x 5 and 3 x 4 patches."""
+    torch.manual_seed(2)
+    if config.model_type == "siglip2_vision_model":
+        mask = (torch.arange(20) < torch.tensor([[20], [12]])).long()  # (2, 20)
+        patches = torch.randn(2, 20, 3 * config.patch_size**2)
+        return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor([[4, 5], [3, 4]])}
+    size = config.image_size
+    return {"pixel_values": torch.randn(2, 3, *(size if isinstance(size, (list, tuple)) else (size, size)))}
+
+
+def plain_encoder(family: str) -> PreTrainedModel:
+    """The encoder as transformers makes it, with weights that are large enough to show a fault; always the same ones."""
+    torch.manual_seed(1)
+    encoder = AutoModel.from_config(tiny_vision_config(family)).eval()
+    for parameter in encoder.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return encoder
+
+
+def plain_tokens(family: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The (B, N, C) tokens of `plain_encoder(family)`; of feature maps normalised and with the positions of the grid."""
+    encoder = plain_encoder(family)
+    if family == "vit_mae":
+        encoder.config.mask_ratio = 0.0
+        output = encoder(**inputs)  # in random order
+        patches = output.last_hidden_state[:, 1:]
+        order = output.ids_restore[..., None].expand_as(patches)
+        return torch.cat([output.last_hidden_state[:, :1], patches.gather(1, order)], dim=1)
+    output = encoder(**inputs, output_hidden_states=True)
+    if VISION_FAMILIES[family].output in ("tokens", "patches"):
+        return output.last_hidden_state
+    maps = output.last_hidden_state  # (B, C, h, w)
+    if VISION_FAMILIES[family].output == "pooled and map":
+        maps = encoder.layer_norm(output.hidden_states[-1].movedim(1, -1)).movedim(-1, 1)
+    _, C, h, w = maps.shape
+    return torch.nn.functional.layer_norm(maps.flatten(2).mT, (C,)) + sinusoidal_grid(h, w, C)
