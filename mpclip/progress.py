@@ -22,11 +22,11 @@ def progress(title: str, total: int, unit: str = "row", initial: int = 0, quiet:
         quiet: show nothing. Set it in all processes of a job but one.
         scaled: write numbers as 1.5M; for bytes.
     """
-    if quiet or sys.stderr.isatty():
+    if sys.stderr.isatty() and not quiet:
         from tqdm.auto import tqdm  # not at the top: `--help` of a command must be fast
 
-        return tqdm(total=total, desc=title, unit=unit, initial=initial, disable=quiet, delay=3, unit_scale=scaled)
-    return ProgressLines(title, total, unit, initial)
+        return tqdm(total=total, desc=title, unit=unit, initial=initial, delay=3, unit_scale=scaled)
+    return ProgressLines(title, total, unit, initial, quiet=quiet)
 
 
 def track(items: Iterable[Item], title: str, total: int, unit: str = "row") -> Iterator[Item]:
@@ -41,13 +41,13 @@ class ProgressLines:
     """Lines such as "text states: 1,024 of 5,600 rows, 2.1 minutes left"; for output that is not a terminal.
 
     Args:
-        title, total, unit, initial: as for `progress`.
+        title, total, unit, initial, quiet: as for `progress`.
         file: where to write; by default stderr.
     """
 
-    def __init__(self, title: str, total: int, unit: str, initial: int = 0, file: TextIO | None = None):
+    def __init__(self, title: str, total: int, unit: str, initial: int = 0, file: TextIO | None = None, quiet: bool = False):
         self.title, self.total, self.unit, self.initial, self.done = title, total, unit, initial, initial
-        self.file = file or sys.stderr
+        self.file, self.quiet = file or sys.stderr, quiet
         self.started = self.shown = time.monotonic()
 
     def __enter__(self) -> "ProgressLines":
@@ -68,7 +68,8 @@ class ProgressLines:
             self.shown = now
 
     def _write(self, what: str) -> None:
-        print(f"{self.title}: {self.done:,} of {self.total:,} {self.unit}s, {what}", file=self.file, flush=True)
+        if not self.quiet:
+            print(f"{self.title}: {self.done:,} of {self.total:,} {self.unit}s, {what}", file=self.file, flush=True)
 
 
 def duration(seconds: float) -> str:

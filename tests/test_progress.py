@@ -34,6 +34,13 @@ def test_a_log_file_gets_a_line_every_ten_seconds(clock, monkeypatch):
     ]
 
 
+def test_quiet_work_writes_nothing(clock, capsys):
+    with progress("work", 3, quiet=True) as shown:
+        clock[0] += 60
+        shown.update(3)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_short_or_failed_work_ends_without_a_line(clock):
     log = io.StringIO()
     with ProgressLines("short", 10, "row", file=log) as shown:

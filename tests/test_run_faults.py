@@ -68,7 +68,7 @@ def test_pictures_that_are_skipped_do_not_count(folder, tmp_path):
         train_hf.main(arguments(folder, tmp_path / "out", *options))
 
 
-def test_every_process_needs_a_batch():
+def test_every_process_needs_a_batch_and_no_batch_has_a_single_pair():
     given = {"per_device_train_batch_size": 4, "world_size": 2, "dataloader_drop_last": True}
     refuse_few_examples(8, SimpleNamespace(**given))
     with pytest.raises(
@@ -76,6 +76,10 @@ def test_every_process_needs_a_batch():
     ):
         refuse_few_examples(7, SimpleNamespace(**given))
     refuse_few_examples(4, SimpleNamespace(**given | {"dataloader_drop_last": False}))
+    given |= {"dataloader_drop_last": False, "world_size": 1}
+    refuse_few_examples(10, SimpleNamespace(**given))
+    with pytest.raises(ValueError, match=r"9 examples; in batches of 4 the last one has a single pair.* dataloader_drop_last true"):
+        refuse_few_examples(9, SimpleNamespace(**given))
 
 
 def test_the_trainer_alone_refuses_too_few_examples(folder, tmp_path):

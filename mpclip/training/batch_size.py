@@ -23,7 +23,7 @@ def refuse_no_negatives(arguments: MPCLIPTrainingArguments) -> None:
 
 
 def refuse_few_examples(count: int, arguments: MPCLIPTrainingArguments, what: str = "examples") -> None:
-    """Refuse a training set that does not fill one batch of each process.
+    """Refuse a training set that does not fill one batch of each process, or whose last batch would be a single pair.
 
     Args:
         count: number of training examples, without those that were skipped.
@@ -36,6 +36,11 @@ def refuse_few_examples(count: int, arguments: MPCLIPTrainingArguments, what: st
     size, processes = arguments.per_device_train_batch_size, arguments.world_size
     needed = size * processes if arguments.dataloader_drop_last else 2 * processes
     if count >= needed:
+        if processes == 1 and not arguments.dataloader_drop_last and count % size == 1:
+            raise ValueError(
+                f"There are {count} {what}; in batches of {size} the last one has a single pair and no negatives. Leave "
+                "dataloader_drop_last true, or set another --per_device_train_batch_size."
+            )
         return
     batch = f"a batch of {size}" + (f" for each of {processes} processes, {size * processes} in all" if processes > 1 else "")
     possible = count // processes
