@@ -78,7 +78,7 @@ def test_every_process_needs_a_batch_and_no_batch_has_a_single_pair():
     refuse_few_examples(4, SimpleNamespace(**given | {"dataloader_drop_last": False}))
     given |= {"dataloader_drop_last": False, "world_size": 1}
     refuse_few_examples(10, SimpleNamespace(**given))
-    with pytest.raises(ValueError, match=r"9 examples; in batches of 4 the last one has a single pair.* dataloader_drop_last true"):
+    with pytest.raises(ValueError, match=r"9 examples; in batches of 4 the last .* Leave dataloader_drop_last true"):
         refuse_few_examples(9, SimpleNamespace(**given))
 
 
