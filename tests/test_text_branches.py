@@ -138,9 +138,16 @@ def test_a_graph_is_refused(tmp_path):
     with pytest.raises(ValueError, match="type 'lfm2' has no ONNX graph"):
         onnx.export(str(tmp_path / "model"), tmp_path / "text.onnx")
     assert not (tmp_path / "text.onnx").exists()
-    tree, one = model.prompt_tree(), torch.ones(1, 3, dtype=torch.long)
+
+
+def test_a_traced_tower_is_refused():
+    class Text(torch.nn.Module):
+        def forward(self, ids, mask):
+            return tower(ids, mask, tree=TREE).last_hidden_state
+
+    tower = tower_of(plain_decoder(tiny_config("lfm2")))
     with pytest.raises(Exception, match="'lfm2' cannot serve the export of a graph"):  # torch wraps the error
-        torch.export.export(model.text_model, (one, one), {"tree": tree})
+        torch.export.export(Text(), batch())
 
 
 def test_a_config_that_asks_for_tuples_changes_nothing():
