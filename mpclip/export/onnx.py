@@ -133,8 +133,8 @@ def export(checkpoint: str, out: str | Path, tower: str = "text") -> float:
         )
     if tower == "text" and getattr(model.text_model, "path", "tree") != "tree":
         raise ValueError(
-            f"{checkpoint}: a text tower of type {model.config.text_config.model_type!r} has no ONNX graph, because its prompts "
-            "continue from the cache of the text. Export a model whose text tower has the path 'tree' in docs/towers.md."
+            f"{checkpoint}: a text tower of type {model.config.text_config.model_type!r} has no ONNX graph, because its prompts"
+            " continue from the cache of the text. Export a model whose text tower has the path 'tree' in docs/towers.md."
         )
     module, out = TOWERS[tower](model, checkpoint).eval(), Path(out)
     with torch.no_grad():
