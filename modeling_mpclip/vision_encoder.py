@@ -12,6 +12,8 @@ from .vision_families import VisionFamily, vision_family
 
 USUAL_SIZE = 224  # pixels; where a config does not say for which pictures the encoder was trained
 
+OF_A_CHECKPOINT = ("_name_or_path", "architectures", "dtype", "transformers_version")  # say nothing of the encoder's shapes
+
 
 def vision_model_class(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], dict]:
     """The class of a vision encoder, and its arguments: without a pooling head, whose weights would get no gradient.
@@ -60,10 +62,11 @@ def token_width(config: PreTrainedConfig) -> int:
     Args:
         config: of a vision encoder.
     """
-    return _width(type(config), config.to_json_string())
+    built = {name: value for name, value in config.to_dict().items() if name not in OF_A_CHECKPOINT}
+    return _width(type(config), json.dumps(built, sort_keys=True, default=str))
 
 
-@functools.lru_cache
+@functools.lru_cache  # a process builds a model, saves it, loads it: once for all
 def _width(config_class: type[PreTrainedConfig], as_json: str) -> int:
     config = config_class.from_dict(json.loads(as_json))
     with torch.device("meta"), torch.no_grad():  # tensors of this device have a shape and no numbers
