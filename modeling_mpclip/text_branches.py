@@ -98,7 +98,7 @@ class BranchedTextTower(PromptedTextTower):
     def _continued_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, branches: "Branches") -> torch.Tensor:
         """Each text once, then its branches from copies of its cache: (B, N) -> (B, N + T, H)."""
         (B, N), P, T = input_ids.shape, len(branches.token_ids), len(branches.branch_of)
-        hidden = self.embed_tokens.weight.new_zeros(B, N + T, self.config.hidden_size)
+        hidden = torch.zeros(B, N + T, self.config.hidden_size, dtype=self.dtype, device=input_ids.device)
         lengths = attention_mask.long().sum(dim=1)  # (B,)
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]  # (b,)
@@ -150,7 +150,7 @@ class BranchedTextTower(PromptedTextTower):
             inputs["per_layer_inputs"] = self._inputs_per_layer(token_ids)
         if cache is not None:
             inputs[cache_argument(decoder.forward)] = cache
-        return decoder.forward(**inputs).last_hidden_state
+        return decoder.forward(**inputs).last_hidden_state.to(token_ids.device)
 
     def _inputs_per_layer(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The embeddings that enter every layer of a Gemma: (b, n, layers, width). Adaptive tokens have those of token 0."""

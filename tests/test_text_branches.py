@@ -27,7 +27,7 @@ def test_a_text_runs_once_and_texts_of_equal_length_together():
     assert rows == [3, 1, 3, 2, 6]  # the empty text's branches; a text of 3 tokens and its branches; two texts of 7 tokens
 
 
-@pytest.mark.parametrize("family", ["falcon_h1", "gemma3n_text", "llama4_text", "qwen3_5_text"])
+@pytest.mark.parametrize("family", ["falcon_h1", "gemma3n_text", "gemma4_text", "llama4_text", "qwen3_5_text"])
 def test_gradient_checkpointing_changes_nothing(family):
     """Checkpointed layers drop a cache without an error, so none is used."""
     decoder = plain_decoder(tiny_config(family))
