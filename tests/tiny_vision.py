@@ -132,10 +132,10 @@ def plain_tokens(family: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         order = output.ids_restore[..., None].expand_as(patches)
         return torch.cat([output.last_hidden_state[:, :1], patches.gather(1, order)], dim=1)
     output = encoder(**inputs, output_hidden_states=True)
-    if VISION_FAMILIES[family].output in ("tokens", "patches"):
-        return output.last_hidden_state
     maps = output.last_hidden_state  # (B, C, h, w)
-    if VISION_FAMILIES[family].output == "pooled and map":
+    if family == "dinov3_convnext":
         maps = encoder.layer_norm(output.hidden_states[-1].movedim(1, -1)).movedim(-1, 1)
+    if maps.dim() == 3:
+        return maps
     _, C, h, w = maps.shape
     return torch.nn.functional.layer_norm(maps.flatten(2).mT, (C,)) + sinusoidal_grid(h, w, C)
