@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.record import command_parser
 from eval.tables import markdown_table
 from modeling_mpclip.family_table import FAMILIES
-from modeling_mpclip.vision_families import VISION_FAMILIES
+from modeling_mpclip.vision_families import VIDEO_ENCODERS, VISION_FAMILIES, VisionFamily
 from mpclip.files import write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "towers.md"
@@ -38,24 +38,49 @@ Its type is that of `config.get_text_config()`: SmolVLM's is `llama`.
 """
 VISION = """## Vision towers
 
-`tests/test_vision_families.py` compares every family with the untouched encoder.
-"""
+`tests/test_vision_families.py::test_tokens_gradients_and_checkpoint` compares every family with the untouched encoder: its
+tokens, in evaluation and in training mode; a gradient for every trained weight; the embedding after saving and loading. The
+encoder of a dual encoder such as CLIP or SigLIP is found in it. What an encoder returns is one of:
+
+* **tokens**, which contain their positions. The special tokens come first: class tokens, registers, DeiT's distillation token.
+  `image_tokens="patches"` leaves them out of the pooling; maps never show them.
+* **map**: the feature map of a CNN or a hierarchical transformer. Its places become tokens, normalised, with fixed sinusoidal
+  positions. **pooled and map**: the same, behind a mean that is left out.
+* **patches** that the image processor cuts in the proportions of each picture, padded and with a mask. They are embedded and
+  trained like pixels, also from cached tokens. Videos, maps and ONNX graphs need a checkpoint of fixed resolution, such as
+  google/siglip2-base-patch16-256.
+
+Nothing in an encoder is random but dropout and stochastic depth: ViT-MAE masks no patches, and DINOv3 and Sapiens 2 keep their
+positions in training.
+
+Video encoders are refused, because they embed clips of a fixed length:
+{videos}.
+With an image encoder `get_video_features` pools the tokens of all frames.
+""".format(videos=", ".join(VIDEO_ENCODERS.values()))
 
 
 def page() -> str:
     """The whole page."""
     texts = [[f"`{name}`", family.models, family.path] for name, family in FAMILIES.items()]
-    pictures = [[f"`{name}`", family.models, family.output] for name, family in VISION_FAMILIES.items()]
+    pictures = [
+        [f"`{name}`", family.models, family.output, _special_tokens(family)] for name, family in VISION_FAMILIES.items()
+    ]
     return "\n".join(
         [
             TEXT,
             markdown_table(["type", "models", "path"], texts),
             "",
             VISION,
-            markdown_table(["type", "models", "what it gives"], pictures),
+            markdown_table(["type", "models", "what it gives", "special tokens"], pictures),
             "",
         ]
     )
+
+
+def _special_tokens(family: VisionFamily) -> str:
+    """How many tokens come before the patches: numbers, and fields of the config that have them."""
+    counts = {"class": family.class_tokens, "other": family.other_tokens}
+    return ", ".join(f"{count} {kind}" if isinstance(count, int) else f"`{count}`" for kind, count in counts.items() if count)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -44,7 +44,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
 
     Args:
         text_config: config of a decoder LLM of a family in docs/towers.md, or its dict.
-        vision_config: a vision encoder's config (ViT, SigLIP, CLIP, DINOv2, EfficientNet) or its dict.
+        vision_config: config of a vision encoder of a family in docs/towers.md, or its dict.
         text_only: whether the model has no image side. `vision_config` is then None.
         prompt_tree: the compiled templates as `PromptTree.to_dict()`; set by `compile_prompts`.
         adaptive_token_ids: token ids of [APT-1] to [APT-M]; set by `compile_prompts`.
