@@ -14,6 +14,9 @@ from .text_families import text_tower_class
 from .text_tower import PromptedTextTower
 from .vision_encoder import vision_model_class
 
+# Where vision-language checkpoints hold their vision encoder: "model.vision_tower.", "vision_tower.vision_model.", ...
+VISION_TOWER_PREFIX = {r"^(model\.)?(vision_tower|vision_model)\.(vision_model\.)?": ""}
+
 
 class Towers(NamedTuple):
     """The parts of a new model.
@@ -99,10 +102,14 @@ def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs:
     _refuse_quantised(source, kwargs.get("quantization_config") or getattr(config, "quantization_config", None))
     is_text = issubclass(tower_class, PromptedTextTower)
     names = {"key_mapping": LANGUAGE_MODEL_PREFIX} if is_text else {}
+    loading = {"config": config, "output_loading_info": True, **own, **kwargs}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        tower, info = tower_class.from_pretrained(source, config=config, output_loading_info=True, **own, **names, **kwargs)
+        tower, info = tower_class.from_pretrained(source, **names, **loading)
+        if info["missing_keys"] and not is_text:
+            within, found_within = tower_class.from_pretrained(source, key_mapping=VISION_TOWER_PREFIX, **loading)
+            tower, info = (tower, info) if found_within["missing_keys"] else (within, found_within)
         missing = [key for key in info["missing_keys"] if not key.startswith(("adaptive_embedding", "boundary_embedding"))]
         if missing and is_text and (found := load_from_whole_model(tower_class, source, config, own, kwargs)):
             tower, missing = found

@@ -1,10 +1,13 @@
 """A model on any vision encoder of the table gives the encoder's own tokens and trains all its weights; others are refused."""
 
+import re
+
 import datasets
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, make_tokenizer
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_vision import FOUND, inputs_for, plain_encoder, plain_tokens, tiny_vision_config
 from transformers import (
     CONFIG_MAPPING,
@@ -236,6 +239,13 @@ def test_an_encoder_is_refused_before_the_llm_is_loaded(tmp_path):
         MPCLIPModel.from_pretrained_towers(tmp_path / "text", tmp_path / "vision", tokenizer=make_tokenizer())
 
 
+def model_from_towers(folder) -> MPCLIPModel:
+    """Of the encoder in folder/vision and a tiny LLM."""
+    AutoModel.from_config(TEXT_CONFIGS["llama"]()).save_pretrained(folder / "text")
+    options = dict(tokenizer=make_tokenizer(), num_prompts=2, projection_dim=8, pooling_width=8, pooling_heads=2)
+    return MPCLIPModel.from_pretrained_towers(folder / "text", folder / "vision", **options).eval()
+
+
 def dual_encoder(kind: str):
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     pictures = dict(image_size=32, patch_size=8) if kind != "siglip2" else dict(num_patches=16, patch_size=8)
@@ -249,12 +259,29 @@ def dual_encoder(kind: str):
 def test_the_encoder_of_a_dual_encoder_is_found(kind, tmp_path):
     whole = dual_encoder(kind)
     whole.save_pretrained(tmp_path / "vision")
-    AutoModel.from_config(TEXT_CONFIGS["llama"]()).save_pretrained(tmp_path / "text")
-    sizes = dict(num_prompts=2, projection_dim=8, pooling_width=8, pooling_heads=2)
-    model = MPCLIPModel.from_pretrained_towers(
-        tmp_path / "text", tmp_path / "vision", tokenizer=make_tokenizer(), **sizes
-    ).eval()
+    model = model_from_towers(tmp_path)
     inputs = inputs_for(model.config.vision_config)
     with torch.no_grad():
         expected = whole.vision_model(**inputs).last_hidden_state
         torch.testing.assert_close(model.vision_tokens(**inputs), expected)
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+@pytest.mark.parametrize("kind, encoder", [("llava", "clip_vision_model"), ("gemma3", "siglip_vision_model")])
+def test_the_encoder_of_a_vision_language_model_is_found(kind, encoder, old_names, tmp_path):
+    text = {"llava": "llama", "gemma3": "gemma3"}[kind]
+    config = CONFIG_MAPPING[kind](text_config=TEXT_CONFIGS[text](), vision_config=tiny_vision_config(encoder))
+    whole = AutoModel.from_config(config).eval()
+    whole.save_pretrained(tmp_path / "vision")
+    if old_names:
+        file = tmp_path / "vision" / "model.safetensors"
+        names = {
+            name: re.sub(r"^(model\.)?vision_tower\.(vision_model\.)?", "vision_tower.vision_model.", name)
+            for name in load_file(file)
+        }
+        assert any(new.startswith("vision_tower.vision_model.") for new in names.values())
+        save_file({names[name]: weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    model = model_from_towers(tmp_path)
+    inputs = inputs_for(model.config.vision_config)
+    with torch.no_grad():
+        torch.testing.assert_close(model.vision_tokens(**inputs), whole.vision_tower(**inputs).last_hidden_state)
