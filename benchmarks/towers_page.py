@@ -40,7 +40,8 @@ VISION = """## Vision towers
 
 `tests/test_vision_families.py::test_tokens_gradients_and_checkpoint` compares every family with the untouched encoder: its
 tokens, in evaluation and in training mode; a gradient for every trained weight; the embedding after saving and loading. The
-encoder of a dual encoder such as CLIP or SigLIP is found in it. What an encoder returns is one of:
+encoder of a dual encoder such as CLIP, or of a vision-language model such as Gemma 3 or LLaVA, is found in its checkpoint. What
+an encoder returns is one of:
 
 * **tokens**, which contain their positions. The special tokens come first: class tokens, registers, DeiT's distillation token.
   `image_tokens="patches"` leaves them out of the pooling; maps never show them.
