@@ -5,7 +5,7 @@ import re
 import datasets
 import pytest
 import torch
-from conftest import TEXT_CONFIGS, make_tokenizer
+from conftest import TEXT_CONFIGS, make_processor, make_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_vision import FOUND, inputs_for, plain_encoder, plain_tokens, tiny_vision_config
@@ -24,10 +24,15 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 
 from model_card.attention_grid import pooling_maps
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor, vision_encoder
+from modeling_mpclip.pipelines_mpclip import MPCLIPImageFeatureExtractionPipeline
+from modeling_mpclip.sentence_mpclip import MPCLIPSentenceModule
 from modeling_mpclip.unused_weights import freeze_unread
 from modeling_mpclip.vision_families import VISION_FAMILIES, class_tokens, leading_tokens
+from mpclip.encoding import load_encoder
 from mpclip.training.collator import MPCLIPCollator
 from mpclip.training.state_cache import cache_image_states
+
+PICTURES = [Image.linear_gradient("L").resize(size).convert("RGB") for size in ((40, 32), (32, 40), (90, 20))]
 
 
 def model_on(family: str, **options) -> MPCLIPModel:
@@ -150,6 +155,17 @@ def test_class_tokens_and_registers_can_be_left_out(family):
         torch.testing.assert_close(video[0], output.pooler_output[1], atol=1e-5, rtol=1e-4)
 
 
+# A Swin has patches of 4 pixels, and joins them.
+@pytest.mark.parametrize("family, side", [("dinov3_vit", 4), ("swin", 4), ("convnext", 4), ("segformer", 5)])
+def test_maps_have_a_value_for_every_place_and_none_for_other_tokens(family, side):
+    model, processor = model_on(family), make_processor(make_tokenizer())
+    _, maps = pooling_maps(model, processor, PICTURES[:1])
+    with torch.no_grad():
+        weights = model.get_image_features(processor(images=PICTURES[:1])["pixel_values"]).pooling_attentions.mean(dim=2)
+    assert maps.shape == (1, 2, side, side)
+    torch.testing.assert_close(torch.from_numpy(maps).flatten(2), weights[..., -(side**2) :])
+
+
 @pytest.mark.parametrize("family", ["pvt", "cvt"])
 def test_the_class_token_is_that_of_the_output(family):
     """The last stage of both has one; CvT does not return it."""
@@ -167,9 +183,6 @@ def test_a_class_token_that_is_left_out_cannot_be_pooled():
 
 def naflex_processor(patches: int = 20) -> MPCLIPProcessor:
     return MPCLIPProcessor(Siglip2ImageProcessorPil(patch_size=8, max_num_patches=patches), make_tokenizer())
-
-
-PICTURES = [Image.linear_gradient("L").resize(size).convert("RGB") for size in ((40, 32), (32, 40), (90, 20))]
 
 
 @pytest.mark.parametrize("pooling", ["attention_per_prompt", "mean"])
@@ -202,6 +215,25 @@ def test_naflex_trains_from_pictures_and_from_cached_tokens(tmp_path):
     batch = MPCLIPCollator(processor, image_states=states)(examples)
     assert "pixel_values" not in batch and batch["pixel_attention_mask"].shape == batch["vision_hidden_states"].shape[:2]
     torch.testing.assert_close(model(**batch, return_loss=True).loss, loss, atol=1e-5, rtol=1e-5)
+
+
+def test_every_way_to_embed_gives_naflex_its_mask(tmp_path):
+    model, processor = model_on("siglip2_vision_model"), naflex_processor()
+    with torch.no_grad():
+        expected = model(**processor(images=PICTURES)).image_embeds
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = MPCLIPProcessor.from_pretrained(tmp_path)
+    module = MPCLIPSentenceModule(model, loaded)
+    extract = MPCLIPImageFeatureExtractionPipeline(model=model, image_processor=loaded.image_processor)
+    with torch.no_grad():
+        ways = [
+            load_encoder(str(tmp_path), device="cpu").images(PICTURES),
+            module(module.preprocess(PICTURES))["sentence_embedding"],
+            torch.tensor([extract(picture)[0] for picture in PICTURES]),
+        ]
+    for embeds in ways:
+        torch.testing.assert_close(embeds.reshape(expected.shape), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_what_naflex_cannot_do_is_refused():
