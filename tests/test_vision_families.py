@@ -2,13 +2,11 @@
 
 import re
 
-import datasets
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, make_processor, make_tokenizer
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_vision import FOUND, inputs_for, plain_encoder, plain_tokens, tiny_vision_config
+from tiny_vision import FOUND, PICTURES, inputs_for, model_on, plain_encoder, plain_tokens, tiny_vision_config
 from transformers import (
     CONFIG_MAPPING,
     AutoModel,
@@ -20,33 +18,11 @@ from transformers import (
     VJEPA2Config,
     initialization,
 )
-from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from model_card.attention_grid import pooling_maps
-from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor, vision_encoder
-from modeling_mpclip.pipelines_mpclip import MPCLIPImageFeatureExtractionPipeline
-from modeling_mpclip.sentence_mpclip import MPCLIPSentenceModule
+from modeling_mpclip import MPCLIPModel, vision_encoder
 from modeling_mpclip.unused_weights import freeze_unread
 from modeling_mpclip.vision_families import VISION_FAMILIES, class_tokens, leading_tokens
-from mpclip.encoding import load_encoder
-from mpclip.training.collator import MPCLIPCollator
-from mpclip.training.state_cache import cache_image_states
-
-PICTURES = [Image.linear_gradient("L").resize(size).convert("RGB") for size in ((40, 32), (32, 40), (90, 20))]
-
-
-def model_on(family: str, **options) -> MPCLIPModel:
-    """A tiny model whose vision encoder has the weights of `plain_encoder(family)`."""
-    text = TEXT_CONFIGS["llama"]()
-    text.num_hidden_layers = 1
-    sizes = dict(num_prompts=2, projection_dim=8, pooling_width=8, pooling_heads=2)
-    config = MPCLIPConfig(text, tiny_vision_config(family), **{**sizes, **options})
-    config.compile_prompts(make_tokenizer())
-    torch.manual_seed(0)
-    model = MPCLIPModel(config)
-    found = model.vision_model.load_state_dict(plain_encoder(family).state_dict(), strict=False)
-    assert not found.missing_keys
-    return model.eval()
 
 
 @pytest.mark.parametrize("family", FOUND)
@@ -122,10 +98,7 @@ def test_a_given_encoder_masks_nothing_either():
 
 # Class tokens, registers and others in the order of the encoder.
 LEADING = {
-    "clip_vision_model": (1, 1),
-    "convnextv2": (0, 0),
     "deit": (1, 2),
-    "dinov2_with_registers": (1, 4),
     "dinov3_vit": (1, 4),
     "pixio": (8, 8),
     "radio": (2, 5),
@@ -179,75 +152,6 @@ def test_the_class_token_is_that_of_the_output(family):
 def test_a_class_token_that_is_left_out_cannot_be_pooled():
     with pytest.raises(ValueError, match="image_tokens='patches' leaves out"):
         model_on("vit", image_pooling="cls", image_tokens="patches")
-
-
-def naflex_processor(patches: int = 20) -> MPCLIPProcessor:
-    return MPCLIPProcessor(Siglip2ImageProcessorPil(patch_size=8, max_num_patches=patches), make_tokenizer())
-
-
-@pytest.mark.parametrize("pooling", ["attention_per_prompt", "mean"])
-def test_padding_of_naflex_is_not_seen(pooling):
-    model, processor = model_on("siglip2_vision_model", image_pooling=pooling), naflex_processor()
-    together = processor(images=PICTURES)
-    assert set(together) <= set(processor.model_input_names)
-    assert together["pixel_attention_mask"].sum(dim=1).tolist() == together["spatial_shapes"].prod(dim=1).tolist()
-    together["pixel_values"][~together["pixel_attention_mask"].bool()] = 7.0
-    with torch.no_grad():
-        expected = model(**together).image_embeds
-        for i, n in enumerate(together["spatial_shapes"].prod(dim=1)):
-            alone = {
-                name: x[i : i + 1, :n] if x.dim() > 1 and name != "spatial_shapes" else x[i : i + 1]
-                for name, x in together.items()
-            }
-            torch.testing.assert_close(model(**alone).image_embeds[0], expected[i], atol=1e-5, rtol=1e-4)
-    assert (expected[0] - expected[1]).abs().max() > 1e-4
-
-
-def test_naflex_trains_from_pictures_and_from_cached_tokens(tmp_path):
-    model, processor = model_on("siglip2_vision_model"), naflex_processor()
-    rows = datasets.Dataset.from_dict({"image": PICTURES}, features=datasets.Features({"image": datasets.Image()}))
-    examples = [{"captions": ["a cat"], "image": picture, "index": i} for i, picture in enumerate(PICTURES)]
-    loss = model(**MPCLIPCollator(processor)(examples), return_loss=True).loss
-    loss.backward()
-    assert model.vision_model.embeddings.patch_embedding.weight.grad.abs().max() > 0
-    model.vision_model.requires_grad_(False)
-    states = cache_image_states(model, processor.image_processor, rows, tmp_path, format="float32")
-    batch = MPCLIPCollator(processor, image_states=states)(examples)
-    assert "pixel_values" not in batch and batch["pixel_attention_mask"].shape == batch["vision_hidden_states"].shape[:2]
-    torch.testing.assert_close(model(**batch, return_loss=True).loss, loss, atol=1e-5, rtol=1e-5)
-
-
-def test_every_way_to_embed_gives_naflex_its_mask(tmp_path):
-    model, processor = model_on("siglip2_vision_model"), naflex_processor()
-    with torch.no_grad():
-        expected = model(**processor(images=PICTURES)).image_embeds
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    loaded = MPCLIPProcessor.from_pretrained(tmp_path)
-    module = MPCLIPSentenceModule(model, loaded)
-    extract = MPCLIPImageFeatureExtractionPipeline(model=model, image_processor=loaded.image_processor)
-    with torch.no_grad():
-        ways = [
-            load_encoder(str(tmp_path), device="cpu").images(PICTURES),
-            module(module.preprocess(PICTURES))["sentence_embedding"],
-            torch.tensor([extract(picture)[0] for picture in PICTURES]),
-        ]
-    for embeds in ways:
-        torch.testing.assert_close(embeds.reshape(expected.shape), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_what_naflex_cannot_do_is_refused():
-    model, processor = model_on("siglip2_vision_model"), naflex_processor()
-    inputs = processor(images=PICTURES)
-    with pytest.raises(ValueError, match="need pixel_attention_mask and spatial_shapes"):
-        model.get_image_features(inputs["pixel_values"])
-    with pytest.raises(ValueError, match="1 for every patch"):
-        model.get_image_features(**{**inputs, "pixel_attention_mask": inputs["pixel_attention_mask"][:, 1:]})
-    for embed_videos in (lambda: processor(videos=[PICTURES]), lambda: model.get_video_features(torch.randn(1, 2, 3, 32, 32))):
-        with pytest.raises(ValueError, match="google/siglip2-base-patch16-256"):
-            embed_videos()
-    with pytest.raises(ValueError, match="Maps of SigLIP 2 NaFlex are not drawn"):
-        pooling_maps(model, processor, PICTURES)
 
 
 @pytest.mark.parametrize("config_class", [VideoMAEConfig, VivitConfig, VJEPA2Config, TimesformerConfig])

@@ -1,8 +1,11 @@
-"""A tiny random vision encoder of every family of the table, pictures for it, and its tokens."""
+"""A tiny random vision encoder of every family of the table, its tokens, and a model on it."""
 
 import torch
+from conftest import TEXT_CONFIGS, make_tokenizer
+from PIL import Image
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from modeling_mpclip import MPCLIPConfig, MPCLIPModel
 from modeling_mpclip.vision_encoder import sinusoidal_grid
 from modeling_mpclip.vision_families import VISION_FAMILIES
 
@@ -95,6 +98,8 @@ OWN = {
     "vitdet": _LAYERS | dict(pretrain_image_size=32, window_size=2),
 }
 
+PICTURES = [Image.linear_gradient("L").resize(size).convert("RGB") for size in ((40, 32), (32, 40), (90, 20))]
+
 
 def tiny_vision_config(family: str) -> PreTrainedConfig:
     """The config of a tiny encoder, without stochastic depth."""
@@ -139,3 +144,17 @@ def plain_tokens(family: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return maps
     _, C, h, w = maps.shape
     return torch.nn.functional.layer_norm(maps.flatten(2).mT, (C,)) + sinusoidal_grid(h, w, C)
+
+
+def model_on(family: str, **options) -> MPCLIPModel:
+    """A tiny model whose vision encoder has the weights of `plain_encoder(family)`."""
+    text = TEXT_CONFIGS["llama"]()
+    text.num_hidden_layers = 1
+    sizes = dict(num_prompts=2, projection_dim=8, pooling_width=8, pooling_heads=2)
+    config = MPCLIPConfig(text, tiny_vision_config(family), **{**sizes, **options})
+    config.compile_prompts(make_tokenizer())
+    torch.manual_seed(0)
+    model = MPCLIPModel(config)
+    found = model.vision_model.load_state_dict(plain_encoder(family).state_dict(), strict=False)
+    assert not found.missing_keys
+    return model.eval()
