@@ -1,5 +1,7 @@
 """Every weight that is trained gets a gradient: what no embedding depends on is frozen, whatever is trained and however."""
 
+import gc
+
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, VISION_CONFIGS, enable_checkpointing, make_model
@@ -77,9 +79,11 @@ def test_a_fully_trained_tower_under_ddp_with_gradient_checkpointing(tmp_path):
     model = make_model(vision="clip")
     enable_checkpointing(model.train())
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    parallel = DistributedDataParallel(model)
     try:
-        parallel = DistributedDataParallel(model)
         for _ in range(2):
             parallel(**batch(model), return_loss=True).loss.backward()
     finally:
+        del parallel  # before its group: its destructor would wait, holding Python's lock, for a thread that needs the lock
+        gc.collect()
         torch.distributed.destroy_process_group()
