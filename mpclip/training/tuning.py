@@ -3,9 +3,14 @@
 Projections, pooling, logit scale and adaptive tokens are always trained.
 """
 
+import re
+from collections.abc import Iterable
+
 from torch import nn
 
 from .options import ModelArguments
+
+PASSED_OVER = {"gate", "router", "mamba", "altup"}  # parts of a decoder layer without adapters; see `linear_parts`
 
 
 def boundary_layer(num_layers: int, arguments: ModelArguments) -> int:
@@ -72,19 +77,43 @@ def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
     trained = ["image_pooling", "image_projection", "text_projection", "logit_scale"]
     trained += ["adaptive_embedding" if learned_at_input else "boundary_embedding"]
     trained += ["vision_model"] if arguments.vision_tuning == "full" else []
-    layers = "|".join(map(str, range(boundary_layer(len(text.layers), arguments), len(text.layers))))
+    first = boundary_layer(len(text.layers), arguments)
+    layers = "|".join(map(str, range(first, len(text.layers))))
+    parts = "|".join(re.escape(part) for part in linear_parts(text.layers[first:]))
     adapted = get_peft_model(
         model,
         LoraConfig(
             r=arguments.lora_rank,
             lora_alpha=arguments.lora_alpha,
             # A pattern for whole paths: "q_proj" alone would also match the layers of a CLIP vision tower.
-            target_modules=rf"text_model\.layers\.({layers})\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+            target_modules=rf"text_model\.layers\.({layers})\.({parts})",
             modules_to_save=[name for name in trained if getattr(model, name, None) is not None or "embedding" in name],
         ),
     )
     model.freeze_unused()  # also in the copies of modules_to_save
     return adapted
+
+
+def linear_parts(layers: Iterable[nn.Module]) -> list[str]:
+    """Names within a decoder layer of the linear layers that get adapters: all projections of attention and MLP.
+
+    Left out are the routers of experts, and blocks whose code reads weights without calling the layer that holds them.
+
+    Args:
+        layers: of the LLM; they may differ in kind.
+
+    Raises:
+        ValueError: there is none.
+    """
+    parts = {
+        name
+        for layer in layers
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear) and not PASSED_OVER & set(name.split("."))
+    }
+    if not parts:
+        raise ValueError("text_tuning='lora': these layers of the LLM have no linear layer to adapt. Use 'last' or 'full'.")
+    return sorted(parts)
 
 
 def learning_rate_group(name: str) -> str:
