@@ -29,7 +29,7 @@ demo: $(VENV)/.demo  ## train on OpenMoji scenes, compare with a single prompt, 
 
 # One process per core with one thread each: with more threads they would wait for one another.
 test: setup  ## the test suite, offline
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 peers: setup  ## transformers' own common tests on our classes
 	$(BIN)/python tests/peers

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from benchmarks.record import command_parser
 from eval.tables import markdown_table
-from modeling_mpclip.family_table import FAMILIES
-from modeling_mpclip.vision_families import VIDEO_ENCODERS, VISION_FAMILIES, VisionFamily
 from mpclip.files import write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "towers.md"
@@ -57,30 +55,34 @@ positions in training.
 Video encoders are refused, because they embed clips of a fixed length:
 {videos}.
 With an image encoder `get_video_features` pools the tokens of all frames.
-""".format(videos=", ".join(VIDEO_ENCODERS.values()))
+"""
 
 
 def page() -> str:
     """The whole page."""
+    from modeling_mpclip.family_table import FAMILIES  # imports torch, which the help does without
+    from modeling_mpclip.vision_families import VIDEO_ENCODERS, VISION_FAMILIES
+
     texts = [[f"`{name}`", family.models, family.path] for name, family in FAMILIES.items()]
     pictures = [
-        [f"`{name}`", family.models, family.output, _special_tokens(family)] for name, family in VISION_FAMILIES.items()
+        [f"`{name}`", family.models, family.output, _special_tokens(family.class_tokens, family.other_tokens)]
+        for name, family in VISION_FAMILIES.items()
     ]
     return "\n".join(
         [
             TEXT,
             markdown_table(["type", "models", "path"], texts),
             "",
-            VISION,
+            VISION.format(videos=", ".join(VIDEO_ENCODERS.values())),
             markdown_table(["type", "models", "what it gives", "special tokens"], pictures),
             "",
         ]
     )
 
 
-def _special_tokens(family: VisionFamily) -> str:
+def _special_tokens(class_tokens: int, other_tokens: int | str) -> str:
     """How many tokens come before the patches: numbers, and fields of the config that have them."""
-    counts = {"class": family.class_tokens, "other": family.other_tokens}
+    counts = {"class": class_tokens, "other": other_tokens}
     return ", ".join(f"{count} {kind}" if isinstance(count, int) else f"`{count}`" for kind, count in counts.items() if count)
 
 
