@@ -26,6 +26,7 @@ from benchmarks.results_tables import weights_table
 from eval.intervals import bootstrap_interval
 from mpclip.data.openmoji.objects import CATEGORIES, Drawings
 from mpclip.files import write_json
+from mpclip.hardware import add_precision, choose_precision
 
 if TYPE_CHECKING:
     from mpclip.encoding import Encoder
@@ -208,15 +209,14 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument(
         "--json", required=True, metavar="OUT.json", help="where to write the result, and a plot of the same name"
     )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the model's weights (default: %(default)s)"
-    )
+    add_precision(parser)
     options = parser.parse_args(argv)
 
     from mpclip.data.image_text import load_image_text
     from mpclip.encoding import encode_dataset, load_encoder
 
-    encoder = load_encoder(options.model, options.dtype)
+    options.precision = choose_precision(options.precision)  # the result records the dtype that was chosen
+    encoder = load_encoder(options.model, options.precision)
     K = encoder.segments
     if K < 2:
         raise SystemExit(f"{options.model} has a single prompt, so there is nothing to weight. Give one with several prompts.")

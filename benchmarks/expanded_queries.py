@@ -21,6 +21,7 @@ from benchmarks.results_tables import expansion_table
 from eval.intervals import bootstrap_interval
 from mpclip.data.backbones import prepare_backbone
 from mpclip.files import read_json, write_json
+from mpclip.hardware import choose_precision
 from mpclip.progress import track
 
 WRITER = "smollm2-135m"  # the LLM that writes the sentences
@@ -51,7 +52,7 @@ def write_expansions(captions: list[str], cache: Path, batch_size: int = 64) -> 
         folder = prepare_backbone(WRITER)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        writer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        writer = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, choose_precision())).eval()
         for start in track(range(0, len(missing), batch_size), "Expanding captions", -(-len(missing) // batch_size), "batch"):
             batch = missing[start : start + batch_size]
             asked = [[{"role": "user", "content": REQUEST.format(caption=caption)}] for caption in batch]

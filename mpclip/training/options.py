@@ -115,7 +115,9 @@ class DataArguments(ReadingOptions):
         "the LLM are trained.",
     )
     cache_format: Literal["float32", "float16", "bfloat16", "int8"] = option(
-        "bfloat16", "Precision of the stored states. With 'float32', training equals training without a cache up to rounding."
+        "bfloat16",
+        "Dtype of the stored states; precision decides in which they are computed. With 'float32' for both, training equals "
+        "training without a cache up to rounding.",
     )
     cache_dir: str = option("runs/cache", "Folder of the stored states. Other runs on the same data reuse them.")
 
