@@ -27,9 +27,11 @@ $(VENV)/.installed: $(VENV)/.demo
 demo: $(VENV)/.demo  ## train on OpenMoji scenes, compare with a single prompt, show what queries find
 	$(BIN)/python -m demo
 
-# One process per core with one thread each: with more threads they would wait for one another.
+# Processes of one thread each: with more threads they would wait for one another. One more than there are cores, because some
+# tests wait for programs that they start.
 test: setup  ## the test suite, offline
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal \
+		--numprocesses $$($(BIN)/python -c "import os; print(min(8, os.cpu_count() + 1))")
 
 peers: setup  ## transformers' own common tests on our classes
 	$(BIN)/python tests/peers
