@@ -9,7 +9,7 @@ from mpclip.files import read_json, write_json
 from mpclip.hardware import best_device, speeds
 from mpclip.progress import duration
 
-REFERENCE = Path(__file__).parent.parent / "docs/results/openmoji_demo.json"  # a recorded run, with its stages and its speed
+REFERENCE = Path(__file__).parent.parent / "docs/cost/demo.json"  # results.json of a recorded run
 
 
 class Stages:
@@ -28,9 +28,8 @@ class Stages:
         self.found: dict[str, dict] = read_json(self.file)
         recorded = read_json(REFERENCE)
         share = size / (recorded["training_scenes"] + recorded["scenes"])
-        self.expected = {name: seconds * share for name, seconds in recorded.get("stages", {}).items()}
-        here = speeds(best_device())
-        there = recorded.get("speed", here)
+        self.expected = {name: seconds * share for name, seconds in recorded["stages"].items()}
+        there, here = recorded["speed"], speeds(best_device())
         self.slower = there["gflops"][there["dtype"]] / here["gflops"][here["dtype"]]
 
     @property
@@ -56,7 +55,7 @@ class Stages:
                 write_json(self.file, self.found)
 
     def left(self) -> str:
-        """The time left, in words; "" if every stage is done, or the recorded run does not tell."""
+        """The time left, in words; "" if every stage is done."""
         done = [name for name in self.expected if self.found.get(name, {}).get("done")]
         there, here = (sum(of[name] for name in done) for of in (self.expected, self.seconds))
         slower = here / there if there else self.slower
