@@ -84,8 +84,8 @@ def cache_text_states(
         format: "float32", "float16", "bfloat16" or "int8" (`state_store.FORMATS`): how the states are stored.
         device: device to compute on.
         precision: name of the dtype to compute in. Stored states that were computed in float32 are used too.
-        tokens_per_batch: tokens of a batch, with padding and prompts. Default: 8192; on the CPU 2048, where a larger batch is
-            no faster and its progress shows later.
+        tokens_per_batch: tokens of a batch, with padding and prompts. Default: 8192; on the CPU 2048, so that progress shows
+            every few seconds.
 
     Raises:
         ValueError: a parameter below the boundary is trained; its states would be wrong after the first step.
