@@ -243,6 +243,11 @@ def _seconds(compute: Callable[[], object], device: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command.
+
+    Args:
+        argv: words of the command line; None takes those of the process.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m mpclip.hardware", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
