@@ -3,6 +3,8 @@
 import argparse
 from typing import Any, Protocol
 
+import numpy as np
+
 from eval.result import Result
 
 
@@ -49,4 +51,24 @@ class Task(Protocol):
 
         Returns:
             The metrics; `python -m eval` adds the origin.
+        """
+
+    @staticmethod
+    def units(items: dict[str, np.ndarray]) -> int:
+        """How many units the bootstrap draws from, such as pictures or pairs.
+
+        Args:
+            items: of a `Result` of this task.
+        """
+
+    @staticmethod
+    def metrics_of(items: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
+        """The metrics, if each unit counts as often as it was drawn. `eval.intervals.bootstrap` makes intervals of them.
+
+        Args:
+            items: of a `Result` of this task.
+            counts: (units,) int, how often each unit counts. Ones give the metrics of the result.
+
+        Returns:
+            Metric -> value, at least the primary one.
         """

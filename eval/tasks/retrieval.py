@@ -1,7 +1,7 @@
 """Recall of text-to-image and image-to-text retrieval on pictures with captions.
 
 Every caption searches all pictures of the split, and every picture all captions. A tie counts against the model (see
-eval/metrics.py). The metrics are R@1, R@5 and R@10 in percent, in both directions (t2i: text to image, i2t: image to text), and
+eval/metrics). The metrics are R@1, R@5 and R@10 in percent, in both directions (t2i: text to image, i2t: image to text), and
 their mean, `mean_recall`, the primary metric. The items are ranks, 1 is best: `text_rank` of each caption, `image_rank` of each
 picture; and `caption_image`, the picture that each caption belongs to.
 """
