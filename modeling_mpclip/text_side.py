@@ -48,9 +48,10 @@ class TextSide:
             (B, N + T, H) hidden states of text and prompts that enter the boundary layer.
 
         Raises:
-            ValueError: adaptive_tokens="input", which learns embeddings below every layer.
+            ValueError: adaptive_tokens="input", which learns embeddings below every layer; or the layers of the LLM do not run
+                one by one (text_branches.py).
         """
-        if self.text_model.boundary_embedding is None:
+        if self.text_model.path == "tree" and self.text_model.boundary_embedding is None:
             raise ValueError(
                 "Hidden states can be kept only if everything below them is frozen, and adaptive_tokens='input' learns "
                 "embeddings below the first layer. Use adaptive_tokens='boundary'."

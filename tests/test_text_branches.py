@@ -9,6 +9,7 @@ from tower_equality import assert_equal, assert_equals_separate_passes, tower_of
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, text_branches
 from modeling_mpclip.family_table import FAMILIES
 from modeling_mpclip.prompt_tree import PromptTree
+from mpclip.training.state_cache import cache_text_states
 
 CONTINUED = [name for name in FOUND if FAMILIES[name].path == "branches"]
 
@@ -127,6 +128,18 @@ def test_stored_states_are_refused():
     for part in (model.text_model.lower, model.text_model.upper):
         with pytest.raises(ValueError, match="'lfm2' cannot serve"):
             part()
+
+
+@pytest.mark.parametrize("options", [{"adaptive_tokens": "input"}, {"num_prompts": 1, "text_pooling": "mean"}])
+def test_advice_for_a_cache_of_states_is_not_what_the_tower_refuses(options, tmp_path):
+    """Neither "boundary", which such a tower refuses, nor anything but to store no states of texts."""
+    model, tokenizer = model_of("lfm2", **options), make_tokenizer()
+    with pytest.raises(ValueError, match=r"'lfm2' .*Set cache_text_states=false") as caught:
+        cache_text_states(model, tokenizer, ["a cat"], tmp_path)
+    with pytest.raises(ValueError, match="'lfm2' cannot serve") as refused:
+        model.lower_text(torch.ones(1, 3, dtype=torch.long))
+    assert not any("boundary" in str(error.value) for error in (caught, refused))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_is_refused(tmp_path):

@@ -88,9 +88,16 @@ def cache_text_states(
             every few seconds.
 
     Raises:
-        ValueError: a parameter below the boundary is trained; its states would be wrong after the first step.
+        ValueError: a parameter below the boundary is trained; its states would be wrong after the first step. Or the layers of
+            the tower do not run one by one.
     """
     tower = model.text_model
+    if tower.path != "tree":
+        raise ValueError(
+            f"The layers of a text model of type {tower.config.model_type!r} do not run one by one (docs/towers.md), "
+            "so hidden states between them cannot be stored. Set cache_text_states=false; the states of a frozen vision tower "
+            "are stored all the same."
+        )
     if tower.boundary_embedding is None:
         raise ValueError(
             "adaptive_tokens='input' learns embeddings below the first layer, so no hidden state stays valid. "
