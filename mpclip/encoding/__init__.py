@@ -4,14 +4,24 @@
     texts = encoder.texts(["a red car", "a street"])              # (2, D) float32 on the CPU, L2-normalised
     pictures = encoder.images([picture])                          # (1, D)
     embeds = encode_dataset(encoder, load_image_text("photos", "test"))
+    texts = encode_texts(encoder, ["a red car"], cache="embeddings")  # kept there; the next call reads them
 
 checkpoints.py loads a checkpoint. encoder.py embeds. batches.py makes batches, shows progress, shares the work among processes
-and resumes after a kill. dataset.py embeds all pictures and captions of a data set. fingerprint.py decides whether two
-checkpoints are the same.
+and resumes after a kill. dataset.py embeds texts, the pictures of a table, and all pictures and captions of a data set, and
+caches them on disk. fingerprint.py decides whether two checkpoints are the same.
 """
 
 from .checkpoints import load_encoder
-from .dataset import encode_dataset
+from .dataset import encode_dataset, encode_images, encode_texts
 from .encoder import Encoder, ModelEncoder, PeerEncoder, SentenceEncoder
 
-__all__ = ["Encoder", "ModelEncoder", "PeerEncoder", "SentenceEncoder", "encode_dataset", "load_encoder"]
+__all__ = [
+    "Encoder",
+    "ModelEncoder",
+    "PeerEncoder",
+    "SentenceEncoder",
+    "encode_dataset",
+    "encode_images",
+    "encode_texts",
+    "load_encoder",
+]

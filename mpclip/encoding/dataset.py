@@ -1,7 +1,12 @@
-"""Embeds all pictures and captions of a data set."""
+"""Embeds texts, pictures, and all pictures and captions of a data set, with a cache on disk if wanted.
+
+A cached embedding is used again for the same input, prepared in the same way, by the same weights in the same dtype: the key
+of a cache is a hash of all these. Pictures are known by their content, so a copy of a data set has the cache of the first.
+"""
 
 import hashlib
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +16,58 @@ from torch import Tensor
 
 from mpclip.data.identity import identity_of_images
 
-from .batches import Parts
+from .batches import Parts, by_length
 from .encoder import Encoder
+
+Folder = str | Path | None
+
+
+def encode_texts(
+    encoder: Encoder,
+    texts: Sequence[str],
+    batch_size: int = 64,
+    cache: Folder = None,
+    title: str = "Embedding texts",
+    **options,
+) -> Tensor:
+    """Embed texts. Equal texts are embedded once.
+
+    Args:
+        encoder: the model.
+        texts: T texts, in any order. The cache of a collection serves any order of it.
+        batch_size: texts per batch.
+        cache: folder in which finished parts are stored. A killed run resumes from them, and a later run reuses them. The
+            encoder must have been loaded from a checkpoint. None: nothing is stored.
+        title: what the progress line says.
+        options: of `in_batches`, such as `shared` and `quiet`.
+
+    Returns:
+        (T, D) float32 on the CPU, L2-normalised.
+    """
+    parts = cache and Parts(cache, _key_of(encoder, batch_size) | {"texts": _sha256(by_length(texts))})
+    return encoder.texts(texts, batch_size, title=title, resume=parts, **options)
+
+
+def encode_images(
+    encoder: Encoder,
+    rows: datasets.Dataset,
+    batch_size: int = 64,
+    cache: Folder = None,
+    title: str = "Embedding images",
+    **options,
+) -> Tensor:
+    """Embed the pictures of a table.
+
+    Args:
+        encoder: the model.
+        rows: a table with the column `image`, as from `load_image_text`.
+        batch_size, cache, title, options: as for `encode_texts`.
+
+    Returns:
+        (I, D) float32 on the CPU, L2-normalised, in the order of the rows.
+    """
+    parts = cache and Parts(cache, _key_of(encoder, batch_size) | {"images": identity_of_images(rows)})
+    return encoder.images(rows["image"], batch_size, title=title, resume=parts, **options)
 
 
 def encode_dataset(
@@ -20,7 +75,7 @@ def encode_dataset(
     rows: datasets.Dataset,
     batch_size: int = 64,
     images: Sequence | None = None,
-    cache: str | Path | None = None,
+    cache: Folder = None,
     **options,
 ) -> dict[str, Tensor]:
     """Embed every picture and every caption of a table.
@@ -28,11 +83,9 @@ def encode_dataset(
     Args:
         encoder: the model.
         rows: a table with the columns `image` and `captions`, as from `load_image_text`.
-        batch_size: pictures or captions per batch.
-        images: inputs of the encoder in place of the column `image`, such as row numbers of cached states.
-        cache: folder in which finished parts are stored. A killed run resumes from them, and a later run reuses them. The
-            encoder must have been loaded from a checkpoint.
-        options: of `in_batches`.
+        images: inputs of the encoder in place of the column `image`, such as row numbers of cached states; these are not
+            stored in `cache`.
+        batch_size, cache, options: as for `encode_texts`.
 
     Returns:
         `image_embeds` (I, D) and `text_embeds` (T, D), float32 on the CPU, L2-normalised, in the order of the rows;
@@ -40,16 +93,24 @@ def encode_dataset(
     """
     captions = rows.with_format(None)["captions"][:]
     texts = [caption for row in captions for caption in row]
-    parts: dict[str, Parts | None] = {"texts": None, "images": None}
-    if cache is not None:
-        key = {"model": encoder.fingerprint(), "batch_size": batch_size}
-        told = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-        parts["texts"] = Parts(cache, key | {"texts": told})
-        parts["images"] = Parts(cache, key | {"images": identity_of_images(rows)})
     return {
-        "text_embeds": encoder.texts(texts, batch_size, resume=parts["texts"], **options),
-        "image_embeds": encoder.images(
-            rows["image"] if images is None else images, batch_size, resume=parts["images"], **options
-        ),
+        "text_embeds": encode_texts(encoder, texts, batch_size, cache, **options),
+        "image_embeds": encode_images(encoder, rows, batch_size, cache, **options)
+        if images is None
+        else encoder.images(images, batch_size, **options),
         "caption_image": torch.tensor([i for i, row in enumerate(captions) for _ in row], dtype=torch.int64),
     }
+
+
+_fingerprints: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # encoder -> its fingerprint
+
+
+def _key_of(encoder: Encoder, batch_size: int) -> dict:
+    """What the embeddings of any input depend on. The weights are hashed once per encoder."""
+    if encoder not in _fingerprints:
+        _fingerprints[encoder] = encoder.fingerprint()
+    return {"model": _fingerprints[encoder], "batch_size": batch_size}
+
+
+def _sha256(texts: list[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
