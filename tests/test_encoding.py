@@ -31,7 +31,8 @@ from transformers import (
 import eval.__main__
 from mpclip.data.image_text import load_image_text
 from mpclip.encoding import ModelEncoder, PeerEncoder, SentenceEncoder, encode_dataset, load_encoder
-from mpclip.encoding.batches import Parts, by_length, in_batches
+from mpclip.encoding.batches import by_length, in_batches
+from mpclip.encoding.cache import Parts
 from mpclip.search.build import build_index
 from mpclip.search.chunks import Chunks
 from mpclip.training.command_line import parse_options
@@ -141,15 +142,6 @@ def test_a_killed_encoding_goes_on(tmp_path):
     assert again.equal(whole)
     with pytest.raises(pytest.fail.Exception, match="computed"):  # another key has nothing
         in_batches(lambda _: pytest.fail("computed"), items, 2, "test", resume=Parts(tmp_path, {"model": "n"}))
-
-
-def test_a_damaged_part_is_named_and_computed_again(tmp_path, caplog):
-    embed = lambda items: torch.tensor([[float(item)] for item in items])  # noqa: E731
-    whole = in_batches(embed, range(10), 2, "test", resume=Parts(tmp_path, {}))
-    (part,) = tmp_path.rglob("*.safetensors")
-    part.write_bytes(part.read_bytes()[:-3])
-    assert in_batches(embed, range(10), 2, "test", resume=Parts(tmp_path, {})).equal(whole)
-    assert f"{part} is damaged" in caplog.text
 
 
 def test_the_cache_of_a_data_set_knows_model_and_data(checkpoint, rows, tmp_path):

@@ -5,10 +5,14 @@ A picture is known by its content. Where it lies, and under which date, only spa
 
 import hashlib
 import os
+from pathlib import Path
 
 import datasets
+import xxhash
 
-from mpclip.files import stamp
+from mpclip.files import hash_files, stamp, xxh128_file
+
+ROWS = 1000  # rows of a table whose pictures are hashed at a time
 
 
 def picture_key(content: bytes) -> str:
@@ -29,15 +33,23 @@ def place_stamp(path: str | os.PathLike) -> str:
 
 
 def identity_of_images(rows: datasets.Dataset) -> str:
-    """A hash that changes with the pictures in column `image`: of their bytes where they lie in the table.
+    """A hash of the pictures in column `image`, by their content, in their order (ours).
 
-    Where the table refers to files, it is made of their paths, sizes and dates, which takes no reading.
+    Files are read in parallel, in about a tenth of the time that decoding them takes. Their paths and dates do
+    not count: a copy of a data set has the same hash, and a picture that was changed in place has another.
+
+    Args:
+        rows: a table with the column `image`, which holds the pictures or the paths of their files.
+
+    Raises:
+        FileNotFoundError: a file is missing.
     """
     digest = hashlib.sha256()
-    for cell in rows.with_format(None).cast_column("image", datasets.Image(decode=False))["image"]:
-        if cell["bytes"] is not None:
-            digest.update(cell["bytes"])
-        else:
-            status = os.stat(cell["path"])
-            digest.update(f"{cell['path']} {status.st_size} {status.st_mtime_ns}\n".encode())
+    cells = rows.with_format(None).select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    for start in range(0, len(cells), ROWS):
+        few = cells[start : start + ROWS]["image"]
+        of_files = hash_files({Path(cell["path"]) for cell in few if cell["bytes"] is None}, xxh128_file, quiet=True)
+        for cell in few:
+            held = cell["bytes"]
+            digest.update((of_files[Path(cell["path"])] if held is None else xxhash.xxh3_128_hexdigest(held)).encode())
     return digest.hexdigest()

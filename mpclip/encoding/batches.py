@@ -1,22 +1,15 @@
 """Runs an encoder over batches: sorts texts by length, shows progress, shares work among processes, resumes after a kill."""
 
-import hashlib
-import json
-import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mpclip.files import aside
 from mpclip.progress import progress
 
-logger = logging.getLogger(__name__)
+from .cache import Parts
 
 PART_BATCHES = 16  # batches per saved part; a kill loses at most these
 
@@ -34,7 +27,7 @@ def in_batches(
     *,
     quiet: bool = False,
     shared: bool = False,
-    resume: "Parts | None" = None,
+    resume: Parts | None = None,
 ) -> Tensor:
     """Embed items batch by batch.
 
@@ -50,10 +43,10 @@ def in_batches(
     Returns:
         (items, D) float32 on the CPU, in the order of the items.
     """
-    starts = list(range(0, len(items), batch_size))
+    all_starts = starts = list(range(0, len(items), batch_size))
     state = PartialState() if shared else None
     if state is not None:
-        starts = starts[state.process_index :: state.num_processes]
+        starts = starts[state.process_index :: state.num_processes]  # each batch belongs to one process
     done = resume.load() if resume is not None else {}
     waiting: dict[int, Tensor] = {}
     shown = progress(
@@ -71,34 +64,5 @@ def in_batches(
                 resume.save(waiting)
                 waiting = {}
     if state is not None and state.num_processes > 1:
-        done = dict(gather_object(list(done.items())))
-    return torch.cat([done[start] for start in sorted(done)])
-
-
-class Parts:
-    """Embeddings of finished batches on disk, from which a killed encoding resumes.
-
-    Args:
-        folder: folder for the parts of all encodings.
-        key: everything that the embeddings depend on: fingerprint of the model, items, batch size. Each key has its own parts.
-    """
-
-    def __init__(self, folder: str | Path, key: dict):
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        self.folder = Path(folder, digest[:20])
-
-    def load(self) -> dict[int, Tensor]:
-        """The stored embeddings: index of a batch's first item -> (B, D) float32. A damaged part is deleted with a warning."""
-        found: dict[int, Tensor] = {}
-        for file in sorted(self.folder.glob("*.safetensors")):
-            try:
-                found |= {int(start): embeds for start, embeds in load_file(file).items()}
-            except SafetensorError as error:
-                logger.warning("%s is damaged (%s); its embeddings are computed again.", file, error)
-                file.unlink()
-        return found
-
-    def save(self, batches: dict[int, Tensor]) -> None:
-        """Store some batches as one part: index of a batch's first item -> (B, D) float32."""
-        with aside(self.folder / f"{min(batches):012d}.safetensors") as written:
-            save_file({str(start): embeds.contiguous() for start, embeds in batches.items()}, written)
+        done = dict(gather_object([(start, done[start]) for start in starts]))
+    return torch.cat([done[start] for start in all_starts])

@@ -1,12 +1,9 @@
-"""Embeds texts, pictures, and all pictures and captions of a data set, with a cache on disk if wanted.
+"""Embeds texts, pictures, and all pictures and captions of a data set, with a cache on disk if wanted (cache.py).
 
-A cached embedding is used again for the same input, prepared in the same way, by the same weights in the same dtype: the key
-of a cache is a hash of all these. Pictures are known by their content, so a copy of a data set has the cache of the first.
+Pictures are known by their content. So a copy of a data set finds what was computed for the first, and a picture that has
+been changed in place is embedded again.
 """
 
-import hashlib
-import json
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +13,8 @@ from torch import Tensor
 
 from mpclip.data.identity import identity_of_images
 
-from .batches import Parts, by_length
+from .batches import by_length
+from .cache import kept_parts
 from .encoder import Encoder
 
 Folder = str | Path | None
@@ -44,7 +42,7 @@ def encode_texts(
     Returns:
         (T, D) float32 on the CPU, L2-normalised.
     """
-    parts = cache and Parts(cache, _key_of(encoder, batch_size) | {"texts": _sha256(by_length(texts))})
+    parts = kept_parts(encoder, cache, batch_size, texts=by_length(texts))
     return encoder.texts(texts, batch_size, title=title, resume=parts, **options)
 
 
@@ -66,7 +64,7 @@ def encode_images(
     Returns:
         (I, D) float32 on the CPU, L2-normalised, in the order of the rows.
     """
-    parts = cache and Parts(cache, _key_of(encoder, batch_size) | {"images": identity_of_images(rows)})
+    parts = kept_parts(encoder, cache, batch_size, images=cache and identity_of_images(rows))
     return encoder.images(rows["image"], batch_size, title=title, resume=parts, **options)
 
 
@@ -100,17 +98,3 @@ def encode_dataset(
         else encoder.images(images, batch_size, **options),
         "caption_image": torch.tensor([i for i, row in enumerate(captions) for _ in row], dtype=torch.int64),
     }
-
-
-_fingerprints: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # encoder -> its fingerprint
-
-
-def _key_of(encoder: Encoder, batch_size: int) -> dict:
-    """What the embeddings of any input depend on. The weights are hashed once per encoder."""
-    if encoder not in _fingerprints:
-        _fingerprints[encoder] = encoder.fingerprint()
-    return {"model": _fingerprints[encoder], "batch_size": batch_size}
-
-
-def _sha256(texts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

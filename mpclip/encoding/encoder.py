@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from modeling_mpclip.pictures import rgb_pictures
 
 from .batches import by_length, in_batches
+from .cache import tokenizer_hash
 from .fingerprint import model_fingerprint
 
 Picture = PIL.Image.Image
@@ -29,6 +30,7 @@ class Encoder(ABC):
         name: the folder or Hub id from which the model was loaded, or another name.
         segments: K, the number of equal segments of an embedding; 1 for models without prompts.
         device: torch device of the model.
+        model, processor: what the encoder runs, if it has been loaded from a checkpoint.
     """
 
     name: str
@@ -53,6 +55,10 @@ class Encoder(ABC):
     def fingerprint(self) -> str:
         """SHA-256 of everything that embeddings depend on: weights, config and image processor."""
         return model_fingerprint(self.name, self.model)
+
+    def preparation(self) -> str:
+        """What embeddings depend on beside the fingerprint and the code: how texts become tokens. For keys of caches."""
+        return tokenizer_hash(getattr(self.processor, "tokenizer", self.processor))  # a text-only model's is the tokenizer
 
     @abstractmethod
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -163,6 +169,10 @@ class SentenceEncoder(Encoder):
 
     def __init__(self, model, name: str = "model"):
         self.model, self.name, self.device = model, name, model.device
+
+    def preparation(self) -> str:
+        """The tokenizer, and the model's modules with their settings, such as the pooling and the longest text."""
+        return f"{tokenizer_hash(getattr(self.model, 'tokenizer', None))} {self.model}"
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         return self._encode(list(texts))
