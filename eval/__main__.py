@@ -22,6 +22,7 @@ from mpclip.data.reading import reading_given, reading_of
 TASKS = {
     "retrieval": "eval.tasks.retrieval:Retrieval",
     "differences": "eval.tasks.differences:Differences",
+    "sts": "eval.tasks.sts:SentencePairs",
 }
 
 
