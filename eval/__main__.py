@@ -22,7 +22,10 @@ from mpclip.data.reading import reading_given, reading_of
 TASKS = {
     "retrieval": "eval.tasks.retrieval:Retrieval",
     "differences": "eval.tasks.differences:Differences",
+    "exclusion": "eval.tasks.exclusion:Exclusion",
     "sts": "eval.tasks.sts:SentencePairs",
+    "zero_shot": "eval.tasks.zero_shot:ZeroShot",
+    "human": "eval.tasks.human:Human",
 }
 
 
