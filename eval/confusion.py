@@ -70,7 +70,7 @@ def confusion_plot(counts: np.ndarray, names: Sequence[str], path: str | Path) -
     axes.set(xlabel="predicted class", ylabel="class")
     if len(shown) < len(names):
         axes.set_title(f"the {len(shown)} of {len(names)} classes with the most mistakes", size=10)
-    for row, column in zip(*np.nonzero(shares >= 0.5), strict=True):
+    for row, column in zip(*np.nonzero(np.round(shares)), strict=True):
         share = shares[row, column]
         axes.text(column, row, f"{share:.0f}", ha="center", va="center", size=7, color="white" if share > 55 else "black")
     figure.colorbar(drawn, ax=axes, shrink=0.7, label="% of the pictures of a class")

@@ -103,7 +103,7 @@ def write_scenes(
             with aside(file) as written:
                 render_scene(scene, drawings).save(written, format="PNG")
     write_text(folder / "metadata.jsonl", metadata)
-    write_text(folder / "ATTRIBUTION.md", _attribution(scenes))
+    write_text(folder / "ATTRIBUTION.md", attribution(scenes))
     os.replace(begun, complete)
     return folder
 
@@ -120,7 +120,8 @@ def _record(scene: Scene) -> dict:
     }
 
 
-def _attribution(scenes: Sequence[Scene]) -> str:
+def attribution(scenes: Sequence[Scene]) -> str:
+    """The text of ATTRIBUTION.md: OpenMoji's licence, and the drawings that the scenes use."""
     used = sorted({thing.name for scene in scenes for thing in scene.objects})
     drawings = "\n".join(f"- {OBJECTS[name]} {name}" for name in used)
     return f"""---
