@@ -98,6 +98,9 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
             # The default negated templates belong to the default templates. Custom templates get none.
             twins = prompted and not own_templates
             self.negated_templates = default_templates(self.num_prompts, negated=True) if twins else []
+        if self.frame_position is None:
+            attends = self.clip_pooling == "tokens" and self.image_pooling.startswith("attention")
+            self.frame_position = "sinusoid" if attends else "none"
         if self.adaptive_tokens == "boundary" and self.boundary_layer is None:
             self.boundary_layer = self.text_config.num_hidden_layers - 1
         if self.logit_scale_init_value is None:
@@ -161,6 +164,13 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
                 "image_pooling='cls' pools the class token, which image_tokens='patches' leaves out. Set image_tokens='all' or "
                 "another image_pooling."
             )
+        for option, value in (("clip_pooling", self.clip_pooling), ("image_pooling", self.image_pooling)):
+            if self.frame_position != "none" and value in ("mean", "cls"):
+                raise ValueError(
+                    f"frame_position={self.frame_position!r} tells the frames of a clip apart, and {option}={value!r} takes a "
+                    "mean over them, in which their order is lost. Set frame_position='none', or use the attention pooling "
+                    "with clip_pooling='tokens'."
+                )
         if self.image_pooling.startswith("attention") and self.pooling_width % self.pooling_heads:
             raise ValueError(f"pooling_width={self.pooling_width} is not a multiple of pooling_heads={self.pooling_heads}.")
 
@@ -191,6 +201,11 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         from_checkpoint = __name__.startswith("transformers_modules.")
         wrong = ["zero-shot-image-classification"] if self.loss == "sigmoid" else []
         return {task: entry for task, entry in named.items() if from_checkpoint or task in wrong}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "MPCLIPConfig":
+        """As of the base class. A saved config without `frame_position` is of a model whose frames had none."""
+        return super().from_dict({"frame_position": "none"} | config_dict, **kwargs)
 
     def to_dict(self) -> dict:
         """As of the base class, with `custom_pipelines` for every model that takes pictures."""

@@ -5,9 +5,18 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import can_return_tuple
 
+from .clip_frames import mean_of_frames, with_frame_position
 from .image_tower import AttentionPooling, SegmentProjection
 from .outputs_mpclip import MPCLIPImageOutput
-from .tower_inputs import asked, masked_mean, refuse_no_patches, refuse_no_pixels, refuse_no_tokens, refuse_other_mask
+from .tower_inputs import (
+    asked,
+    masked_mean,
+    refuse_no_patches,
+    refuse_no_pixels,
+    refuse_no_tokens,
+    refuse_other_frames,
+    refuse_other_mask,
+)
 from .vision_encoder import build_vision_model, run_vision_model, settle, token_width
 from .vision_families import NO_VIDEOS_IN_PATCHES, class_tokens, leading_tokens, vision_family
 
@@ -117,42 +126,66 @@ class ImageSide:
     @can_return_tuple
     def get_video_features(
         self,
-        pixel_values_videos: torch.Tensor,
+        pixel_values_videos: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
+        vision_hidden_states: torch.Tensor | None = None,
     ) -> MPCLIPImageOutput:
-        """Embed videos by pooling the vision tokens of all frames (paper, section 1.4).
+        """Embed videos: pool the vision tokens of all frames (paper, section 1.4), or as `config.clip_pooling` says.
 
         Args:
             pixel_values_videos: (B, T, C, H, W).
             frame_mask: (B, T), 0 for padding frames. Without it every frame counts.
             output_attentions, output_hidden_states: also return those of the vision encoder, for the B * T frames.
+            vision_hidden_states: (B, T, N, C), the `vision_tokens` of the frames, in place of the pixels.
 
         Returns:
             [`MPCLIPImageOutput`], or its tuple with return_dict=False.
 
         Raises:
-            ValueError: an argument has another shape, a video has no frame, or the model is text-only.
+            ValueError: an argument has another shape, none or both of pixels and tokens are given, a video has no frame, or the
+                model is text-only.
         """
         self._refuse_images_if_text_only()
         if self._takes_patches:
             raise ValueError(NO_VIDEOS_IN_PATCHES)
-        refuse_no_pixels("pixel_values_videos", pixel_values_videos, "(B, T, C, H, W)", self._channels)
-        B, T = pixel_values_videos.shape[:2]
-        flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        encoded = self._encode_images(pixel_values_videos.flatten(0, 1), **flags)
-        N = encoded.last_hidden_state.shape[1]  # last_hidden_state is (B*T, N, C)
-        mask = None
-        if frame_mask is not None:
-            if frame_mask.shape != (B, T) or not frame_mask.bool().any(dim=1).all():
-                raise ValueError(
-                    f"frame_mask has the shape {tuple(frame_mask.shape)}; expected {(B, T)} with a frame in every video. "
-                    "Leave out videos without frames."
-                )
-            mask = frame_mask.bool().repeat_interleave(N, dim=1)  # (B, T*N)
-        encoded.last_hidden_state = encoded.last_hidden_state.reshape(B, T * N, -1)  # (B, T*N, C)
+        if (pixel_values_videos is None) == (vision_hidden_states is None):
+            raise ValueError("Give exactly one of pixel_values_videos and vision_hidden_states.")
+        if vision_hidden_states is not None:
+            refuse_no_tokens(vision_hidden_states, self.image_token_dim, "(B, T, N, C)")
+            encoded, (B, T) = BaseModelOutput(vision_hidden_states.flatten(0, 1)), vision_hidden_states.shape[:2]
+        else:
+            refuse_no_pixels("pixel_values_videos", pixel_values_videos, "(B, T, C, H, W)", self._channels)
+            B, T = pixel_values_videos.shape[:2]
+            flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+            encoded = self._encode_images(pixel_values_videos.flatten(0, 1), **flags)
+        refuse_other_frames(frame_mask, (B, T))
+        tokens = encoded.last_hidden_state  # (B*T, N, C)
+        if self.config.clip_pooling == "mean":
+            return self._mean_of_frames(encoded, frame_mask, (B, T))
+        frames = tokens.unflatten(0, (B, T))  # (B, T, N, C)
+        if self.config.frame_position == "sinusoid":
+            frames = with_frame_position(frames, frame_mask)
+        mask = None if frame_mask is None else frame_mask.bool().repeat_interleave(tokens.shape[1], dim=1)  # (B, T*N)
+        encoded.last_hidden_state = frames.flatten(1, 2)  # (B, T*N, C)
         return self._pool_image(encoded, mask, frames=T)
+
+    def _mean_of_frames(
+        self, encoded: BaseModelOutput, frame_mask: torch.Tensor | None, shape: tuple[int, int]
+    ) -> MPCLIPImageOutput:
+        """Pool each of the (B*T, N, C) frames as a picture, and take the mean of their normalised embeddings."""
+        output = self._pool_image(encoded)
+        mask = torch.ones(shape, device=output.prompt_embeds.device) if frame_mask is None else frame_mask
+        segments = mean_of_frames(output.prompt_embeds.unflatten(0, shape), mask)  # (B, K, D/K)
+        output.last_hidden_state = output.last_hidden_state.unflatten(0, shape).flatten(1, 2)  # (B, T*N, C)
+        output.prompt_embeds, output.pooler_output = segments, segments.flatten(1)
+        if output.pooling_attentions is not None:
+            weights = output.pooling_attentions.unflatten(0, shape) * (mask / mask.sum(dim=1, keepdim=True))[
+                ..., None, None, None
+            ].to(output.pooling_attentions)  # (B, T, Q, heads, N), which sum to 1 over a clip
+            output.pooling_attentions = weights.permute(0, 2, 3, 1, 4).flatten(3)  # (B, Q, heads, T*N)
+        return output
 
     def _pool_image(self, encoded: BaseModelOutput, mask: torch.Tensor | None = None, frames: int = 1) -> MPCLIPImageOutput:
         """Pool and project (B, N, C) tokens of `frames` frames; `mask` (B, N) is False for tokens that are padding."""

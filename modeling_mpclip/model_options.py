@@ -110,6 +110,17 @@ class ModelOptions:
     )
     pooling_width: Count = option(512, "Channels inside the attention pooling.")
     pooling_heads: Count = option(8, "Heads of the attention pooling; a divisor of pooling_width.")
+    clip_pooling: Literal["tokens", "mean"] = option(
+        "tokens",
+        "How a clip becomes a vector. 'tokens': the image pooling over the tokens of all frames (the paper). 'mean': the mean "
+        "of the frames' embeddings, which ignores their order.",
+    )
+    frame_position: Literal["none", "sinusoid"] | None = option(
+        None,
+        "What tells the frames of a clip apart. 'sinusoid': a fixed code of the time in the clip, added to the tokens of each "
+        "frame (ours); it adds no weights and changes no picture. 'none': a clip and its reverse are the same. Default: "
+        "'sinusoid' where the attention pooling sees all frames; 'none' for checkpoints from before this option.",
+    )
     loss: Literal["softmax", "sigmoid"] = option(
         "softmax", "Contrastive loss. 'softmax': CLIP's. 'sigmoid': SigLIP's, with a learned bias."
     )
@@ -139,9 +150,14 @@ OPTION_NAMES = tuple(option.name for option in fields(ModelOptions))
 
 
 def choices(options: type, name: str) -> tuple[str, ...]:
-    """The legal values of a field of the dataclass `options`; () if its type is not `Literal`."""
+    """The legal values of a field of the dataclass `options`; () if its type is neither `Literal` nor `Literal | None`."""
     kind = _types(options)[name]
-    return get_args(kind) if get_origin(kind) is Literal else ()
+    return next((get_args(part) for part in (kind, *get_args(kind)) if get_origin(part) is Literal), ())
+
+
+def may_be_none(options: type, name: str) -> bool:
+    """Whether the type of a field of the dataclass `options` allows None, which stands for a default."""
+    return type(None) in get_args(_types(options)[name])
 
 
 def range_of(options: type, name: str) -> Range | None:
@@ -175,7 +191,7 @@ def refuse_illegal_values(options: object, declared: type) -> None:
     for declaration in fields(declared):
         name, value = declaration.name, getattr(options, declaration.name)
         legal = choices(declared, name)
-        if legal and value not in legal:
+        if legal and value not in legal and not (value is None and may_be_none(declared, name)):
             raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, legal))}.")
         refuse_out_of_range(name, value, range_of(declared, name))
 

@@ -242,6 +242,7 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         `get_text_features`, `get_image_features` and `get_video_features` describe the other arguments.
 
         Args:
+            vision_hidden_states: (B, N, C) tokens of images, or (B, T, N, C) of the frames of videos.
             negated: also run the negated prompts. Default: only if the loss uses them.
             return_loss: also compute the loss that the config selects; text b belongs to image b.
             output_attentions, output_hidden_states: also return those of both towers, in `text_model_output` and
@@ -254,10 +255,12 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
             ValueError: nothing to embed, images and videos together, or a loss without one of the two sides.
         """
         has_text = input_ids is not None or text_hidden_states is not None
-        has_image = pixel_values is not None or vision_hidden_states is not None
-        if has_image and pixel_values_videos is not None:
+        of_frames = vision_hidden_states is not None and vision_hidden_states.dim() == 4
+        has_video = pixel_values_videos is not None or of_frames
+        has_image = pixel_values is not None or (vision_hidden_states is not None and not of_frames)
+        if has_image and has_video:
             raise ValueError("Give images or videos, not both.")
-        has_vision = has_image or pixel_values_videos is not None
+        has_vision = has_image or has_video
         if not has_text and not has_vision:
             raise ValueError("Nothing to embed: give input_ids, pixel_values or pixel_values_videos.")
         if return_loss and not (has_text and has_vision):
@@ -280,7 +283,9 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
             vision = (
                 self.get_image_features(pixel_values, vision_hidden_states, **patches, **flags)
                 if has_image
-                else self.get_video_features(pixel_values_videos, frame_mask, **flags)
+                else self.get_video_features(
+                    pixel_values_videos, frame_mask, vision_hidden_states=vision_hidden_states, **flags
+                )
             )
             output.vision_model_output, output.image_prompt_embeds = vision, vision.prompt_embeds
             output.image_embeds = assembled(vision.prompt_embeds)  # (B, D)

@@ -97,15 +97,26 @@ def refuse_no_patches(pixel_values: torch.Tensor, mask: torch.Tensor | None, sha
     refuse_other_mask(mask, tuple(pixel_values.shape[:2]), "pixel_attention_mask")
 
 
-def refuse_no_tokens(tokens: torch.Tensor, channels: int) -> None:
-    """Raise a ValueError unless `tokens` is (B, N, C) with C channels."""
+def refuse_no_tokens(tokens: torch.Tensor, channels: int, dims: str = "(B, N, C)") -> None:
+    """Raise a ValueError unless `tokens` has the dimensions and C channels."""
     if torch.compiler.is_compiling():
         return
-    _refuse_other_shape("vision_hidden_states", tokens, "(B, N, C)", 3)
+    _refuse_other_shape("vision_hidden_states", tokens, dims, dims.count(",") + 1)
     if tokens.shape[-1] != channels:
         raise ValueError(
-            f"vision_hidden_states {_described(tokens)}; expected (B, N, C) with C = {channels} channels. Give what "
+            f"vision_hidden_states {_described(tokens)}; expected {dims} with C = {channels} channels. Give what "
             "`vision_tokens` of this model returned."
+        )
+
+
+def refuse_other_frames(frame_mask: torch.Tensor | None, shape: tuple[int, int]) -> None:
+    """Raise a ValueError unless `frame_mask` is None or has the shape (B, T) and a frame in every video."""
+    if frame_mask is None or torch.compiler.is_compiling():
+        return
+    if tuple(frame_mask.shape) != shape or not frame_mask.bool().any(dim=1).all():
+        raise ValueError(
+            f"frame_mask has the shape {tuple(frame_mask.shape)}; expected {shape} with a frame in every video. "
+            "Leave out videos without frames."
         )
 
 

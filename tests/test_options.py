@@ -36,6 +36,8 @@ OTHER = {
     "pooling_queries": (4, {}),
     "pooling_width": (32, {}),
     "pooling_heads": (4, {}),
+    "clip_pooling": ("mean", {}),
+    "frame_position": ("none", {}),
     "loss": ("sigmoid", {}),
     "logit_scale_init_value": (2.0, {}),
     "logit_bias_init_value": (-5.0, {"loss": "sigmoid"}),
