@@ -1,15 +1,28 @@
-"""Recall of text-to-image and image-to-text retrieval on pictures with captions.
+"""Recall and ranks of text-to-image and image-to-text retrieval on pictures with captions.
 
-Every caption searches all pictures of the split, and every picture all captions. A tie counts against the model (see
-eval/metrics). The metrics are R@1, R@5 and R@10 in percent, in both directions (t2i: text to image, i2t: image to text), and
-their mean, `mean_recall`, the primary metric. The items are ranks, 1 is best: `text_rank` of each caption, `image_rank` of each
-picture; and `caption_image`, the picture that each caption belongs to.
+Every caption searches all pictures of the split, and every picture all captions. A tie counts against the model. The metrics of
+both directions (t2i: text to image, i2t: image to text):
+
+    R@1, R@5, R@10            share of queries that find a right answer among the first k, in percent
+    median_rank, mean_rank    rank of the first right answer; 1 is best
+    mAP@R                     like R@1, but a picture must find all its R captions first for 100 percent
+    ..._recurring_right       the same, if a caption that several pictures have is right for all of them
+
+`mean_recall`, the mean of the six recalls, is the primary metric. --folds 5 divides the split into five parts of consecutive
+pictures, searches each on its own, and gives means over the parts, as published for "COCO 1K".
+
+The items are ranks, 1 is best: `text_rank` of each caption, `image_rank` of each picture; `caption_image`, the picture of each
+caption; and others that `eval.metrics.retrieval_items` explains.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from eval.result import Result
+from mpclip.argument_types import count
 
 GRID_QUERIES = 6  # rows of the picture of --grid
 
@@ -22,45 +35,86 @@ class Retrieval:
 
     def __init__(self, options: argparse.Namespace | None = None):
         self.grid: str | None = getattr(options, "grid", None)
+        self.folds: int = getattr(options, "folds", 1)
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--grid", metavar="OUT.png", help=f"also draw {GRID_QUERIES} captions with the pictures they find")
+        parser.add_argument(
+            "--folds",
+            type=count,
+            default=1,
+            help="parts of consecutive pictures, each searched on its own; metrics are means over them (default: %(default)s)",
+        )
 
     def load(self, source: str, split: str, limit: int | None = None, **reading):
         """The pictures, with columns `image` and `captions`. Those that cannot be read are named and left out."""
         from mpclip.data.image_text import load_image_text
 
-        return load_image_text(source, split, limit=limit, **reading)
+        rows = load_image_text(source, split, limit=limit, **reading)
+        if self.folds > len(rows):
+            raise ValueError(
+                f"--folds {self.folds}: {source}, split {split!r} has {len(rows)} pictures, too few for as many folds"
+            )
+        return rows
 
     def run(self, encoder, rows, **encoding) -> Result:
         """Embed pictures and captions and measure; see `eval.task.Task.run`."""
         from mpclip.encoding import encode_dataset
 
         embeds = encode_dataset(encoder, rows, **encoding)
+        captions = [caption for row in rows.with_format(None)["captions"][:] for caption in row]
         if self.grid:
-            write_grid(rows, embeds, self.grid)
-        return measure(embeds)
+            write_grid(*first_fold(rows, embeds, self.folds), self.grid)
+        return measure(embeds, captions, self.folds)
+
+    @staticmethod
+    def units(items: dict[str, np.ndarray]) -> int:
+        """The number of pictures; each is drawn with its captions."""
+        return len(items["image_rank"])
+
+    @staticmethod
+    def metrics_of(items: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
+        """The metrics, if each picture and its captions count as often as it was drawn; see `eval.task.Task.metrics_of`."""
+        from eval.metrics import retrieval_measures
+
+        return retrieval_measures(items, counts)
 
 
-def measure(embeds: dict) -> Result:
+def measure(embeds: dict, captions: Sequence[str] | None = None, folds: int = 1) -> Result:
     """The result, from embeddings.
 
     Args:
         embeds: as from `encode_dataset`.
+        captions: the T captions; None leaves out the metrics of recurring captions.
+        folds: number of folds; see `eval.metrics.retrieval`.
     """
-    from eval.metrics import flat, recall_intervals, recalls, retrieval_ranks
+    from eval.intervals import bootstrap
+    from eval.metrics import contents_of, retrieval_items
 
-    text_ranks, image_ranks = retrieval_ranks(**embeds)
-    owner = embeds["caption_image"].numpy()  # (T,)
+    items = retrieval_items(**embeds, contents=None if captions is None else contents_of(captions), folds=folds)
+    images = Retrieval.units(items)
+    counts = {"images": images, "captions": len(items["text_rank"])}
+    if captions is not None:
+        counts["recurring_captions"] = int(items.get("recurring", np.zeros(0)).sum())
     return Result(
         task=Retrieval.name,
         primary="mean_recall",
-        metrics=flat(recalls(text_ranks, image_ranks)),
-        intervals=flat(recall_intervals(text_ranks, image_ranks, owner)),
-        counts={"images": len(image_ranks), "captions": len(text_ranks)},
-        items={"text_rank": text_ranks, "image_rank": image_ranks, "caption_image": owner},
+        metrics=Retrieval.metrics_of(items, np.ones(images, int)),
+        intervals=bootstrap(Retrieval.metrics_of, items, images),
+        counts=counts | ({"folds": folds} if folds > 1 else {}),
+        items=items,
     )
+
+
+def first_fold(rows, embeds: dict, folds: int) -> tuple:
+    """The rows and embeddings of the first fold. Arguments are those of `write_grid` and `measure`."""
+    from eval.metrics import folds_of
+
+    images = int((folds_of(len(rows), folds) == 0).sum())
+    here = embeds["caption_image"] < images  # (T,)
+    texts = {name: embeds[name][here] for name in ("text_embeds", "caption_image")}
+    return rows.select(range(images)), {"image_embeds": embeds["image_embeds"][:images], **texts}
 
 
 def recalls_of(result: dict) -> tuple[dict, dict]:
@@ -97,8 +151,6 @@ def write_grid(rows, embeds: dict, path: str | Path) -> None:
         embeds: their embeddings, as from `encode_dataset`.
         path: the PNG to write.
     """
-    import numpy as np
-
     from eval.query_grid import query_grid
 
     count = len(embeds["text_embeds"])
