@@ -17,8 +17,10 @@ from .model_options import MAX_TEXT_LENGTH, Range, refuse_out_of_range
 from .picture_files import load_rgb
 from .pictures import flat, in_unit_range, rgb_pictures
 from .prompt_tree import add_adaptive_tokens
+from .sentence_files import save_input_kinds
 from .shipped_code import saved_as_shipped
 from .source_names import tower_source
+from .video_files import NUM_FRAMES, video_frames
 from .vision_families import NO_VIDEOS_IN_PATCHES
 
 refuse_old_versions()  # here too, because a processor can be loaded without the model
@@ -71,9 +73,12 @@ class MPCLIPProcessor(ProcessorMixin):
             images: one image or a list of B: PIL images, or arrays of numpy or torch. All modes, number types and shapes
                 that `pictures.to_rgb` lists are converted to RGB, upright and with white under what is transparent.
             text: one string or a list of B.
-            videos: one video or a list of B. A video is a list or an array of frames; numbers of frames may differ.
+            videos: one video or a list of B. A video is a list or an array of frames, or the path of a video file, which needs
+                the package av; numbers of frames may differ. From a file `num_frames` frames at even distances are read
+                (`video_files.video_frames`).
             kwargs: for the tokenizer or the image processor, flat or as `text_kwargs` and `images_kwargs`. By default texts are
-                padded and the results are torch tensors. Frames are processed as images.
+                padded and the results are torch tensors. Frames are processed as images. `num_frames` (8), flat or in
+                `videos_kwargs`, is for video files.
 
         Returns:
             For text, `input_ids` and `attention_mask` (B, N). For images, `pixel_values` (B, C, H, W); for SigLIP 2 NaFlex
@@ -82,16 +87,19 @@ class MPCLIPProcessor(ProcessorMixin):
 
         Raises:
             ValueError: no input is given, a video has no frame, or an image has values or a shape that no picture has.
+            OSError, ImportError: a video file is not found, or PyAV is not installed.
         """
         if images is None and text is None and videos is None:
             raise ValueError("Nothing to process: give text, images or videos.")
         if isinstance(text, (list, tuple)) and not text:
             raise ValueError("text is an empty list: give at least one text, or leave it out.")
+        kwargs, num_frames = _without_num_frames(kwargs)
         batch = BatchFeature()
         if images is not None or text is not None:
             batch.update(super().__call__(**self._converted(images, kwargs), text=text))
         if videos is not None:
-            batch.update(self._videos([videos] if is_valid_video(videos) else videos, **kwargs))
+            one = isinstance(videos, (str, Path)) or is_valid_video(videos)
+            batch.update(self._videos([videos] if one else videos, num_frames, **kwargs))
         return batch
 
     def _converted(self, images, kwargs: dict) -> dict:
@@ -115,10 +123,11 @@ class MPCLIPProcessor(ProcessorMixin):
             others["images_kwargs"] = {name: x for name, x in nested if name not in {"input_data_format", *changed}}
         return others | changed
 
-    def _videos(self, videos: list, **kwargs) -> dict[str, torch.Tensor]:
+    def _videos(self, videos: list, num_frames: int, **kwargs) -> dict[str, torch.Tensor]:
         """Process the frames of B videos as images, and pad the videos to T frames."""
         if "spatial_shapes" in self.image_processor.model_input_names:
             raise ValueError(NO_VIDEOS_IN_PATCHES)
+        videos = [video_frames(video, num_frames) if isinstance(video, (str, Path)) else video for video in videos]
         lengths = [len(frames) for frames in videos]
         if 0 in lengths:
             empty = [i for i, length in enumerate(lengths) if length == 0]
@@ -131,10 +140,15 @@ class MPCLIPProcessor(ProcessorMixin):
         return {"pixel_values_videos": padded, "frame_mask": mask.long()}
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> list[str]:
-        """Save as the base class does, without the padding and truncation of the last call, which the tokenizer remembers."""
+        """Save as the base class does, without the padding and truncation of the last call, which the tokenizer remembers.
+
+        The length that texts are cut to is written to `sentence_bert_config.json` too.
+        """
         if self.tokenizer.is_fast:
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        save_input_kinds(save_directory, self.tokenizer.model_max_length)
         with saved_as_shipped(self):
             return super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -149,6 +163,14 @@ class MPCLIPProcessor(ProcessorMixin):
         """Names of the tensors that `__call__` can return."""
         own = ["input_ids", "attention_mask", "pixel_values", "pixel_values_videos", "frame_mask"]
         return own + [name for name in self.image_processor.model_input_names if name not in own]
+
+
+def _without_num_frames(kwargs: dict) -> tuple[dict, int]:
+    """The arguments of a call without `num_frames`, and its value."""
+    of_videos = dict(kwargs.get("videos_kwargs", {}))
+    given = {name: value for name, value in kwargs.items() if name not in ("num_frames", "videos_kwargs")}
+    num_frames = kwargs.get("num_frames", of_videos.pop("num_frames", None))
+    return given | ({"videos_kwargs": of_videos} if of_videos else {}), NUM_FRAMES if num_frames is None else num_frames
 
 
 MPCLIPProcessor.register_for_auto_class()  # so that `save_pretrained` writes the code beside the weights

@@ -14,6 +14,7 @@ that mixes some of them, such as ".jpg" and ".avif", must hold `pathlib.Path` ob
 """
 
 import contextlib
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -126,6 +127,22 @@ class MPCLIPSentenceModule(InputModule):
             found = self.origin and self.load_dir_path(subfolder=PICTURES, **self.origin)
         if found and Path(found).is_dir() and Path(found).resolve() != folder.resolve():
             shutil.copytree(found, folder, dirs_exist_ok=True)
+
+    def on_model_ready(self, model) -> None:
+        """Give a model of a local folder a revision; sentence-transformers calls this.
+
+        mteb keeps scores under name and revision, which only models of the Hub have. Without a revision it would report the scores
+        of one folder for another (ours).
+
+        Args:
+            model: the `SentenceTransformer`.
+        """
+        folder = Path(self.origin["model_name_or_path"]) if self.origin else None
+        if folder is None or not folder.is_dir() or model.model_card_data.base_model_revision is not None:
+            return
+        weights = sorted(folder.glob("*.safetensors"))
+        stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+        model.model_card_data.base_model_revision = hashlib.sha1(str(stamps).encode()).hexdigest()
 
     @property
     def modalities(self) -> list[str]:
