@@ -131,8 +131,8 @@ class MPCLIPSentenceModule(InputModule):
     def on_model_ready(self, model) -> None:
         """Give a model of a local folder a revision; sentence-transformers calls this.
 
-        mteb keeps scores under name and revision, which only models of the Hub have. Without a revision it would report the scores
-        of one folder for another (ours).
+        mteb keeps scores under a model's name and revision, and only models of the Hub have these. Without a revision it would
+        report the scores of one folder for another.
 
         Args:
             model: the `SentenceTransformer`.
