@@ -90,6 +90,51 @@ def test_splits_of_coco_and_flickr8k(tmp_path):
     assert rows["captions"][:] == [CAPTIONS[1]]
 
 
+def test_karpathy_files_as_published(tmp_path):
+    """COCO's pictures lie in two folders, Flickr30k's in one. Captions end in spaces."""
+    write_pictures(tmp_path / "coco/val2014")
+    published = json.loads(karpathy(("train", "restval", "test"), filepath="val2014", cocoid=391895))
+    for image in published["images"]:
+        for sentence in image["sentences"]:
+            sentence["raw"] += " "
+    published["images"][0]["filepath"] = "train2014"
+    (tmp_path / "coco/train2014").mkdir()
+    (tmp_path / "coco/val2014/a.jpg").rename(tmp_path / "coco/train2014/a.jpg")
+    (tmp_path / "dataset_coco.json").write_text(json.dumps(published))
+    rows = load_image_text(tmp_path / "dataset_coco.json", "train", image_folder="coco")
+    assert rows["file_name"][:] == ["train2014/a.jpg", "val2014/b.jpg"]  # restval is trained on
+    check(rows, [[caption + " " for caption in row] for row in CAPTIONS[:2]])
+    with pytest.raises(ValueError, match=r"no split 'val'; splits found in its column `split`: \['test', 'train'\]"):
+        load_image_text(tmp_path / "dataset_coco.json", "val", image_folder="coco")
+    write_pictures(tmp_path / "flickr30k-images")
+    (tmp_path / "dataset_flickr30k.json").write_text(karpathy(("train", "val", "test")))
+    for i, split in enumerate(("train", "validation", "test")):
+        rows = load_image_text(tmp_path / "dataset_flickr30k.json", split, image_folder="flickr30k-images")
+        assert rows["captions"][:] == [CAPTIONS[i]] and rows["file_name"][:] == [NAMES[i]]
+
+
+def test_lists_of_albef_and_blip(tmp_path):
+    """Tests have all captions of a picture in a row, training sets a row per caption."""
+    write_pictures(tmp_path / "val2014")
+    tested = [{"image": f"val2014/{name}", "caption": row} for name, row in zip(NAMES, CAPTIONS, strict=True)]
+    trained = [{"caption": c, "image": f"val2014/{name}", "image_id": f"coco_{name}"} for name, c in PAIRS]
+    (tmp_path / "coco_karpathy_test.json").write_text(json.dumps(tested))
+    (tmp_path / "coco_karpathy_train.json").write_text(json.dumps(trained))
+    (tmp_path / "coco_karpathy_test_gt.json").write_text(json.dumps({"images": [], "annotations": []}))  # BLIP downloads it
+    for split in ("train", "test"):
+        check(load_image_text(tmp_path, split))
+        check(load_image_text(tmp_path / f"coco_karpathy_{split}.json", split))
+    (tmp_path / "dataset_coco.json").write_text(karpathy(filepath="val2014"))  # a file that has all splits is read first
+    with pytest.raises(ValueError, match="no split 'test'"):
+        load_image_text(tmp_path, "test")
+    write_pictures(tmp_path / "f/flickr30k-images")
+    (tmp_path / "f/flickr30k_val.json").write_text(json.dumps(tested).replace("val2014", "flickr30k-images"))
+    check(load_image_text(tmp_path / "f", "validation"))
+    (tmp_path / "f/flickr30k_val.json").write_text(json.dumps([{"image": 1, "caption": ["a"]}]))
+    with pytest.raises(ValueError, match=r"flickr30k_val.json, row 1: image is 1, expected the path of an image"):
+        load_image_text(tmp_path / "f", "validation")
+
+
 def test_the_row_of_flickr30k_that_lacks_a_bar(tmp_path):
     write_pictures(tmp_path)
     (tmp_path / "results.csv").write_text(BARS.replace("b.jpg| 1| cats", "b.jpg| 1   cats"))
@@ -135,6 +180,47 @@ def test_captions_by_line_in_a_shard(tmp_path):
     with pytest.raises(ValueError, match=r"3 of 3 captions have a '\\n'.*caption_separator='\\n'"):
         load_image_text(tar, "train")
     check(load_image_text(tar, "train", caption_separator="\\n"))
+
+
+def clip_benchmark_set(root: Path, kind: str | None = "retrieval") -> Path:
+    """A set as clip_benchmark_export_wds writes it: eleven shards of the split `test`, with three pictures in all."""
+    for number in range(11):
+        members = shard([0 if number < 2 else 1 if number < 10 else 2])
+        write_tar(root / f"test/{number}.tar", {name.replace("./0000", "s000000"): x for name, x in members.items()})
+    (root / "test/nshards.txt").write_text("11\n")
+    (root / "classnames.txt").write_text("not read\n")
+    if kind:
+        (root / "dataset_type.txt").write_text(f"{kind}\n")
+    return root
+
+
+def test_folders_of_clip_benchmark(tmp_path):
+    root = clip_benchmark_set(tmp_path / "wds_flickr")
+    write_tar(root / "train/0.tar", shard([0]))
+    (root / "train/nshards.txt").write_text("1")
+    rows = load_image_text(root, "test")  # shard 10 comes last, and each text has a caption per line
+    assert [name.partition("/")[0] for name in rows["file_name"]] == ["0.tar", "2.tar", "10.tar"]
+    assert [row[:2] for row in rows["captions"]] == CAPTIONS
+    check(load_image_text(root, "train"), CAPTIONS[:1])
+    check(load_image_text(root / "train", "train"), CAPTIONS[:1])  # a split on its own
+    check(load_image_text(root / "train/0.tar", "train"), CAPTIONS[:1])  # a shard on its own
+    whole = load_image_text(root / "train", "train", caption_separator="none")
+    check(whole, [["\n".join(CAPTIONS[0])]])
+    with pytest.raises(ValueError, match=r"no split 'val'; splits found: \['test', 'train'\]"):
+        load_image_text(root, "val")
+
+
+def test_shards_of_clip_benchmark_that_are_missing(tmp_path):
+    root = clip_benchmark_set(tmp_path, kind=None)
+    with pytest.raises(ValueError, match=r"captions have a '\\n' in them"):  # nothing says what a line is
+        load_image_text(root, "test")
+    (root / "test/7.tar").unlink()
+    (root / "test/10.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"test lacks 2 of the 11 shards that nshards.txt counts: 7.tar, 10.tar"):
+        load_image_text(root, "test")
+    (root / "test/nshards.txt").write_text("many")
+    with pytest.raises(ValueError, match=r"nshards.txt holds 'many': expected the number of shards"):
+        load_image_text(root, "test")
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "x/../../a.jpg"])

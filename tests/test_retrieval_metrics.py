@@ -128,7 +128,7 @@ def test_many_recurring_captions_equal_their_definition():
     )
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 16])
+@pytest.mark.parametrize("chunk", [5, 16])
 def test_blocks_change_nothing(chunk):
     images, texts, owner = validated(*tied_embeds(1).values())
     pairs = pairs_of_contents(np.arange(len(owner)) % 3, owner.numpy(), np.zeros(IMAGES, int))  # wide

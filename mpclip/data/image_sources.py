@@ -3,12 +3,14 @@
 import glob
 import re
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import datasets
 import huggingface_hub
 
+from mpclip.data.forms.clip_benchmark import caption_per_line, shards_by_split
 from mpclip.data.forms.coco import is_coco, read_coco
 from mpclip.data.forms.delimited import read_delimited
 from mpclip.data.forms.flickr import is_flickr, read_flickr
@@ -31,8 +33,10 @@ LISTING_FILES = (
     *("captions*.csv", "captions*.tsv", "captions*.jsonl", "captions*.json", "captions*.txt", "dataset*.json"),
     *("results*.csv", "results*.token", "Flickr*.token.txt"),
 )
+ALBEF_FILES = ("flickr30k_*.json", "*karpathy*.json")  # lists of ALBEF and BLIP, read where none of the above is there
 HOLD_PICTURES = ("*.parquet", "*/*.parquet", "*.tar", "state.json", "dataset_dict.json")  # these are read instead
-NO_LISTINGS = ("dataset_info", ".lemma.")  # in names that would match: of `datasets`, and Flickr8k's captions in base forms
+# In names that would match: of `datasets`, Flickr8k's captions in base forms, and BLIP's captions for scoring.
+NO_LISTINGS = ("dataset_info", ".lemma.", "_gt.")
 TABLE_SUFFIXES = (".csv", ".tsv", ".token", ".jsonl", ".json")
 LISTING_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -76,6 +80,8 @@ def _parts(source: str, reading: ReadingOptions, need_captions: bool) -> dict[st
     if listings:
         return {name: partial(_read_listing, file, path, reading, need_captions) for name, file in listings.items()}
     if tars := _tars(source):
+        if reading.caption_separator is None and caption_per_line(next(iter(tars.values()))[0]):
+            reading = replace(reading, caption_separator="\n")
         opened = {name: partial(rows_of_tars, files, reading, need_captions) for name, files in tars.items()}
     elif source.endswith(".parquet"):
         opened = parquet_parts(source)
@@ -117,8 +123,12 @@ def _listings(path: Path) -> dict[str, Path]:
         return {name: file for name, file in split_files.items() if file}
     if any(next(path.glob(pattern), None) for pattern in HOLD_PICTURES):
         return {}
-    found = [file for place in (path, path / "annotations") for pattern in LISTING_FILES for file in place.glob(pattern)]
-    by_split = files_by_split([file for file in found if not any(part in file.name for part in NO_LISTINGS)])
+    places = (path, path / "annotations")
+    for patterns in (LISTING_FILES, ALBEF_FILES):
+        found = {file: None for place in places for pattern in patterns for file in place.glob(pattern)}
+        by_split = files_by_split([file for file in found if not any(part in file.name for part in NO_LISTINGS)])
+        if by_split:
+            break
     for name, files in by_split.items():
         if len(files) > 1:
             raise ValueError(
@@ -167,14 +177,16 @@ def _listing(file: Path, reading: ReadingOptions) -> Listing:
 
 
 def _tars(source: str) -> dict[str, list[Path]]:
-    """Shards by split: of a pattern, a file, or the top of a folder."""
+    """Shards by split: of a pattern, a file, CLIP_benchmark's folders, or the top of a folder."""
     if source.endswith(TAR_SUFFIXES):
         found = [Path(file) for file in glob.glob(source)] or ([Path(source)] if Path(source).is_file() else [])
         if not found:
             raise FileNotFoundError(f"no tar file at {source}; several are written with a star, such as data/train-*.tar")
         return files_by_split(found)
     path = Path(source)
-    return files_by_split([file for file in path.iterdir() if file.name.endswith(TAR_SUFFIXES)]) if path.is_dir() else {}
+    if not path.is_dir():
+        return {}
+    return shards_by_split(path) or files_by_split([file for file in path.iterdir() if file.name.endswith(TAR_SUFFIXES)])
 
 
 def _loaded_folder(path: Path) -> dict[str, Opener]:
