@@ -139,6 +139,53 @@ def test_every_spelling_of_a_path_is_the_same_data_set(folder, interrupted, monk
         start_of(folder, interrupted, "--dataset", f"{dataset}2")
 
 
+# Machines that are fastest in another dtype ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def float32_machine(monkeypatch):
+    found = {"device": "a CPU", "gflops": {"float32": 95.0, "bfloat16": 0.8}, "dtype": "float32"}
+    for module in ("mpclip.hardware", "mpclip.training.resume"):
+        monkeypatch.setattr(f"{module}.speeds", lambda device: found)
+
+
+def began_in(out, dtype: str) -> None:
+    run = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(run | {"bf16": dtype == "bfloat16", "fp16": dtype == "float16"}))
+
+
+def test_a_run_goes_on_in_its_dtype_on_a_machine_that_is_faster_in_another(folder, interrupted, float32_machine, caplog):
+    caplog.set_level("INFO")
+    began_in(interrupted, "bfloat16")
+    shutil.rmtree(interrupted / "checkpoint-4")
+    before = json.loads((interrupted / "run.json").read_text())
+    train_hf.main(arguments(folder, interrupted, "--precision", "auto"))
+    told = "began in bfloat16 and goes on in it, although float32 is faster here (GFLOPS of a matrix product: bfloat16 0.8, "
+    assert told + "float32 95)" in caplog.text and "Computing in bfloat16 on cpu" in caplog.text
+    record = json.loads((interrupted / "training.json").read_text())
+    assert record["resumed_from"] == "checkpoint-2" and record["MPCLIPTrainingArguments"]["precision"] == "bfloat16"
+    after = json.loads((interrupted / "run.json").read_text())
+    assert after.pop("finished") and after == before
+
+
+def test_a_dtype_that_is_asked_for_is_that_of_another_run(folder, interrupted, float32_machine):
+    began_in(interrupted, "bfloat16")
+    for asked in (["--precision", "float32"], ["--precision", "auto", "--bf16", "false"]):
+        with pytest.raises(ValueError, match=r"a run with other options \(bf16: True -> False\)"):
+            start_of(folder, interrupted, *asked)
+    began_in(interrupted, "float16")
+    with pytest.raises(ValueError, match=r"a run with other options \(fp16: True -> False\)"):  # which needs a GPU
+        start_of(folder, interrupted, "--precision", "auto")
+
+
+def test_a_new_run_takes_no_dtype_from_a_run_without_checkpoints(folder, interrupted, float32_machine):
+    began_in(interrupted, "bfloat16")
+    for checkpoint in checkpoints_in(interrupted):
+        shutil.rmtree(checkpoint)
+    options = parse_options(arguments(folder, interrupted, "--precision", "auto"))
+    assert find_start(options) == Start(None) and options.training.precision == "float32"
+
+
 # Runs that are finished ------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,9 @@ PACKAGES = {"azure_ml": "azureml-core", "dagshub": "dagshub mlflow", "flyte": "f
 class MPCLIPTrainingArguments(TrainingDefaults, TrainingArguments):
     """`transformers.TrainingArguments` with a learning rate per parameter group and defaults for contrastive training.
 
+    Attributes:
+        precision_asked: `precision` as it was given, "auto" or a dtype; `precision` itself is the dtype that is computed in.
+
     Raises:
         ValueError: a number is out of its range, or a tracker is not installed; the message names it.
     """
@@ -50,9 +53,18 @@ class MPCLIPTrainingArguments(TrainingDefaults, TrainingArguments):
         named = next((dtype for dtype, is_given in given.items() if is_given), "auto")
         if self.precision != "auto" and named not in ("auto", self.precision):
             raise ValueError(f"precision={self.precision!r} contradicts bf16={self.bf16}, fp16={self.fp16}: give one of them.")
-        device = "cpu" if self.use_cpu else best_device()
-        self.precision = choose_precision(named if named != "auto" else self.precision, device)
-        self.bf16, self.fp16 = self.precision == "bfloat16", self.precision == "float16"
+        self.precision_asked = named if named != "auto" else self.precision
+        self.compute_in(choose_precision(self.precision_asked, "cpu" if self.use_cpu else best_device()))
+
+    def compute_in(self, dtype: str) -> None:
+        """Set the dtype that is computed in, by all names that it has in transformers.
+
+        Args:
+            dtype: "float32", "bfloat16" or "float16".
+        """
+        self.precision = dtype
+        self.bf16, self.fp16 = dtype == "bfloat16", dtype == "float16"
+        self.mixed_precision = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype, "no")
 
 
 def _refuse_missing(tracker: str) -> None:

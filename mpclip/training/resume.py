@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mpclip.files import read_json, write_json
+from mpclip.hardware import speeds
 
 from .arguments import RunOptions
 from .checkpoints import RUN_FILE, checkpoints_in, fault_of, last_complete_checkpoint, set_aside_checkpoints
@@ -51,29 +52,50 @@ def find_start(options: RunOptions) -> Start:
     the output folder.
 
     Args:
-        options: of the run.
+        options: of the run. With precision="auto" a run goes on in the dtype in which it began, on any machine:
+            `options.training` takes it over.
 
     Raises:
         OtherRun: the checkpoint belongs to a run with other options, or the one that is named is not complete.
     """
     folder, asked = Path(options.training.output_dir), str(options.training.resume_from_checkpoint)
-    processes, scaled = options.training.world_size, options.training.fp16
     if asked.lower() == "false":
         return Start(None)
-    now = shaping_options(options)
-    if asked.lower() in ("none", "true"):
-        recorded = read_json(folder / RUN_FILE)
+    named = None if asked.lower() in ("none", "true") else Path(asked).expanduser()
+    recorded = read_json((named.absolute().parent if named else folder) / RUN_FILE)
+    if named or FINISHED in recorded or checkpoints_in(folder):
+        _take_precision(options, recorded)
+    now, processes, scaled = shaping_options(options), options.training.world_size, options.training.fp16
+    if named is None:
         if FINISHED in recorded and not changed_options(recorded, now) and (folder / "training.json").exists():
             newest = next(iter(checkpoints_in(folder)), None)
             return Start(newest and str(newest), finished=True)
         found = last_complete_checkpoint(folder, processes, scaled)
     else:
-        found = Path(asked).expanduser()
+        found = named
         if fault := _fault_of_named(found, processes, scaled):
             raise OtherRun(f"--resume_from_checkpoint {asked}: {fault}")
     if found is not None:
         _refuse_other_run(found, now, folder)
     return Start(found and str(found))
+
+
+def _take_precision(options: RunOptions, recorded: dict) -> None:
+    """Go on in the dtype of a recorded run if none is asked for. The fastest one differs between machines, a run does not."""
+    training, device = options.training, options.training.device.type
+    before = "bfloat16" if recorded.get("bf16") else "float16" if recorded.get("fp16") else "float32"
+    if training.precision_asked != "auto" or "bf16" not in recorded or before == training.precision:
+        return
+    if before == "float16" and device == "cpu":
+        return  # it needs a GPU; the run is refused
+    gflops = speeds(device)["gflops"]
+    logger.info(
+        "The run in %s began in %s and goes on in it, although %s is faster here (GFLOPS of a matrix product: %s). "
+        "--resume_from_checkpoint false would start a new run.",
+        *(options.training.output_dir, before, training.precision),
+        ", ".join(f"{dtype} {gflops[dtype]:.3g}" for dtype in (before, training.precision)),
+    )
+    training.compute_in(before)
 
 
 def _fault_of_named(checkpoint: Path, processes: int, scaled: bool) -> str | None:
