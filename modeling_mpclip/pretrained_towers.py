@@ -62,6 +62,7 @@ def load_towers(
         vision_config = AutoConfig.from_pretrained(vision)
     vision_config = getattr(vision_config, "vision_config", vision_config)
     config = MPCLIPConfig(text_config, vision_config, **config_kwargs)
+    text_config = config.text_config  # cut after text_layers
     vision_class, vision_own = vision_model_class(vision_config)
     tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(text)
     if from_scratch:
@@ -148,7 +149,7 @@ def _refuse_quantised(source: str, quantization) -> None:
 
 
 def adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | None) -> torch.Tensor:
-    """Initial values of the M adaptive embeddings, at the scale of the output of `embed_tokens`.
+    """Initial values of the M adaptive embeddings, at the scale of the output of `get_input_embeddings()`.
 
     `resize_token_embeddings` would draw them so close together that all prompts would give nearly the same embedding.
 
@@ -165,15 +166,16 @@ def adaptive_rows(text_model: PreTrainedModel, tokenizer, words: list[str] | Non
         ValueError: there are fewer than M words.
     """
     M = len(text_model.adaptive_token_ids)
-    device = text_model.embed_tokens.weight.device
+    embed = text_model.get_input_embeddings()
+    device = embed.weight.device
     with torch.no_grad():
         if words is not None:
             if len(words) < M:
                 raise ValueError(f"adaptive_init has {len(words)} words for {M} adaptive tokens; give one word per token.")
             ids = [tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in words[:M]]
-            rows = [text_model.embed_tokens(torch.tensor(i, device=device)).mean(dim=0) for i in ids]
+            rows = [embed(torch.tensor(i, device=device)).mean(dim=0) for i in ids]
             return torch.stack(rows) if rows else torch.empty(0, text_model.config.hidden_size)
-        sample = torch.randint(text_model.embed_tokens.num_embeddings, (4096,), generator=torch.Generator().manual_seed(0))
-        embedded = text_model.embed_tokens(sample.to(device)).float()  # (4096, H)
+        sample = torch.randint(embed.num_embeddings, (4096,), generator=torch.Generator().manual_seed(0))
+        embedded = embed(sample.to(device)).float()  # (4096, H)
         noise = torch.randn(M, embedded.shape[1], generator=torch.Generator().manual_seed(1)).to(device)
         return embedded.mean(dim=0) + noise * embedded.std(dim=0)

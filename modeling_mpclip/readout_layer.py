@@ -87,10 +87,11 @@ def keys_and_values(layer: nn.Module, hidden: torch.Tensor, **positions) -> tupl
     Returns:
         (B, kv heads, L, d) keys, with their positions, and values.
     """
-    attention, cache = layer.self_attn, _Recorder()
+    name = "self_attn" if hasattr(layer, "self_attn") else "attention"
+    attention, cache = getattr(layer, name), _Recorder()
     width = getattr(getattr(attention, "q_proj", None), "out_features", None)
     parts = {"q_proj": lambda x: x.new_zeros(()).expand(*x.shape[:-1], width)} if width else {}
-    stopped = _StandIn(layer, self_attn=_StandIn(attention, **parts))
+    stopped = _StandIn(layer, **{name: _StandIn(attention, **parts)})
     with contextlib.suppress(_Recorded):
         stopped(hidden, attention_mask=None, **positions, **{cache_argument(type(layer).forward): cache})
     return cache.keys, cache.values
@@ -127,8 +128,9 @@ class _StandIn:
 
 
 def cache_argument(forward) -> str:
-    """Name of the argument for the key-value cache: "cache" since transformers 5.24, "past_key_values" before."""
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+    """Name of the argument for the key-value cache: "cache" since transformers 5.24, or an older one."""
+    known = ("cache", "past_key_values", "layer_past")
+    return next(name for name in known if name in inspect.signature(forward).parameters)
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ class PromptedTextTower:
         self.adaptive_token_ids = list(adaptive_token_ids)
         self.boundary_layer = boundary_layer
         # The embeddings of the adaptive tokens are not part of the embedding matrix: they train while the matrix is frozen.
-        # They are at the scale of the output of `embed_tokens`, which Gemma multiplies by a constant.
+        # They are at the scale of the output of the matrix's module, which Gemma multiplies by a constant.
         M, H = len(self.adaptive_token_ids), config.hidden_size
         self.adaptive_embedding = nn.Embedding(M, H)
         self.adaptive_embedding.weight.requires_grad_(boundary_layer is None)
@@ -80,7 +80,7 @@ class PromptedTextTower:
         return getattr(self, self.family.norm)
 
     def initialize_adaptive(self, rows: torch.Tensor) -> None:
-        """Set the adaptive embeddings to (M, H) rows, at the scale of the output of `embed_tokens`."""
+        """Set the adaptive embeddings to (M, H) rows, at the scale of the output of `get_input_embeddings()`."""
         with torch.no_grad():
             self.adaptive_embedding.weight.copy_(rows)
 
@@ -88,10 +88,10 @@ class PromptedTextTower:
         """(...) ids -> (..., H) embeddings. Those of adaptive tokens come from `adaptive_embedding`, not from the matrix."""
         M = len(self.adaptive_token_ids)
         if not M:
-            return self.embed_tokens(input_ids)
+            return self.get_input_embeddings()(input_ids)
         index = input_ids - self.adaptive_token_ids[0]
         adaptive = (index >= 0) & (index < M)
-        embedded = self.embed_tokens(input_ids.masked_fill(adaptive, 0))
+        embedded = self.get_input_embeddings()(input_ids.masked_fill(adaptive, 0))
         learned = self.adaptive_embedding(index.clamp(0, M - 1)).to(embedded.dtype)
         return torch.where(adaptive[..., None], learned, embedded)
 

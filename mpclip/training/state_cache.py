@@ -105,7 +105,7 @@ def cache_text_states(
         )
     below = {
         **{f"layers.{i}.{n}": p for i in range(tower.split_layer) for n, p in tower.layers[i].named_parameters()},
-        "embed_tokens": tower.embed_tokens.weight,
+        "embed_tokens": tower.get_input_embeddings().weight,
     }
     trained = [name for name, parameter in below.items() if parameter.requires_grad]
     if trained:
