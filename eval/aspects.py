@@ -25,10 +25,12 @@ def weights_of(encoder, words: Sequence[str] | None) -> list[float] | None:
         A number for each of the K segments; None without --weights.
 
     Raises:
-        ValueError: not K numbers, or no aspect of that name.
+        ValueError: not K numbers, no aspect of that name, or K is 1.
     """
     if words is None:
         return None
+    if encoder.segments == 1:
+        raise ValueError(f"--weights: {encoder.name} has no prompts whose segments could be weighted: leave it out")
     from mpclip.search.weights import read_weights
 
     return read_weights(words, names_of_aspects(encoder))
