@@ -53,9 +53,7 @@ class Retrieval:
 
         rows = load_image_text(source, split, limit=limit, **reading)
         if self.folds > len(rows):
-            raise ValueError(
-                f"--folds {self.folds}: {source}, split {split!r} has {len(rows)} pictures, too few for as many folds"
-            )
+            raise ValueError(f"--folds {self.folds}: {source}, split {split!r} has only {len(rows)} pictures")
         return rows
 
     def run(self, encoder, rows, **encoding) -> Result:

@@ -1,0 +1,146 @@
+"""The task `retrieval`, from pictures and captions to the result."""
+
+import argparse
+import functools
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from eval.intervals import bootstrap
+from eval.metrics import RECALLS
+from eval.result import load_items
+from eval.tasks.retrieval import Retrieval, first_fold, measure, recalls_of
+from mpclip.encoding import Encoder
+
+COUNT = 9  # pictures
+
+
+class ColourEncoder(Encoder):
+    """Embeds a picture as its mean colour and a text as the colour it spells; what is not a number is no colour."""
+
+    name, device = "some/model", torch.device("cpu")
+
+    def embed_texts(self, texts):
+        colours = torch.tensor([[int(word.strip(".")) for word in text.split()[:3]] for text in texts])  # (B, 3)
+        return torch.nn.functional.normalize(colours.float(), dim=1)
+
+    def embed_images(self, images):
+        pixels = torch.from_numpy(np.stack([np.asarray(image.resize((4, 4)), dtype=np.float32) for image in images]))
+        return torch.nn.functional.normalize(pixels.mean(dim=(1, 2)), dim=1)  # (B, 3)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr("eval.intervals.bootstrap", functools.partial(bootstrap, samples=100))
+
+
+def colours(count: int = COUNT) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 256, (count, 3))
+
+
+def rows_of(captions: list[list[str]]) -> datasets.Dataset:
+    """Pictures of `colours`, with these captions."""
+    images = [PIL.Image.new("RGB", (6, 6), tuple(map(int, colour))) for colour in colours(len(captions))]
+    return datasets.Dataset.from_dict({"image": images, "captions": captions})
+
+
+def spelt(spoiled: int = 0) -> list[list[str]]:
+    """One to three right captions for each picture; the first `spoiled` pictures have the first caption of the last one."""
+    captions = [[" ".join(map(str, colour)) + " 1" * n for n in range(1 + i % 3)] for i, colour in enumerate(colours())]
+    return [[f" {captions[-1][0]} ."] if i < spoiled else row for i, row in enumerate(captions)]
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    Retrieval.add_options(parser)
+    return parser.parse_args(list(words))
+
+
+def test_a_right_model(tmp_path):
+    result = Retrieval(options()).run(ColourEncoder(), rows_of(spelt()), batch_size=4)
+    assert result.primary == "mean_recall"
+    ways = [f"{way}_{name}" for way in ("t2i", "i2t") for name in ("R@1", "R@5", "R@10", "mAP@R")]
+    assert {result.metrics[name] for name in [*ways, "mean_recall"]} == {100.0}
+    assert {result.metrics[f"{way}_{kind}_rank"] for way in ("t2i", "i2t") for kind in ("median", "mean")} == {1.0}
+    assert len(result.metrics) == 13 and result.intervals.keys() == result.metrics.keys()
+    assert result.counts == {"images": COUNT, "captions": 18, "recurring_captions": 0}
+    result.save(tmp_path / "out.json")
+    items = load_items(tmp_path / "out.json")
+    assert Retrieval.units(items) == COUNT
+    assert items["caption_image"].tolist() == [i for i in range(COUNT) for _ in range(1 + i % 3)]
+
+
+@pytest.mark.parametrize("folds", ["1", "3"])
+@pytest.mark.parametrize("spoiled", [0, 4])
+def test_saved_items_give_the_metrics_again(tmp_path, folds, spoiled):
+    result = Retrieval(options("--folds", folds)).run(ColourEncoder(), rows_of(spelt(spoiled)), batch_size=4)
+    result.save(tmp_path / "out.json")
+    items = load_items(tmp_path / "out.json")
+    assert Retrieval.metrics_of(items, np.ones(Retrieval.units(items), int)) == result.metrics
+    assert result.intervals.keys() == result.metrics.keys()
+    for name, (low, high) in result.intervals.items():
+        assert low <= result.metrics[name] <= high
+
+
+def test_a_recurring_caption_is_right_for_all_its_pictures():
+    """Four pictures have the caption of the last one: it finds that one, which is right for them by the words alone."""
+    result = Retrieval(options()).run(ColourEncoder(), rows_of(spelt(4)), batch_size=4)
+    assert result.counts["recurring_captions"] == 5  # differences of case, spaces and punctuation do not count
+    assert result.metrics["t2i_R@1"] < 100 == result.metrics["t2i_R@1_recurring_right"]
+    assert result.metrics["mean_recall"] < result.metrics["mean_recall_recurring_right"]
+    embeds = {
+        "image_embeds": torch.eye(2),
+        "text_embeds": torch.eye(2).flip(0),
+        "caption_image": torch.arange(2),
+    }
+    assert measure(embeds, ["a dog", "A dog."]).metrics["mean_recall_recurring_right"] == 100
+    assert "mean_recall_recurring_right" not in measure(embeds, ["a dog", "a cat"]).metrics
+    assert measure(embeds).counts == {"images": 2, "captions": 2}  # without captions nothing is known of their words
+
+
+def test_folds_are_counted_and_search_less():
+    rows = rows_of(spelt(4))
+    whole = Retrieval(options()).run(ColourEncoder(), rows, batch_size=4)
+    parts = Retrieval(options("--folds", "3")).run(ColourEncoder(), rows, batch_size=4)
+    assert parts.counts["folds"] == 3 and "folds" not in whole.counts
+    assert parts.items["fold"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert parts.items["text_rank"].max() <= 3 < whole.items["text_rank"].max()
+    # Those of pictures 0 to 2 are in one fold. Pictures 3 and 8, which have the same words, are alone with them in theirs.
+    assert parts.counts["recurring_captions"] == 3
+
+
+def test_more_folds_than_pictures_are_refused_before_the_model_runs(tmp_path):
+    rows_of(spelt()).save_to_disk(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"--folds 10: .*data, split 'train' has only 9 pictures"):
+        Retrieval(options("--folds", "10")).load(str(tmp_path / "data"), "train")
+    with pytest.raises(SystemExit):
+        options("--folds", "0")
+
+
+def test_the_grid_shows_the_first_fold(tmp_path):
+    rows = rows_of(spelt())
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.tensor([i for i in range(COUNT) for _ in range(1 + i % 3)])
+    embeds = {
+        "image_embeds": torch.randn(COUNT, 3, generator=generator),
+        "text_embeds": torch.randn(len(owner), 3, generator=generator),
+        "caption_image": owner,
+    }
+    part, its = first_fold(rows, embeds, 2)
+    assert len(part) == len(its["image_embeds"]) == 5 and its["caption_image"].tolist() == [0, 1, 1, 2, 2, 2, 3, 4, 4]
+    assert torch.equal(its["text_embeds"], embeds["text_embeds"][:9])
+    whole, same = first_fold(rows, embeds, 1)
+    assert len(whole) == COUNT and all(torch.equal(same[name], embeds[name]) for name in embeds)
+    Retrieval(options("--folds", "2", "--grid", str(tmp_path / "grid.png"))).run(ColourEncoder(), rows, batch_size=4)
+    assert PIL.Image.open(tmp_path / "grid.png").width > 500
+
+
+def test_recalls_of_a_result_are_by_direction():
+    result = Retrieval(options()).run(ColourEncoder(), rows_of(spelt(4)), batch_size=4)
+    recalls, intervals = recalls_of(result.to_json())
+    for way, short in (("text_to_image", "t2i"), ("image_to_text", "i2t")):
+        assert recalls[way] == {f"R@{k}": result.metrics[f"{short}_R@{k}"] for k in RECALLS}
+        assert intervals[way] == {f"R@{k}": result.intervals[f"{short}_R@{k}"] for k in RECALLS}
