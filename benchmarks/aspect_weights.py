@@ -7,8 +7,8 @@ Segment k of the text embedding is scaled by w_k (paper, section 1.7). There are
 given data, and zero-shot classification of OpenMoji drawings into nine categories. Of the drawings, one half is for validation
 and the other half for test. A model that was trained on OpenMoji scenes has seen some of the drawings in training.
 
-First, each w_k is varied alone; the plot shows these curves. Then the best single change is kept and the sweep is repeated, as
-long as the validation metric rises. The paper's weights are measured too: w_1 = 1.25, the others slightly below 1.
+The weights are those of `eval.weight_search`; the plot shows its first sweep, in which each w_k is varied alone. The paper's
+weights are measured too: w_1 = 1.25, the others slightly below 1.
 
 For each task, the JSON file holds the curves, the chosen weights, and on both splits the metric with equal weights, with the
 chosen ones and with the paper's. Differences on the test split have a 95% interval (paired bootstrap over pictures).
@@ -24,6 +24,7 @@ from PIL import Image
 from benchmarks.record import as_arguments, command_parser, provenance
 from benchmarks.results_tables import weights_table
 from eval.intervals import bootstrap_interval
+from eval.weight_search import WEIGHTS, choose, retrieval_score
 from mpclip.data.openmoji.objects import CATEGORIES, Drawings
 from mpclip.files import write_json
 from mpclip.hardware import add_precision, choose_precision
@@ -31,7 +32,6 @@ from mpclip.hardware import add_precision, choose_precision
 if TYPE_CHECKING:
     from mpclip.encoding import Encoder
 
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # the values that each w_k is set to
 PIXELS, MARGIN = 224, 32  # of a drawing's picture: its side, and the white border
 
 
@@ -41,26 +41,6 @@ def as_in_the_paper(K: int) -> list[float]:
 
 
 # Tasks: (embeddings, K weights) -> (I,) what each picture adds to the metric, in percent -----------------------------
-
-
-def retrieval_score(embeds: dict, weights: list[float]) -> np.ndarray:
-    """The mean recall of each image and its captions.
-
-    Args:
-        embeds: image_embeds (I, D), text_embeds (T, D), caption_image (T,).
-        weights: K weights of the text's segments.
-
-    Returns:
-        (I,) float64, in percent.
-    """
-    import torch
-
-    from eval.metrics import recalls_of_images, retrieval_ranks
-    from modeling_mpclip.segments import weighted
-
-    text = weighted(embeds["text_embeds"], torch.tensor(weights))
-    ranks = retrieval_ranks(embeds["image_embeds"], text, embeds["caption_image"])
-    return recalls_of_images(*ranks, embeds["caption_image"].numpy())
 
 
 def classification_score(embeds: dict, weights: list[float]) -> np.ndarray:
@@ -113,40 +93,7 @@ def on_white(drawing: Image.Image) -> Image.Image:
     return picture
 
 
-# The sweep ----------------------------------------------------------------------------------------------------------
-
-
-def sweep(score: Callable[[list[float]], float], weights: list[float]) -> list[list[float]]:
-    """Vary each weight alone.
-
-    Args:
-        score: K weights -> the metric.
-        weights: K weights to start from.
-
-    Returns:
-        (K, W) the metric with w_k set to each of `WEIGHTS` and the others unchanged.
-    """
-    return [[score([*weights[:k], w, *weights[k + 1 :]]) for w in WEIGHTS] for k in range(len(weights))]
-
-
-def choose(score: Callable[[list[float]], float], K: int) -> tuple[list[float], list[list[float]]]:
-    """Find weights that no change of a single one improves, by hill climbing from equal weights.
-
-    Args:
-        score: K weights -> the metric.
-        K: number of weights.
-
-    Returns:
-        The K weights, and the first sweep as from `sweep`. Among values with the same metric, the one nearest to 1 is chosen.
-    """
-    weights, best = [1.0] * K, score([1.0] * K)
-    first = curves = sweep(score, weights)
-    while (top := max(max(curve) for curve in curves)) > best + 1e-9:
-        k = next(k for k, curve in enumerate(curves) if max(curve) == top)
-        equals = [w for w, value in zip(WEIGHTS, curves[k], strict=True) if value == top]
-        weights[k], best = min(equals, key=lambda w: abs(w - 1)), top
-        curves = sweep(score, weights)
-    return weights, first
+# The measurement -----------------------------------------------------------------------------------------------------
 
 
 def measure(score: Callable[[dict, list[float]], np.ndarray], validation: dict, test: dict, K: int) -> dict:

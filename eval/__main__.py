@@ -3,29 +3,33 @@
     python -m eval retrieval --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json out.json --grid out.png
     python -m eval retrieval --model openai/clip-vit-base-patch32 --data jxie/flickr8k --split test --json clip.json
     python -m eval differences --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json differences.json
+    python -m eval retrieval --model runs/demo/single_prompt runs/demo/multi_prompt --data my_photos --split test --json results
+    python -m eval compare results/single_prompt.json results/multi_prompt.json --plot differences.png
+    accelerate launch -m eval retrieval --model ...
 
 The JSON file holds the metrics, their 95% bootstrap intervals, and how the run is repeated. The scores of single items are
-written beside it, to OUT.items.npz. The Python files of a checkpoint are run: measure only checkpoints that you trust.
+written beside it, to OUT.items.npz. Several models give one table, with the paired difference of each to the first. Embeddings
+are kept on disk, so a killed run goes on, and another task on the same data takes seconds. The Python files of a checkpoint are
+run: measure only checkpoints that you trust.
 """
 
 import argparse
-import datetime
 import importlib
-import shlex
 import sys
-import time
 
-from eval.options import add_common_options
-from mpclip.data.reading import reading_given, reading_of
+from eval.options import add_common_options, add_compare_options
+from mpclip.cli import manual
 
 # Task -> module and class. The first line of the module's docstring is the task's line in the help.
 TASKS = {
     "retrieval": "eval.tasks.retrieval:Retrieval",
     "differences": "eval.tasks.differences:Differences",
     "exclusion": "eval.tasks.exclusion:Exclusion",
+    "prompts": "eval.tasks.prompts:Prompts",
     "sts": "eval.tasks.sts:SentencePairs",
     "zero_shot": "eval.tasks.zero_shot:ZeroShot",
     "human": "eval.tasks.human:Human",
+    "composition": "eval.tasks.composition:Composition",
 }
 
 
@@ -51,50 +55,13 @@ def make_parser(prog: str = "python -m eval") -> argparse.ArgumentParser:
         )
         add_common_options(one, cls.takes)
         cls.add_options(one)
-    return parser
-
-
-def evaluate(options: argparse.Namespace, command: list[str] | None = None):
-    """Run a task and write its result.
-
-    Args:
-        options: as parsed by `make_parser`.
-        command: words of the command, recorded in the result.
-
-    Returns:
-        The `Result`.
-
-    Raises:
-        ValueError, OSError, ImportError: something that the user can fix; the message says what.
-    """
-    from mpclip.encoding import load_encoder
-    from mpclip.encoding.fingerprint import weights_fingerprint
-    from mpclip.export.int8 import int8_config
-    from mpclip.hardware import choose_precision, describe_machine, speeds
-
-    started = time.monotonic()
-    task = task_class(options.task)(options)
-    data = task.load(options.data, options.split, options.limit, **reading_of(options))
-    weights = {"quantization_config": int8_config()} if options.quantize == "int8" else {}
-    precision = choose_precision(options.precision, options.device)
-    encoder = load_encoder(options.model, precision, options.device, **weights)
-    result = task.run(encoder, data, batch_size=options.batch_size, shared=True, cache=options.cache)
-    given = ("model", "data", "split", "limit", "quantize", "batch_size")
-    result.origin |= (
-        {name: getattr(options, name) for name in given}
-        | reading_given(options)
-        | {
-            "dtype": precision,
-            "gflops": speeds(encoder.device.type)["gflops"],
-            "fingerprint": weights_fingerprint(options.model),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "machine": describe_machine(str(encoder.device)),
-            "command": command and shlex.join(command),
-            "seconds": round(time.monotonic() - started, 1),
-        }
+    doc = manual("eval.compare")
+    add_compare_options(
+        tasks.add_parser(
+            "compare", help=doc.splitlines()[0], description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
     )
-    result.save(options.json)
-    return result
+    return parser
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m eval") -> None:
@@ -111,11 +78,20 @@ def main(arguments: list[str] | None = None, prog: str = "python -m eval") -> No
     parser = make_parser(prog)
     options = parser.parse_args(arguments)
     try:
-        result = evaluate(options, ["python", "-m", "eval", *arguments])
+        if options.task == "compare":
+            from eval.compare import compare
+
+            print(compare(options.first, options.second, task_class, options.plot))
+            if options.plot:
+                print(f"\nwritten: {options.plot}")
+            return
+        from eval.evaluate import evaluate, finish_job, report
+
+        results = evaluate(options, task_class(options.task), ["python", "-m", "eval", *arguments])
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"{parser.prog} {options.task}: {' '.join(str(error).split())}") from error
-    print(result.table())
-    print(f"\nwritten: {options.json}" + (f", {grid}" if (grid := getattr(options, "grid", None)) else ""))
+    if finish_job():
+        print(report(results, options, task_class(options.task)))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import torch
 from conftest import make_model, make_processor, make_tokenizer
 
 from benchmarks import aspect_weights, expanded_queries
-from benchmarks.aspect_weights import choose, classification_score, measure, retrieval_score
+from benchmarks.aspect_weights import classification_score, measure
 from eval.intervals import bootstrap_interval
 from eval.metrics import recalls, recalls_of_images, retrieval_ranks
+from eval.weight_search import WEIGHTS, choose, retrieval_score
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_segment_of_noise_is_turned_down_and_that_helps_on_test():
     assert result["difference"]["chosen"]["interval_95"][0] > 0
     change = result["test"]["chosen"] - result["test"]["equal"]
     assert result["difference"]["chosen"]["mean"] == pytest.approx(change)
-    equal = aspect_weights.WEIGHTS.index(1.0)
+    equal = WEIGHTS.index(1.0)
     assert {curve[equal] for curve in result["curves"]} == {result["validation"]["equal"]}
 
 
@@ -84,7 +85,7 @@ def test_the_sweep_from_the_command_line(checkpoint, folder, tmp_path, capsys):
     retrieval, classification = result["tasks"]["retrieval"], result["tasks"]["classification"]
     assert (retrieval["validation_pictures"], retrieval["test_pictures"]) == (8, 4)
     assert classification["validation_pictures"] + classification["test_pictures"] > 200
-    assert np.shape(retrieval["curves"]) == (3, len(aspect_weights.WEIGHTS))
+    assert np.shape(retrieval["curves"]) == (3, len(WEIGHTS))
     assert "| retrieval | mean recall |" in capsys.readouterr().out
 
 
