@@ -210,7 +210,7 @@ def _base_scene(split: str, family: int, rng: random.Random) -> Scene:
     (count,) = rng.choices(list(OBJECT_COUNT_WEIGHTS), weights=list(OBJECT_COUNT_WEIGHTS.values()))
     layout = rng.choice([name for name, layout in LAYOUTS.items() if len(layout.slots) == count])
     names = rng.sample(list(OBJECTS), count)
-    while _split_of(names) != split:
+    while split_of(names) != split:
         names = rng.sample(list(OBJECTS), count)
     objects = []
     for name, (x, y) in zip(names, _centres(layout, rng), strict=True):
@@ -242,7 +242,7 @@ def _twin(base: Scene, difference: str, rng: random.Random) -> Scene:
     else:
         kept = [thing.name for thing in objects if thing is not changed]
         candidates = [name for name in OBJECTS if name != changed.name and name not in kept]
-        own = [name for name in candidates if _split_of([*kept, name]) == base.split]
+        own = [name for name in candidates if split_of([*kept, name]) == base.split]
         objects[which] = replace(changed, name=rng.choice(own))
     return replace(base, difference=difference, layout=layout, background=background, objects=tuple(objects))
 
@@ -253,7 +253,7 @@ def _centres(layout: str, rng: random.Random) -> list[tuple[int, int]]:
     return [(x + rng.randint(-most_x, most_x), y + rng.randint(-most_y, most_y)) for x, y in slots]
 
 
-def _split_of(names: Sequence[str]) -> str:
+def split_of(names: Sequence[str]) -> str:
     """The split to which a combination of objects belongs. Its hash decides, so the seed and the order do not matter."""
     digest = hashlib.sha256("+".join(sorted(names)).encode()).digest()
     draw = int.from_bytes(digest[:8], "big") % 100
