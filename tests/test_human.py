@@ -122,8 +122,8 @@ def test_expert_equals_a_plain_computation(folder):
         "ratings": 20,
         "missing_ratings": 1,
         "distinct_scores": len(set(scores)),
-        "own_captions": 2,
-        "pairs_of_bad_images": 0,
+        "own_captions_left_out": 2,
+        "pairs_left_out": 0,
     }
     assert "A photo depicts 250 0 0 is red" in encoder.seen  # one space, as in the published script
     of_pairs = np.repeat(result.items["score"], (~np.isnan(result.items["ratings"])).sum(axis=1))
@@ -207,7 +207,7 @@ def test_a_missing_picture_is_named_and_its_pairs_are_counted(folder):
     (folder / "Flicker8k_Dataset" / "2.jpg").unlink()
     with pytest.warns(UserWarning, match=r"1 of 4 rows with an image that cannot be decoded: 2.jpg \(no such file\)"):
         data = load_rated(folder, "expert")
-    assert data.left_out == {"own_captions": 2, "pairs_of_bad_images": 2} and len(data.captions) == 5
+    assert data.left_out == {"own_captions_left_out": 2, "pairs_left_out": 2} and len(data.captions) == 5
     assert data.rows["file_name"][:] == ["1.jpg", "3.jpg", "4.jpg"] and data.image.tolist() == [0, 0, 1, 2, 2]
     with pytest.raises(ValueError, match="1 of 4 rows with an image"):
         load_rated(folder, "expert", bad_images="fail")
@@ -216,7 +216,7 @@ def test_a_missing_picture_is_named_and_its_pairs_are_counted(folder):
 def test_limit_takes_the_first_pictures(folder):
     data = load_rated(folder, "expert", limit=2)
     assert data.rows["file_name"][:] == ["1.jpg", "2.jpg"] and data.image.tolist() == [0, 0, 1, 1]
-    assert data.left_out["pairs_of_bad_images"] == 0
+    assert data.left_out["pairs_left_out"] == 0
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,16 @@ def test_items_give_the_metrics_of_any_draw():
     assert result.intervals == bootstrap(ZeroShot.metrics_of, result.items, units)
 
 
+def test_many_classes_stand_in_the_json_alone(monkeypatch):
+    images, classes, labels = embeds()
+    few = measure(images, classes, labels, NAMES)
+    monkeypatch.setattr("eval.tasks.zero_shot.MOST_CLASSES", CLASSES - 1)
+    many = measure(images, classes, labels, NAMES)
+    assert set(many.metrics) == {"top1", "top5", "balanced_accuracy"} and many.metrics.items() < few.metrics.items()
+    told = {name.removeprefix("top1_of_"): value for name, value in few.metrics.items() if "_of_" in name}
+    assert many.origin["top1_of_classes"] == told and len(told) < CLASSES
+
+
 def test_classes_of_one_name_stay_apart():
     result = measure(torch.eye(3), torch.eye(3), np.arange(3), ["crane", "dog", "crane"])
     assert {"top1_of_crane", "top1_of_crane (2)", "top1_of_dog"} < set(result.metrics)

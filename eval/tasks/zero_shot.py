@@ -6,7 +6,7 @@ highest score. The metrics are shares in percent:
     top1               pictures whose own class is first (the primary metric)
     top5               pictures whose own class is among the first five; only with more than five classes
     balanced_accuracy  the mean over classes of their own top1, so that frequent classes count no more than rare ones
-    top1_of_NAME       top1 of the pictures of one class
+    top1_of_NAME       top1 of the pictures of one class; with more than 30 classes these stand in the JSON alone
 
 A tie counts against the model. The classes are those of the whole data set, also with --limit or a part of a split. The items
 are, of each picture: `label`, `predicted`, the `rank` of its own class, and `margin`, the score of its own class minus the best
@@ -22,12 +22,14 @@ from eval.class_templates import NAMED, read_templates
 from eval.result import Result
 
 WORST = 10  # confusions that the result names
+MOST_CLASSES = 30  # whose top1 is a metric each; a table of more could not be read
 
 
 class ZeroShot:
     """The task; see `eval.task.Task`."""
 
     name = "zero_shot"
+    writes = ("confusion", "grid")
     takes = "pictures with class labels: a folder for each class, a table with a column label, a saved data set or a Hub id"
 
     def __init__(self, options: argparse.Namespace | None = None):
@@ -94,15 +96,21 @@ class ZeroShot:
     @staticmethod
     def metrics_of(items: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
         """The metrics, if picture u counts `counts[u]` times; nan for a class without pictures."""
-        label, rank, names = items["label"], items["rank"], items["class_names"]
-        pictures = np.bincount(label, counts, len(names))  # (C,)
-        right = np.bincount(label, counts * (rank == 1), len(names))  # (C,)
-        of_class = 100.0 * np.divide(right, pictures, out=np.full(len(names), np.nan), where=pictures > 0)  # (C,)
-        metrics = {"top1": 100.0 * float(right.sum() / pictures.sum())}
+        names, total, of_class = items["class_names"], counts.sum(), top1_of_classes(items, counts)
+        metrics = {"top1": 100.0 * float(counts[items["rank"] == 1].sum() / total)}
         if len(names) > 5:
-            metrics["top5"] = 100.0 * float((counts * (rank <= 5)).sum() / pictures.sum())
+            metrics["top5"] = 100.0 * float(counts[items["rank"] <= 5].sum() / total)
         metrics["balanced_accuracy"] = float(np.nanmean(of_class))
-        return metrics | {f"top1_of_{names[i]}": float(of_class[i]) for i in np.unique(label)}
+        shown = np.unique(items["label"]) if len(names) <= MOST_CLASSES else ()
+        return metrics | {f"top1_of_{names[i]}": float(of_class[i]) for i in shown}
+
+
+def top1_of_classes(items: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """(C,) the top1 of each class's pictures in percent, if picture u counts `counts[u]` times; nan for a class without any."""
+    label, classes = items["label"], len(items["class_names"])
+    pictures = np.bincount(label, counts, classes)  # (C,)
+    right = np.bincount(label, counts * (items["rank"] == 1), classes)  # (C,)
+    return 100.0 * np.divide(right, pictures, out=np.full(classes, np.nan), where=pictures > 0)
 
 
 def class_embeddings(encoder, names: list[str], templates: list[str], weights: list[float] | None = None, **encoding):
@@ -146,14 +154,19 @@ def measure(image_embeds, class_embeds, labels: np.ndarray, names: list[str]) ->
     items["class_names"] = np.array(seen)
     worst = worst_confusions(confusion_counts(items["label"], items["predicted"], len(names)), WORST)
     units = ZeroShot.units(items)
+    ones = np.ones(units, dtype=np.int64)
+    of_class = zip(items["class_names"], top1_of_classes(items, ones), strict=True)
     return Result(
         task=ZeroShot.name,
         primary="top1",
-        metrics=ZeroShot.metrics_of(items, np.ones(units, dtype=np.int64)),
+        metrics=ZeroShot.metrics_of(items, ones),
         intervals=bootstrap(ZeroShot.metrics_of, items, units),
         counts={"images": units, "classes": len(names), "classes_without_images": len(names) - len(np.unique(labels))},
         items=items,
-        origin={"confusions": [{"class": names[a], "taken_for": names[b], "images": count} for a, b, count in worst]},
+        origin={
+            "top1_of_classes": {str(name): float(top1) for name, top1 in of_class if not np.isnan(top1)},
+            "confusions": [{"class": names[a], "taken_for": names[b], "images": count} for a, b, count in worst],
+        },
     )
 
 

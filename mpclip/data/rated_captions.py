@@ -81,11 +81,11 @@ def load_rated(source: str | Path, kind: str, limit: int | None = None, **readin
     left_out = {}
     if kind == "expert":
         kept = [pair for pair in pairs if caption_of[pair[1]] not in own.get(_stem(pair[0]), ())]
-        left_out["own_captions"], pairs = len(pairs) - len(kept), kept
+        left_out["own_captions_left_out"], pairs = len(pairs) - len(kept), kept
     names = list(dict.fromkeys(name for name, _, _ in pairs))[:limit]
     rows, good = _pictures(file, names, how)
     number = {names[i]: row for row, i in enumerate(good)}  # picture -> its row
-    left_out["pairs_of_bad_images"] = sum(name in set(names) - set(number) for name, _, _ in pairs)
+    left_out["pairs_left_out"] = sum(name in set(names) - set(number) for name, _, _ in pairs)
     pairs = [pair for pair in pairs if pair[0] in number]
     ratings = np.array([ratings for _, _, ratings in pairs], dtype=np.float64)  # (P, R)
     said = np.unique(ratings[~np.isnan(ratings)])

@@ -16,6 +16,7 @@ command writes an image folder:
 import argparse
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def write_categories(folder: str | os.PathLike) -> Path:
         for noun, hexcode in nouns.items():
             thing = PlacedObject(noun, "large", PIXELS, PICTURE_PIXELS // 2, PICTURE_PIXELS // 2)
             scenes.append(Scene("test", len(scenes), "base", "centre", "white", (thing,)))
-            label = category.removeprefix("an ").removeprefix("a ")
+            label = re.sub(r"\ban? ", "", category)  # templates have an article of their own
             records.append({"file_name": f"images/{hexcode}.png", "split": "test", "label": label, "noun": noun})
     metadata = "".join(json.dumps(record) + "\n" for record in records)
     there = folder / "metadata.jsonl"
