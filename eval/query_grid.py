@@ -1,6 +1,6 @@
 """A picture of search results: a row for each query, with its text and the images of highest score."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,12 @@ def query_grid(
     right: Sequence[int],
     path: str | Path,
     columns: int = 5,
+    same: Sequence[Collection[int]] | None = None,
 ) -> None:
     """Draw the best images for each query into a PNG file.
 
-    The right image has a green frame and a check mark. A wrong image in first place has a red-orange frame and a cross. If the
-    right image is not among those shown, its rank is written below the query.
+    The right image has a green frame and a check mark, and so has one that the query describes as well. A wrong image in first
+    place has a red-orange frame and a cross. If the right image is not among those shown, its rank is written below the query.
 
     Args:
         queries: Q texts.
@@ -39,6 +40,7 @@ def query_grid(
         right: Q indices of the right images.
         path: the file to write; its folder is created.
         columns: images per query.
+        same: for each query the indices of other images that have a caption of the same words.
 
     Raises:
         ValueError: the numbers of queries, images, scores and right images do not match.
@@ -59,7 +61,8 @@ def query_grid(
         _draw_query(sheet, query, int(np.flatnonzero(order == int(answer))[0]) + 1, columns, top)
         for column, number in enumerate(order[:columns]):
             left = QUERY + column * (CELL + GAP)
-            verdict = "right" if number == int(answer) else "wrong" if column == 0 else None
+            alike = same is not None and int(number) in same[row]
+            verdict = "right" if number == int(answer) else "same caption" if alike else "wrong" if column == 0 else None
             _draw_image(sheet, images[int(number)], float(row_scores[number]), verdict, left, top)
     sheet.save(path)
 
@@ -80,7 +83,7 @@ def _draw_image(
     sheet.frame(*box)
     below = top + CELL + 0.1
     if verdict:
-        color, mark = (RIGHT, "✓ right") if verdict == "right" else (WRONG, "✗ wrong")
+        color, mark = (WRONG, "✗ wrong") if verdict == "wrong" else (RIGHT, f"✓ {verdict}")
         sheet.frame(*box, color=color, line=3, gap=FRAME)  # around the image, so that it covers nothing
         sheet.text(mark, left, below, size=9, color=color, weight="bold")
     sheet.text(f"{score:.2f}", left + CELL, below, size=9, color=FAINT, ha="right")

@@ -11,8 +11,9 @@ import torch
 
 from eval.intervals import bootstrap
 from eval.metrics import RECALLS
+from eval.query_grid import WRONG
 from eval.result import load_items
-from eval.tasks.retrieval import Retrieval, first_fold, measure, recalls_of
+from eval.tasks.retrieval import Retrieval, first_fold, measure, recalls_of, write_grid
 from mpclip.encoding import Encoder
 
 COUNT = 9  # pictures
@@ -136,6 +137,16 @@ def test_the_grid_shows_the_first_fold(tmp_path):
     assert len(whole) == COUNT and all(torch.equal(same[name], embeds[name]) for name in embeds)
     Retrieval(options("--folds", "2", "--grid", str(tmp_path / "grid.png"))).run(ColourEncoder(), rows, batch_size=4)
     assert PIL.Image.open(tmp_path / "grid.png").width > 500
+
+
+@pytest.mark.parametrize("captions, marked", [(["a dog", "A dog."], False), (["a dog", "a cat"], True)])
+def test_a_picture_of_the_same_words_is_not_marked_as_wrong(tmp_path, captions, marked):
+    """Each caption finds the other picture first."""
+    embeds = {"image_embeds": torch.eye(2), "text_embeds": torch.eye(2).flip(0), "caption_image": torch.arange(2)}
+    write_grid(rows_of([[caption] for caption in captions]), embeds, tmp_path / "grid.png")
+    drawn = np.asarray(PIL.Image.open(tmp_path / "grid.png").convert("RGB")).astype(int)
+    red_orange = tuple(int(WRONG[at : at + 2], 16) for at in (1, 3, 5))
+    assert (np.abs(drawn - red_orange).max(axis=2) < 3).any() == marked
 
 
 def test_recalls_of_a_result_are_by_direction():

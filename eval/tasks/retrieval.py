@@ -32,6 +32,7 @@ class Retrieval:
 
     name = "retrieval"
     takes = "pictures with captions: whatever --dataset of training takes, such as a folder, a table, parquet or a Hub id"
+    writes = ("grid",)
 
     def __init__(self, options: argparse.Namespace | None = None):
         self.grid: str | None = getattr(options, "grid", None)
@@ -149,15 +150,18 @@ def write_grid(rows, embeds: dict, path: str | Path) -> None:
         embeds: their embeddings, as from `encode_dataset`.
         path: the PNG to write.
     """
+    from eval.metrics import contents_of
     from eval.query_grid import query_grid
 
     count = len(embeds["text_embeds"])
     chosen = np.linspace(0, count - 1, min(GRID_QUERIES, count)).astype(int)  # (Q,)
     captions = [caption for row in rows["captions"][:] for caption in row]
+    owner, contents = np.asarray(embeds["caption_image"]), contents_of(captions)  # (T,) each
     query_grid(
         [captions[t] for t in chosen],
         rows["image"],
         embeds["text_embeds"][chosen] @ embeds["image_embeds"].T,  # (Q, I)
-        embeds["caption_image"][chosen],
+        owner[chosen],
         path,
+        same=[set(owner[contents == contents[t]].tolist()) for t in chosen],
     )
