@@ -10,7 +10,7 @@ direction, from the rank of the best right answer of each query (ties count agai
     median_rank, mean_rank   of the best right answers; 1 is best
     mAP@R   of a query with R right answers: the precision at each right answer among the first R, summed and divided by R; mean
             over queries in percent. It also asks for the other right answers, where R@k is content with one. With one right
-            answer per query it equals R@1. Source: Musgrave et al., "A Metric Learning Reality Check" (2020), section 3.2
+            answer per query it equals R@1. Source: Musgrave et al., "A Metric Learning Reality Check" (2020)
 
 `mean_recall` is the mean of the six recalls.
 
