@@ -11,7 +11,8 @@ The metrics are means over pairs, in percent, of the first k pictures (`--top`):
     WAY_pure      pictures of X without Y that are found, of those that k pictures can hold (exclude_pure is the primary metric)
     WAY_recall    the same for all pictures of X, with or without Y
     WAY_unwanted  share of the k pictures that show Y
-    WAY_left      WAY_unwanted in percent of plain_unwanted: 50 means that half of Y is gone
+    WAY_left      WAY_unwanted in percent of plain_unwanted: 50 means that half of Y is gone;
+                  absent if the plain query finds no Y
     WAY_lost      plain_recall minus WAY_recall, in points
 
 What a photo shows is known from all its captions, what a scene shows from its description. A tie counts against the model. The
@@ -91,8 +92,8 @@ class Exclusion:
         of = {"pure": "can_pure", "recall": "can_recall", "unwanted": "first"}
         metrics = {f"{way}_{what}": mean(items[f"{way}_{what}"], items[of[what]]) for way in WAYS for what in of}
         for way in WAYS[1:]:
-            before = metrics["plain_unwanted"]
-            metrics[f"{way}_left"] = 100.0 * metrics[f"{way}_unwanted"] / before if before else float("nan")
+            if before := metrics["plain_unwanted"]:
+                metrics[f"{way}_left"] = 100.0 * metrics[f"{way}_unwanted"] / before
             metrics[f"{way}_lost"] = metrics["plain_recall"] - metrics[f"{way}_recall"]
         return metrics
 
