@@ -1,7 +1,7 @@
 """Writes the three small files of sentence-transformers into a checkpoint. Every saved checkpoint has them.
 
-sentence-transformers needs `modules.json` and `config_sentence_transformers.json` to load the folder. mteb reads files before it
-loads the model: `sentence_bert_config.json` says which kinds of inputs the model takes and how long a text may be.
+sentence-transformers needs `modules.json` and `config_sentence_transformers.json` to load the folder. mteb reads files before
+it loads the model: `sentence_bert_config.json` says which kinds of inputs the model takes and how long a text may be.
 """
 
 import json
