@@ -187,7 +187,10 @@ def test_pictures_that_are_left_out_are_named(tmp_path):
     ):
         assert any(message in text for text in messages), messages
     assert data.rows["file_name"][:] == ["2.png", "3.png", "4.png"] and found(data) == ["dog", "sea lion", "cat"]
-    with pytest.raises(ValueError, match=r"rows without a label: 7.png .*bad_images='skip'"):
+    with (
+        pytest.warns(UserWarning, match="2 files show a picture"),
+        pytest.raises(ValueError, match=r"label: 7.png .*bad_images='skip'"),
+    ):
         load_labelled(folder, "train", bad_images="fail")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch.nn.functional import normalize
 
 import eval.__main__
@@ -111,6 +112,16 @@ def test_many_classes_stand_in_the_json_alone(monkeypatch):
     assert set(many.metrics) == {"top1", "top5", "balanced_accuracy"} and many.metrics.items() < few.metrics.items()
     told = {name.removeprefix("top1_of_"): value for name, value in few.metrics.items() if "_of_" in name}
     assert many.origin["top1_of_classes"] == told and len(told) < CLASSES
+
+
+def test_equal_to_scikit_learn():
+    images, classes, labels = embeds(1)
+    labels[:CLASSES] = np.arange(CLASSES)  # scikit-learn warns of classes without pictures
+    result = measure(images, classes, labels, NAMES)
+    predicted = (images @ classes.T).argmax(dim=1).numpy()
+    assert result.metrics["balanced_accuracy"] == pytest.approx(100 * balanced_accuracy_score(labels, predicted))
+    top5 = top_k_accuracy_score(labels, images @ classes.T, k=5, labels=range(CLASSES))
+    assert result.metrics["top5"] == pytest.approx(100 * top5)
 
 
 def test_classes_of_one_name_stay_apart():
