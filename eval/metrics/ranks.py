@@ -125,7 +125,8 @@ class _Thresholds:
         limits = scores.new_full((len(scores), width), torch.inf)  # (q, width) ascending, filled up with inf
         limits[row, place] = self.limits[begin:end]
         if width <= FEW:
-            reached = torch.stack([(scores >= limits[:, n, None]).sum(dim=1) for n in range(width)], dim=1)  # (q, width)
+            above = [(scores >= limits[:, n, None]).sum(dim=1, dtype=torch.int32) for n in range(width)]
+            reached = torch.stack(above, dim=1)  # (q, width)
         else:
             passed = torch.searchsorted(limits, scores.contiguous(), right=True)  # (q, a) how many limits a score reaches
             counted = torch.zeros(len(scores), width + 1, dtype=torch.int64, device=scores.device)
