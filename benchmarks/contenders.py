@@ -66,9 +66,7 @@ class Contenders:
 
     def masked(self, ids: torch.Tensor, mask: torch.Tensor, tree: PromptTree) -> torch.Tensor:
         """One pass over text and prompt tree, under the prompt-wise mask."""
-        nodes = torch.tensor([*tree.readouts, *tree.negated_readouts], device=ids.device)
-        readouts = (ids.shape[1] + nodes).expand(len(ids), -1)  # (B, R)
-        return self.prompted(ids, mask, tree=tree, readouts=readouts).last_hidden_state
+        return self.prompted(ids, mask, tree=tree, readouts=readout_columns(ids, tree)).last_hidden_state
 
     def separate(self, ids: torch.Tensor, mask: torch.Tensor, tree: PromptTree) -> torch.Tensor:
         """A pass of "text + prompt" for each prompt."""
@@ -99,3 +97,20 @@ class Contenders:
         continued = prompts.repeat(B, 1)  # (B * K, P)
         output = self.plain(continued, longer, positions, use_cache=True, **{CACHE: cache})
         return output.last_hidden_state[:, -1].view(B, number, -1)
+
+
+def readout_columns(ids: torch.Tensor, tree: PromptTree) -> torch.Tensor:
+    """The columns at the ends of all prompts behind (B, N) token ids: (B, R)."""
+    nodes = torch.tensor([*tree.readouts, *tree.negated_readouts], device=ids.device)
+    return (ids.shape[1] + nodes).expand(len(ids), -1)
+
+
+def check_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Refuse states (..., H) whose cosine is below 0.99, which bfloat16 does not explain.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    cosine = torch.nn.functional.cosine_similarity(ours.float(), theirs.float(), dim=-1)
+    if not cosine.min() >= 0.99:  # NaN too
+        raise RuntimeError(f"The contenders disagree: cosine {cosine.min():.3f}. Their times cannot be compared.")

@@ -9,7 +9,7 @@ The table of a measurement NAME replaces what stands between the marks `<!-- NAM
 import re
 from pathlib import Path
 
-from benchmarks import cache_formats, flops, guards, serving, speed
+from benchmarks import branches, cache_formats, flops, guards, serving, speed
 from benchmarks.record import command_parser
 from mpclip.files import read_json, write_text
 
@@ -18,6 +18,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "cost.md"
 TABLES = {
     "flops": lambda result: f"{flops.table(result)}\n\n{flops.tree_sentence(result)}\n\n{flops.setting_sentence(result)}",
     "speed": lambda result: f"{speed.table(result)}\n\n{speed.sentences(result)}",
+    "branches": lambda result: f"{branches.table(result)}\n\n{branches.sentence(result)}",
     "cache_formats": cache_formats.table,
     "serving": serving.table,
     "guards": guards.table,

@@ -7,7 +7,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from benchmarks.contenders import Contenders, K
+from benchmarks.contenders import Contenders, K, check_same
 from benchmarks.llm_shapes import REAL
 from benchmarks.timing import Clock
 from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
@@ -45,8 +45,8 @@ def passes(bench: Contenders, clock: Clock, texts: list[str], size: int, names: 
     tree, both = bench.tree(), bench.tree(negated=True)
     few = ids[: max(size // 4, 1)], mask[: max(size // 4, 1)]
     expected = bench.separate(*few, both)  # (B / 4, 2K, H)
-    _check_same(bench.masked(*few, both), expected)
-    _check_same(bench.prefix_cached(*few, tree), expected[:, :K])
+    check_same(bench.masked(*few, both), expected)
+    check_same(bench.prefix_cached(*few, tree), expected[:, :K])
     used = {
         "masked": clock.best_implementation(bench.prompted, lambda: bench.masked(*few, tree), names),
         "plain": clock.best_implementation(bench.plain, lambda: bench.separate(*few, tree), names),
@@ -62,13 +62,6 @@ def passes(bench: Contenders, clock: Clock, texts: list[str], size: int, names: 
         ),
         "masked_vs_prefix_cache": clock.ratio(lambda: bench.prefix_cached(ids, mask, tree), one_pass),
     }
-
-
-def _check_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Refuse states (..., H) whose cosine is below 0.99, which bfloat16 does not explain."""
-    cosine = torch.nn.functional.cosine_similarity(ours.float(), theirs.float(), dim=-1)
-    if cosine.min() < 0.99:
-        raise RuntimeError(f"The contenders disagree: cosine {cosine.min():.3f}. Their times cannot be compared.")
 
 
 def encode(bench: Contenders, clock: Clock, texts: list[str], folder: Path, wordings: dict) -> dict:

@@ -26,7 +26,7 @@ from benchmarks.record import command_parser, provenance
 from benchmarks.timing import with_quartiles
 from eval.tables import markdown_table
 from mpclip.files import write_json
-from mpclip.hardware import best_device, usable_device
+from mpclip.hardware import add_precision, best_device, choose_precision, usable_device
 
 RATIOS = ("masked_vs_separate", "masked_vs_separate_negation", "masked_vs_prefix_cache")
 
@@ -83,9 +83,7 @@ def main(argv: list[str] | None = None) -> dict:
         "--tower", default=REAL, choices=(REAL, *SHAPES), help="the LLM; all but the default have random weights (%(default)s)"
     )
     parser.add_argument("--device", type=usable_device, help="where to compute (default: the GPU if there is one)")
-    parser.add_argument(
-        "--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of weights and states (default: %(default)s)"
-    )
+    add_precision(parser)
     parser.add_argument(
         "--seconds", type=float, default=30.0, help="for each ratio, but at least two rounds (default: %(default)s)"
     )
@@ -99,6 +97,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--compile", action="store_true", help="measure the share of the peak with torch.compile too")
     options = parser.parse_args(argv)
     options.device = options.device or best_device()
+    options.precision = choose_precision(options.precision, options.device)
     given = sys.argv[1:] if argv is None else argv
 
     from benchmarks.speed_ratios import contenders, measure, sweeps  # import torch

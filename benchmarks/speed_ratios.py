@@ -19,7 +19,7 @@ from benchmarks.timing import Clock
 def contenders(options: argparse.Namespace) -> Contenders:
     """The LLM of a command line of `benchmarks.speed`."""
     transformers.logging.set_verbosity_error()  # it would report the new adaptive tokens as missing weights
-    return Contenders(options.tower, options.device, getattr(torch, options.dtype))
+    return Contenders(options.tower, options.device, getattr(torch, options.precision))
 
 
 def measure(bench: Contenders, options: argparse.Namespace) -> dict:
@@ -38,7 +38,7 @@ def measure(bench: Contenders, options: argparse.Namespace) -> dict:
     clock = Clock(options.device, seconds)
     texts, data = captions(options.data, 256 if quick else 2048)
     names = tuple(options.attention or (("sdpa", "eager") if options.device == "cpu" else ("sdpa",)))
-    result = {"tower": options.tower, "dtype": options.dtype, "batch_size": size, "data": data, "quick": options.quick}
+    result = {"tower": options.tower, "dtype": options.precision, "batch_size": size, "data": data, "quick": options.quick}
 
     detail = passes(bench, clock, texts, size, names[:2])
     _show({name: detail[name]["ratio"] for name in RATIOS})

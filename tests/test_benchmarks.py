@@ -12,6 +12,8 @@ from conftest import TEXT_CONFIGS, make_model, make_processor, make_tokenizer, p
 from transformers import AutoTokenizer
 
 from benchmarks import (
+    branch_times,
+    branches,
     cache_formats,
     captions,
     contenders,
@@ -142,6 +144,31 @@ def test_the_speed_benchmark_runs_and_draws(tiny_shape, tmp_path, monkeypatch):
     assert 0 <= result["padding"]["by_length"] < result["padding"]["random"] < 1
     assert result["data"] == "OpenMoji scenes" and all(result[name] > 0 for name in speed.RATIOS)
     assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+def test_every_way_to_the_prompts_is_timed_against_the_tree(tiny_shape, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        branch_times, "captions", lambda data: (["a dog", "two boats on a lake", "a cat", "x"], "four captions")
+    )
+    options = ["--tower", "tiny", "--device", "cpu", "--precision", "float32", "--quick"]
+    result = branches.main([*options, "--json", str(tmp_path / "branches.json")])
+    assert json.loads((tmp_path / "branches.json").read_text()) == result
+    timed = [(row["work"], row["way"]) for row in result["rows"]]
+    assert timed == [(work, way) for work in ("embed", "train") for way in ("branches", "rows", "separate")]
+    assert all(row["ratio"] > 0 for row in result["rows"]) and result["precision"] == "float32"
+
+
+def test_the_forced_ways_run_as_they_are_called(tiny_shape, monkeypatch):
+    bench = contenders.Contenders("tiny", "cpu", torch.float32)
+    texts = bench.batch(["A dog runs.", "Two boats on a lake", "x"])
+    rows = []
+    bench.prompted.layers[0].register_forward_pre_hook(lambda layer, inputs: rows.append(inputs[0].shape[0]))
+    states = {name: way(texts) for name, way in branch_times.ways(bench, bench.tree()).items()}
+    assert rows == [3, *[1, 6] * 3, 18]  # three texts; each text and its six branches; three texts with six prompts
+    for name, found in states.items():
+        torch.testing.assert_close(found, states["tree"], atol=1e-4, rtol=1e-3, msg=name)
+    with pytest.raises(RuntimeError, match="The contenders disagree"):
+        contenders.check_same(states["tree"], states["tree"].flip(0))
 
 
 def test_format_summary_pairs_seeds():
