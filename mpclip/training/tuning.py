@@ -10,7 +10,7 @@ from torch import nn
 
 from .options import ModelArguments
 
-PASSED_OVER = {"gate", "router", "mamba", "altup"}  # parts of a decoder layer without adapters; see `linear_parts`
+PASSED_OVER = {"gate", "router", "altup"}  # parts of a decoder layer without adapters; see `linear_parts`
 
 
 def boundary_layer(num_layers: int, arguments: ModelArguments) -> int:
@@ -109,11 +109,18 @@ def linear_parts(layers: Iterable[nn.Module]) -> list[str]:
         name
         for layer in layers
         for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear) and not PASSED_OVER & set(name.split("."))
+        if isinstance(module, nn.Linear)
+        and not PASSED_OVER & set(name.split("."))
+        and not _is_mamba(layer.get_submodule(name.rpartition(".")[0]))
     }
     if not parts:
         raise ValueError("text_tuning='lora': these layers of the LLM have no linear layer to adapt. Use 'last' or 'full'.")
     return sorted(parts)
+
+
+def _is_mamba(module: nn.Module) -> bool:
+    """Whether a module is a Mamba mixer, whose fast code reads weights past their modules."""
+    return hasattr(module, "A_log") and hasattr(module, "D")
 
 
 def learning_rate_group(name: str) -> str:
