@@ -30,6 +30,7 @@ TASKS = {
     "zero_shot": "eval.tasks.zero_shot:ZeroShot",
     "human": "eval.tasks.human:Human",
     "composition": "eval.tasks.composition:Composition",
+    "video": "eval.tasks.video:Video",
 }
 
 

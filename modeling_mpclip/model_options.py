@@ -10,6 +10,7 @@ from functools import cache
 from numbers import Real
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+NUM_FRAMES = 8  # frames that are taken of a video file
 MAX_TEXT_LENGTH = 128  # tokens a text is cut to, prompts not counted; LLM tokenizers come with the LLM's context length
 
 

@@ -13,14 +13,14 @@ from transformers.video_utils import is_valid_video
 
 from .checkpoint_guard import refuse_old_versions
 from .hub_card import CARD, card_in, is_form
-from .model_options import MAX_TEXT_LENGTH, Range, refuse_out_of_range
+from .model_options import MAX_TEXT_LENGTH, NUM_FRAMES, Range, refuse_out_of_range
 from .picture_files import load_rgb
 from .pictures import flat, in_unit_range, rgb_pictures
 from .prompt_tree import add_adaptive_tokens
 from .sentence_files import save_input_kinds
 from .shipped_code import saved_as_shipped
 from .source_names import tower_source
-from .video_files import NUM_FRAMES, video_frames
+from .video_files import video_frames
 from .vision_families import NO_VIDEOS_IN_PATCHES
 
 refuse_old_versions()  # here too, because a processor can be loaded without the model

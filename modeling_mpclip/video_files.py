@@ -10,9 +10,10 @@ import numpy as np
 from transformers.utils import is_av_available, logging
 from transformers.video_utils import VideoMetadata, load_video
 
+from .model_options import NUM_FRAMES
+
 logger = logging.get_logger(__name__)
 
-NUM_FRAMES = 8  # of a clip
 CONTAINERS = (b"moov", b"trak", b"mdia")  # boxes of an MP4 file that hold the boxes read here
 
 

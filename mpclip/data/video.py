@@ -19,7 +19,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import PIL.Image
 
-from modeling_mpclip.video_files import NUM_FRAMES, spread, video_frames
+from modeling_mpclip.model_options import NUM_FRAMES
+from modeling_mpclip.video_files import spread, video_frames
 from mpclip.files import hash_files, xxh128_file
 from mpclip.progress import progress
 

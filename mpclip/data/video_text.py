@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import datasets
 
+from modeling_mpclip.model_options import NUM_FRAMES
+from modeling_mpclip.video_files import spread
 from mpclip.data.captions import captions_of_table
 from mpclip.data.forms.listing import Listing
 from mpclip.data.forms.video_listing import SENTENCE, VIDEO_COLUMNS, video_listing
@@ -28,7 +30,7 @@ from mpclip.data.left_out import leave_out
 from mpclip.data.links import Bounds
 from mpclip.data.reading import ReadingOptions
 from mpclip.data.splits import part_of_split, rows_of_split, split_of_file
-from mpclip.data.video import NUM_FRAMES, Clips, Sampling, faults_of_videos
+from mpclip.data.video import Clips, Sampling, faults_of_videos
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".ts", ".3gp", ".gif"),
@@ -152,6 +154,13 @@ def _videos_below(folder: Path, follow_links: bool) -> dict[str, list[str]]:
                 for name in {file, Path(file).stem}:
                     found.setdefault(name, []).append(os.path.join(place, file))
     return found
+
+
+def middle_frames(rows: datasets.Dataset, count: int) -> datasets.Dataset:
+    """The middle frame of some clips, at even distances in the table, as a table with `image` and `captions`."""
+    some = rows.select(spread(count, len(rows)))
+    pictures = [clip[0] for clip in Clips(some["video"][:], num_frames=1)]
+    return datasets.Dataset.from_dict({"image": pictures, "captions": some["captions"][:]})
 
 
 class VideoTextDataset(ImageTextDataset):

@@ -5,7 +5,8 @@ from functools import partial
 
 from torch import Tensor
 
-from mpclip.data.video import NUM_FRAMES, Clips, Sampling, identity_of_videos
+from modeling_mpclip.model_options import NUM_FRAMES
+from mpclip.data.video import Clips, Sampling, identity_of_videos
 
 from .batches import in_batches
 from .cache import kept_parts

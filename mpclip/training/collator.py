@@ -4,19 +4,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .state_cache import ImageStates, TextStates
+from .state_cache import ClipStates, ImageStates, TextStates
 
 
 class MPCLIPCollator:
-    """Makes a batch of (image, caption) pairs.
+    """Makes a batch of pairs of an image, or a clip, and its caption.
 
     Args:
         processor: an [`MPCLIPProcessor`].
         text_states: cached states to use in place of token ids, or None.
-        image_states: cached states to use in place of pixels, or None.
+        image_states: cached states to use in place of pixels of pictures or clips, or None.
     """
 
-    def __init__(self, processor, text_states: TextStates | None = None, image_states: ImageStates | None = None):
+    def __init__(self, processor, text_states: TextStates | None = None, image_states: ImageStates | ClipStates | None = None):
         self.processor = processor
         self.text_states, self.image_states = text_states, image_states
 
@@ -42,9 +42,15 @@ class MPCLIPCollator:
         return dict(self.processor(text=list(texts), truncation=True))
 
     def image_inputs(self, images: Sequence) -> dict[str, torch.Tensor]:
-        """B pictures -> `pixel_values` (B, C, H, W). With cached states: B row numbers -> `vision_hidden_states` (B, N, C)."""
+        """B pictures -> `pixel_values` (B, C, H, W). With cached states: B row numbers -> `vision_hidden_states` (B, N, C).
+
+        B clips, lists of pictures -> `pixel_values_videos` (B, T, C, H, W) and `frame_mask` (B, T); from cached states
+        `vision_hidden_states` (B, T, N, C) and the mask.
+        """
         if self.image_states is not None:
             return self.image_states.batch(list(images))
+        if isinstance(images[0], list):
+            return dict(self.processor(videos=list(images)))
         return dict(self.processor(images=list(images)))
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from modeling_mpclip.model_options import (
     MAX_TEXT_LENGTH,
+    NUM_FRAMES,
     Count,
     Index,
     ModelOptions,
@@ -93,6 +94,17 @@ class DataArguments(ReadingOptions):
         None,
         "Hub id, or folder or file: images with metadata.jsonl or .csv, captions.csv, COCO, Karpathy or Flickr annotations, "
         "webdataset, parquet, or a saved `datasets` folder.",
+    )
+    video_column: str | None = option(
+        None,
+        "Train on clips instead of pictures: the column of the videos' paths or names, such as video_id of MSR-VTT, or "
+        "file_name of a metadata.jsonl. Needs the package av. Default: the data set has pictures.",
+    )
+    num_frames: Count = option(NUM_FRAMES, "Frames that are taken of each clip.")
+    frame_sampling: Literal["uniform", "keyframes"] = option(
+        "uniform",
+        "Which frames are taken of a clip. 'uniform': at even distances. 'keyframes': of those that the file stores whole, "
+        "which is faster for long clips.",
     )
     group_column: str | None = option(
         None, "Column whose value names a row's group. Rows of a group share a batch, as hard negatives of one another."

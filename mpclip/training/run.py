@@ -25,6 +25,8 @@ from mpclip.data.backbones import resolve_backbone
 from mpclip.data.image_text import ImageTextDataset, load_image_text
 from mpclip.data.reading import reading_of
 from mpclip.data.same_pictures import warn_of_shared_pictures
+from mpclip.data.video import Clips
+from mpclip.data.video_text import VideoTextDataset, load_video_text, middle_frames
 from mpclip.files import read_json, write_json
 from mpclip.hardware import precision_told
 
@@ -38,7 +40,7 @@ from .options import DataArguments, ModelArguments
 from .record import record_of
 from .resume import Start, find_start, mark_finished, prepare_folder
 from .saving import removing_half_saved, save_final
-from .state_cache import ImageStates, TextStates, cache_image_states, cache_text_states
+from .state_cache import ClipStates, ImageStates, TextStates, cache_clip_states, cache_image_states, cache_text_states
 from .step_end import StopAtStepEnd
 from .stop import Interrupted, StopSignals
 from .trainer import MPCLIPTrainer
@@ -90,18 +92,20 @@ def build_model(options: ModelArguments, max_text_length: int) -> tuple[MPCLIPMo
 
 
 def open_rows(options: DataArguments, split: str) -> datasets.Dataset:
-    """Open a split of the data set and check its images.
+    """Open a split of the data set and check its images, or its clips if `video_column` is given.
 
     Args:
         options: name the data set and its columns.
         split: such as "train" or "train[:1000]".
 
     Returns:
-        A table with the columns `image` and `captions`.
+        A table with the columns `image`, or `video`, and `captions`.
 
     Raises:
-        ValueError, OSError: as `load_image_text`.
+        ValueError, OSError: as `load_image_text` and `load_video_text`.
     """
+    if options.video_column:
+        return load_video_text(options.dataset, split, video_column=options.video_column, **reading_of(options))
     return load_image_text(options.dataset, split, **reading_of(options))
 
 
@@ -112,18 +116,18 @@ def cached_states(
     *,
     options: RunOptions,
     negated: bool = False,
-) -> tuple[TextStates | None, ImageStates | None]:
+) -> tuple[TextStates | None, ImageStates | ClipStates | None]:
     """Compute and store the states of the frozen towers, or find them in the cache.
 
     Args:
         model: the model to train.
         processor: its processor.
-        rows: a table with the columns `image` and `captions`.
+        rows: a table with the columns `image`, or `video`, and `captions`.
         options: of the run.
         negated: include the negated prompts.
 
     Returns:
-        States of texts and of images for [`MPCLIPCollator`]. None where the options do not ask for a cache.
+        States of texts and of images or clips for [`MPCLIPCollator`]. None where the options do not ask for a cache.
     """
     data, training = options.data, options.training
     how = {"format": data.cache_format, "device": training.device, "precision": training.precision}
@@ -135,7 +139,11 @@ def cached_states(
         captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
         text = cache_text_states(model, processor.tokenizer, captions, folder, negated, **how)
     if options.model.vision_tuning == "frozen":
-        images = cache_image_states(model, processor.image_processor, rows, folder, **how)
+        if data.video_column:
+            clips = Clips(rows["video"][:], data.num_frames, data.frame_sampling)
+            images = cache_clip_states(model, processor.image_processor, clips, folder, **how)
+        else:
+            images = cache_image_states(model, processor.image_processor, rows, folder, **how)
     return text, images
 
 
@@ -162,10 +170,12 @@ def build_trainer(
     hub_pusher = HubPusher(options.training, data.cache_dir) if options.training.push_to_hub else None
     set_seed(arguments.seed)
     rows = {"train": open_split(data, data.train_split)}
-    refuse_few_examples(len(rows["train"]), arguments, f"pictures with captions in {data.dataset}, split {data.train_split!r}")
+    what = "clips" if data.video_column else "pictures"
+    refuse_few_examples(len(rows["train"]), arguments, f"{what} with captions in {data.dataset}, split {data.train_split!r}")
     if data.eval_split:
         rows["eval"] = open_split(data, data.eval_split)
-        warn_of_shared_pictures(rows["train"], rows["eval"], data.train_split, data.eval_split)
+        if not data.video_column:
+            warn_of_shared_pictures(rows["train"], rows["eval"], data.train_split, data.eval_split)
 
     base, processor = build_model(model_options, data.max_text_length)
     model = prepare_tuning(base, model_options)
@@ -177,18 +187,19 @@ def build_trainer(
         negated = split == "train" and base.config.negation_weight > 0  # evaluation does not use negated prompts
         return MPCLIPCollator(processor, *cached_states(base, processor, rows[split], options=options, negated=negated))
 
+    shown = rows.get("eval", rows["train"])  # what the model card draws pictures from
     return MPCLIPTrainer(
         model=model,
         args=arguments,
-        train_dataset=ImageTextDataset(rows["train"], "random", arguments.seed, not cached_images, data.smallest_crop),
-        eval_dataset=ImageTextDataset(rows["eval"], "all", with_images=not cached_images) if "eval" in rows else None,
+        train_dataset=_examples(rows["train"], "random", data, arguments.seed, cached_images),
+        eval_dataset=_examples(rows["eval"], "all", data, arguments.seed, cached_images) if "eval" in rows else None,
         data_collator=collator("train"),
         eval_collator=collator("eval") if "eval" in rows else None,
         train_groups=_groups(rows["train"], data.group_column),
         group_size=data.group_size,
         named_rows=rows,
         hub_pusher=hub_pusher,
-        write_card=write_card and partial(write_card, rows=rows.get("eval", rows["train"])),
+        write_card=write_card and partial(write_card, rows=middle_frames(shown, 3) if data.video_column else shown),
         processing_class=processor,
     )
 
@@ -262,6 +273,14 @@ def _fit(trainer: MPCLIPTrainer, checkpoint: str | None, signals: StopSignals | 
     return result.metrics if trained else read_json(folder / "train_results.json")
 
 
+def _examples(rows: datasets.Dataset, captions: str, data: DataArguments, seed: int, cached_images: bool) -> ImageTextDataset:
+    """The examples of a split, with pictures or clips where these are not cached."""
+    if data.video_column:
+        return VideoTextDataset(rows, captions, seed, not cached_images, data.num_frames, data.frame_sampling)
+    crop = data.smallest_crop if captions == "random" else 1.0
+    return ImageTextDataset(rows, captions, seed, not cached_images, crop)
+
+
 def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:
     """A copy of the training arguments for Trainer: without its own pushes, and without evaluation if there is no split."""
     arguments = copy.copy(options.training)
@@ -283,6 +302,11 @@ def _refuse_illegal(options: RunOptions, cached_images: bool) -> None:
         raise ValueError(
             f"One process sees {options.training.n_gpu} GPUs, and torch would split every batch among them. Start one process "
             "per GPU with `accelerate launch train_hf.py ...`, or use one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
+    if options.data.video_column and options.data.smallest_crop < 1:
+        raise ValueError(
+            f"smallest_crop={options.data.smallest_crop} draws crops of pictures, and video_column trains on clips, whose "
+            "frames stay whole. Leave one of them out."
         )
     if cached_images and options.data.smallest_crop < 1:
         raise ValueError(

@@ -2,6 +2,7 @@
 
     texts  -> hidden states that enter the first trained layer of the LLM   `cache_text_states`
     images -> tokens of the vision encoder                                  `cache_image_states`
+    clips  -> the same of their frames                                      `cache_clip_states`
 
 The states stay valid because all weights below them are frozen. Training on states that were computed and stored in float32
 equals training without a cache, up to rounding. In which dtype they are computed is a question of speed (`mpclip.hardware`), in
@@ -15,9 +16,10 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import datasets
+import PIL.Image
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -25,6 +27,7 @@ from modeling_mpclip import PromptTree
 from modeling_mpclip.prompt_attention import PromptLayout
 from modeling_mpclip.vision_encoder import run_vision_model
 from mpclip.data.identity import identity_of_images
+from mpclip.data.video import Clips, identity_of_videos
 
 from .state_store import StateStore, complete_key, find_store, open_store
 
@@ -199,6 +202,24 @@ class ImageStates:
         return {"vision_hidden_states": pad_sequence(rows, batch_first=True), "pixel_attention_mask": mask}
 
 
+class ClipStates:
+    """Cached vision tokens of the frames of clips.
+
+    Args:
+        store: one row per clip, (T * N, C); the number of frames T differs between clips.
+        tokens_per_frame: N.
+    """
+
+    def __init__(self, store: StateStore, tokens_per_frame: int):
+        self.store, self.tokens_per_frame = store, tokens_per_frame
+
+    def batch(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """B row numbers -> `vision_hidden_states` (B, T, N, C) and `frame_mask` (B, T), 0 for padding frames."""
+        rows = [row.unflatten(0, (-1, self.tokens_per_frame)) for row in self.store[indices]]  # (T, N, C) each
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)  # (B, T)
+        return {"vision_hidden_states": pad_sequence(rows, batch_first=True), "frame_mask": mask}
+
+
 def cache_image_states(
     model,
     image_processor,
@@ -221,35 +242,99 @@ def cache_image_states(
     Raises:
         ValueError: the vision encoder is trained.
     """
+
+    def tokens_of(run: Callable, wanted: range) -> Iterable[torch.Tensor]:
+        for start in range(wanted.start, wanted.stop, batch_size):
+            yield from run(rows[start : min(start + batch_size, wanted.stop)]["image"])
+
+    key = {"kind": "image", "images": identity_of_images(rows)}
+    return ImageStates(_vision_store(model, image_processor, key, len(rows), tokens_of, folder, format, device, precision))
+
+
+def cache_clip_states(
+    model,
+    image_processor,
+    clips: Clips,
+    folder: str | os.PathLike,
+    format: str = "bfloat16",
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+    batch_size: int = 8,
+) -> ClipStates:
+    """Compute and store the vision tokens of the frames of all clips, or find them in the cache.
+
+    Args:
+        model, image_processor, folder, format, device, precision: as for `cache_image_states`.
+        clips: the clips; frames are decoded while others are encoded.
+        batch_size: clips per batch.
+
+    Raises:
+        ValueError: the vision encoder is trained, or a clip cannot be decoded.
+    """
+
+    def tokens_of(run: Callable, wanted: range) -> Iterable[torch.Tensor]:
+        for start in range(wanted.start, wanted.stop, batch_size):
+            batch = clips[start : min(start + batch_size, wanted.stop)]
+            tokens = iter(run([frame for clip in batch for frame in clip]))
+            yield from (torch.cat([next(tokens) for _ in clip]) for clip in batch)  # (T * N, C) each
+
+    key = {"kind": "clip", "clips": identity_of_videos(clips.paths), "frames": clips.num_frames, "sampling": clips.sampling}
+    store = _vision_store(model, image_processor, key, len(clips), tokens_of, folder, format, device, precision)
+    blank = image_processor([PIL.Image.new("RGB", (32, 32))], return_tensors="pt").to(model.device)
+    with torch.inference_mode():
+        tokens_per_frame = run_vision_model(model.vision_model, **blank).last_hidden_state.shape[1]
+    return ClipStates(store, tokens_per_frame)
+
+
+def _vision_store(
+    model,
+    image_processor,
+    key: dict,
+    count: int,
+    tokens_of: Callable[[Callable, range], Iterable[torch.Tensor]],
+    folder: str | os.PathLike,
+    format: str,
+    device: torch.device | str,
+    precision: str,
+) -> StateStore:
+    """The store of vision tokens with a key.
+
+    Args:
+        key: what tells the pictures apart.
+        count: number of rows.
+        tokens_of: a function from pictures to their tokens, and a range of rows -> the tokens of each row.
+        model, image_processor, folder, format, device, precision: as for `cache_image_states`.
+    """
     trained = [name for name, parameter in model.vision_model.named_parameters() if parameter.requires_grad]
     if trained:
         raise ValueError(f"The vision encoder is trained ({trained[0]}, ...); freeze it or set cache_states=false.")
     key = {
-        "kind": "image",
+        **key,
         "weights": _hash_of(model.vision_model, model.vision_model.state_dict()),
         "config": _config_without_path(model.vision_model.config),
         "processor": image_processor.to_json_string(),
-        "images": identity_of_images(rows),
     }
-    key = complete_key(key, len(rows), format, precision)
+    key = complete_key(key, count, format, precision)
     dtype = getattr(torch, precision)
 
     @functools.cache
     def frozen_tower():
         return _frozen_twin(model.vision_model, device, dtype).to(memory_format=torch.channels_last)
 
+    def run(images: list) -> Iterable[torch.Tensor]:
+        """Pictures -> the (N, C) tokens of each, without tokens of padding."""
+        twin = frozen_tower()
+        inputs = image_processor(images, return_tensors="pt").to(twin.device)
+        tokens = run_vision_model(twin, **inputs).last_hidden_state.cpu()  # (b, N, C)
+        mask = inputs.get("pixel_attention_mask")
+        return tokens if mask is None else [row[m.bool()] for row, m in zip(tokens, mask.cpu(), strict=True)]
+
     @torch.inference_mode()
     def compute(wanted: range) -> Iterable[torch.Tensor]:
-        twin = frozen_tower()
-        for start in range(wanted.start, wanted.stop, batch_size):
-            images = rows[start : min(start + batch_size, wanted.stop)]["image"]
-            inputs = image_processor(images, return_tensors="pt").to(twin.device)
-            tokens = run_vision_model(twin, **inputs).last_hidden_state.cpu()  # (b, N, C)
-            mask = inputs.get("pixel_attention_mask")
-            yield from tokens if mask is None else (row[m.bool()] for row, m in zip(tokens, mask.cpu(), strict=True))
+        yield from tokens_of(run, wanted)
 
     key, waiting = find_store(folder, key)
-    return ImageStates(open_store(folder, key, model.image_token_dim, compute, "image states", waiting))
+    return open_store(folder, key, model.image_token_dim, compute, "image states", waiting)
 
 
 def _config_without_path(config) -> dict:

@@ -216,7 +216,7 @@ class MPCLIPTrainer(Trainer):
 
     def predictions(self, dataset) -> tuple:
         """The arguments of `compute_metrics` for an evaluation set: predictions, and labels or None."""
-        images = None if self.eval_collator.image_states is None else range(len(dataset))
+        images = getattr(dataset, "clips", None) if self.eval_collator.image_states is None else range(len(dataset))
         options = {"shared": True, "quiet": self.args.disable_tqdm}
         embeds = encode_dataset(self.encoder(), dataset.rows, self.args.eval_batch_size, images, **options)
         refuse_embeddings(embeds, dataset, self.named_rows.get("eval"), self.args)
