@@ -35,6 +35,20 @@ PIPELINES = {
     "image-feature-extraction": {"impl": "pipelines_mpclip.MPCLIPImageFeatureExtractionPipeline", "pt": ["AutoModel"]},
 }
 
+# LLMs of which a part is not shown to equal the first layers of the whole: layers are scaled by their number, or share keys.
+UNCUT = {
+    "gemma3n_text",
+    "gemma4_text",
+    "hy_v4",
+    "inkling2_text",
+    "lfm3",
+    "longcat_flash",
+    "minicpm3",
+    "qwen4_exp_text",
+    "zamba2",
+    "zaya",
+}
+
 # Whoever loads a model imports this module first. The check runs before PreTrainedConfig is used, which old versions lack.
 refuse_old_versions()
 
@@ -77,6 +91,8 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         for option in fields(ModelOptions):
             setattr(self, option.name, kwargs.pop(option.name, option.default))
         refuse_illegal_values(self, ModelOptions)
+        if self.text_layers is not None:
+            self.text_config = first_layers(self.text_config, self.text_layers)
         self._fill_in_defaults()
         self._refuse_illegal()
         self.custom_pipelines = self._pipelines_to_use(named)
@@ -250,6 +266,32 @@ def _sub_config(
     if not isinstance(config, transformers.PreTrainedConfig):
         raise ValueError(f"{name} is a {type(config).__name__}; give a transformers config or its dict.")
     return config
+
+
+def first_layers(config: transformers.PreTrainedConfig, layers: int) -> transformers.PreTrainedConfig:
+    """The config of an LLM cut after some layers; lists with an entry per layer are cut too (ours).
+
+    Args:
+        config: of an LLM. It is not changed.
+        layers: d, how many layers stay.
+
+    Raises:
+        ValueError: the LLM has fewer layers, or what a layer computes depends on the layers above.
+    """
+    L = config.num_hidden_layers
+    if layers > L:
+        raise ValueError(f"text_layers={layers}, but the LLM has {L} layers. Set text_layers to at most {L}, or leave it out.")
+    if layers < L and (config.model_type in UNCUT or getattr(config, "num_kv_shared_layers", 0)):
+        raise ValueError(
+            f"text_layers={layers}: a {config.model_type} cannot be cut, because what its layers compute depends on how many "
+            f"there are or on one another. Leave text_layers out, or set it to {L}."
+        )
+    cut = copy.deepcopy(config)
+    cut.num_hidden_layers = layers
+    for name, value in vars(cut).items():
+        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == L:
+            setattr(cut, name, value[:layers])
+    return cut
 
 
 MPCLIPConfig.register_for_auto_class()  # so that `save_pretrained` writes the code beside the weights

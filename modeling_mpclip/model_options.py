@@ -90,6 +90,11 @@ class ModelOptions:
         "Index of the layer before which adaptive_tokens='boundary' adds its vectors, 0 to the number of layers. "
         "Default: the first trained layer when training, else the last layer.",
     )
+    text_layers: Count | None = option(
+        None,
+        "d, use only the first d layers of the LLM; the weights above are neither loaded nor saved (ours). "
+        "Default: all layers.",
+    )
     text_pooling: Literal["prompts", "mean", "last_token"] = option(
         "prompts",
         "How a text becomes a vector. 'prompts': the last token of each prompt. The baselines 'mean' and 'last_token' read the "

@@ -77,7 +77,7 @@ def build_model(options: ModelArguments, max_text_length: int) -> tuple[MPCLIPMo
     scratch = options.text_from_scratch
     text_config = AutoConfig.from_pretrained(scratch or text).get_text_config()
     if options.adaptive_tokens == "boundary" and options.boundary_layer is None:
-        chosen["boundary_layer"] = boundary_layer(text_config.num_hidden_layers, options)
+        chosen["boundary_layer"] = boundary_layer(options.text_layers or text_config.num_hidden_layers, options)
     config = MPCLIPConfig(text_config, **chosen)  # refuses contradicting options before anything is loaded
     processor = MPCLIPProcessor.from_pretrained_towers(text, vision, config.all_templates, max_text_length)
     model = MPCLIPModel.from_pretrained_towers(
