@@ -95,6 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", REPO + r"/branch/(?P<revision>[^/]+)", "branch"),
         ("POST", REPO + r"/paths-info/(?P<revision>[^/]+)", "paths_info"),
         ("GET", REPO + r"/refs", "refs"),
+        ("GET", REPO + r"/commits/(?P<revision>[^/]+)", "commits"),
         ("GET", REPO + r"/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", "tree"),
         ("HEAD|GET", REPO + r"(/revision/(?P<revision>[^/]+))?", "info"),
         ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
@@ -225,6 +226,13 @@ class _Handler(BaseHTTPRequestHandler):
     def refs(self, repo: str) -> None:
         branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in self.repo.branches.items()]
         self._send({"branches": branches, "tags": [], "converts": []})
+
+    def commits(self, repo: str, revision: str) -> None:
+        self._files(revision)  # refuses an unknown one
+        written = zip(self.repo.commits, self.repo.messages, strict=True)
+        day = "2026-01-01T00:00:00.000Z"
+        entries = [{"id": c, "title": m, "message": m, "date": day, "authors": []} for c, m in written]
+        self._send(entries[::-1])
 
     def info(self, repo: str, revision: str) -> None:
         files = self._files(revision or "main")
