@@ -8,7 +8,7 @@ import numpy as np
 from mpclip.contact_sheet import FAINT, ContactSheet, wrap
 from mpclip.files import aside
 
-MOST_CLASSES = 30  # classes that a heat map shows; with more, its names could not be read
+MOST_CLASSES = 30  # classes that a heat map or a table names; more could not be read
 # Lengths in inches.
 CELL, GAP, TITLE, LINE = 1.3, 0.16, 2.9, 0.3
 

@@ -130,7 +130,7 @@ def test_names_are_matched_with_labels_of_text(tmp_path):
     with pytest.raises(ValueError, match=r"has 2 names, such as 'dog', and none for 1 of the 3 labels in .*: 'sea_lion'"):
         load_labelled(folder, "train", classes=write_names(tmp_path, ["dog", "cat"]))
     with pytest.warns(UserWarning, match=r"several classes have one name \(pet\)"):
-        load_labelled(folder, "train", classes=write_names(tmp_path, {"dog": "pet", "cat": "pet", "sea_lion": "seal"}))
+        load_labelled(folder, "train", classes=write_names(tmp_path, ["dog", "cat", "sea lion", "pet", "pet"]))
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,15 @@ def test_pictures_that_are_left_out_are_named(tmp_path):
     messages = [str(warning.message) for warning in told]
     for message in (
         "1 of 6 rows without a label: 7.png",
-        "1 of 6 rows of one picture with several labels: 0.png (cat and dog)",
+        "1 of 6 rows of one picture with several classes: 0.png (cat and dog)",
         "1 of 6 rows with an image that cannot be decoded: 6.png",
     ):
         assert any(message in text for text in messages), messages
+    names = write_names(tmp_path.parent, {"dog": "pet", "cat": "pet", "sea_lion": "seal", "owl": "owl"})
+    with pytest.warns(UserWarning):
+        pets = load_labelled(folder, "train", classes=names)
+    assert pets.rows["file_name"][:] == ["0.png", "2.png", "3.png", "4.png"]
+    assert pets.classes == ["pet", "seal", "owl"] and found(pets) == ["pet", "pet", "seal", "pet"]
     assert data.rows["file_name"][:] == ["2.png", "3.png", "4.png"] and found(data) == ["dog", "sea lion", "cat"]
     with (
         pytest.warns(UserWarning, match="2 files show a picture"),

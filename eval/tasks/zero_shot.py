@@ -19,10 +19,10 @@ import numpy as np
 
 from eval.aspects import add_weights, weights_of
 from eval.class_templates import NAMED, read_templates
+from eval.confusion import MOST_CLASSES, confusion_counts, confusion_grid, confusion_plot, worst_confusions
 from eval.result import Result
 
 WORST = 10  # confusions that the result names
-MOST_CLASSES = 30  # whose top1 is a metric each; a table of more could not be read
 
 
 class ZeroShot:
@@ -35,7 +35,7 @@ class ZeroShot:
     def __init__(self, options: argparse.Namespace | None = None):
         self.label_column: str | None = getattr(options, "label_column", None)
         self.classes: str | None = getattr(options, "classes", None)
-        self.templates: str = getattr(options, "templates", NAMED[0])
+        self.templates = read_templates(getattr(options, "templates", NAMED[0]))
         self.weights: list[str] | None = getattr(options, "weights", None)
         self.confusion: str | None = getattr(options, "confusion", None)
         self.grid: str | None = getattr(options, "grid", None)
@@ -68,19 +68,17 @@ class ZeroShot:
         """Embed classes and pictures and measure; see `eval.task.Task.run`."""
         from mpclip.encoding import encode_images
 
-        templates, weights = read_templates(self.templates), weights_of(encoder, self.weights)
-        classes = class_embeddings(encoder, data.classes, templates, weights, **encoding)  # (C, D)
+        weights = weights_of(encoder, self.weights)
+        classes = class_embeddings(encoder, data.classes, self.templates, weights, **encoding)  # (C, D)
         images = encode_images(encoder, data.rows, **encoding)  # (I, D)
         result = measure(images, classes, data.labels, data.classes)
-        result.counts["templates"] = len(templates)
-        result.origin |= {"templates": templates, "aspect_weights": weights}
+        result.counts["templates"] = len(self.templates)
+        result.origin |= {"templates": self.templates, "aspect_weights": weights}
         self._draw(data, result.items)
         return result
 
     def _draw(self, data, items: dict) -> None:
         """The pictures that the options ask for."""
-        from eval.confusion import confusion_counts, confusion_grid, confusion_plot
-
         if self.confusion:
             counts = confusion_counts(items["label"], items["predicted"], len(data.classes))
             confusion_plot(counts, data.classes, self.confusion)
@@ -146,7 +144,6 @@ def measure(image_embeds, class_embeds, labels: np.ndarray, names: list[str]) ->
         labels: (I,) int, the class of each picture.
         names: of the C classes.
     """
-    from eval.confusion import confusion_counts, worst_confusions
     from eval.intervals import bootstrap
 
     items = classify(image_embeds, class_embeds, labels)

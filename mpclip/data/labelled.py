@@ -67,7 +67,7 @@ def load_labelled(
         reading: the options of `ReadingOptions`.
 
     Returns:
-        The pictures. Rows of one picture are one row. Pictures without a label, with several different labels, or that cannot
+        The pictures. Rows of one picture are one row. Pictures without a label, with labels of several classes, or that cannot
         be decoded are left out with a warning that names them; with `bad_images="fail"` they are an error.
 
     Raises:
@@ -94,24 +94,25 @@ def load_labelled(
     rows = rows.remove_columns("captions").add_column("captions", held, feature=feature)
     rows = part_of_split(merge_same_pictures(rows, numbers, str(source)), str(source), split)
     rows = rows.select(range(min(limit or len(rows), len(rows))))
-    told = [sorted(set(row)) for row in rows["captions"][:]]
+    told = [sorted(set(row)) for row in rows["captions"][:]]  # labels of each picture
+    of_rows = [{class_of[label] for label in row} for row in told]
     faults = {
         "without a label": {i: "no label" for i, row in enumerate(told) if not row},
-        "of one picture with several labels": {i: " and ".join(row) for i, row in enumerate(told) if len(row) > 1},
+        "of one picture with several classes": {i: " and ".join(told[i]) for i, found in enumerate(of_rows) if len(found) > 1},
         "with an image that cannot be decoded": undecodable(rows, how.max_megapixels),
     }
     read_pictures_of(how.max_megapixels)
     rows, good = leave_out(rows, faults, place, how.bad_images)
-    return LabelledPictures(
-        rows.remove_columns("captions"), np.array([class_of[told[i][0]] for i in good], dtype=np.int64), names
-    )
+    labels_of_good = np.array([min(of_rows[i]) for i in good], dtype=np.int64)  # each has one
+    return LabelledPictures(rows.remove_columns("captions"), labels_of_good, names)
 
 
 def read_class_names(file: str | Path) -> list[str] | dict[str, str]:
     """Class names from a file.
 
     Args:
-        file: a text file with a name per line, a JSON list of names, or a JSON mapping of label -> name.
+        file: a text file with a name per line, a JSON list of names, or a JSON mapping of label -> name. Labels of one name are
+            one class.
 
     Returns:
         The names in their order, or label -> name.
@@ -208,17 +209,18 @@ def _classes(feature, labels: Sequence, file: str | Path | None, place: str) -> 
 
     given = read_class_names(file)
     if isinstance(given, list):
-        known, names = [str(i) for i in range(len(given))] if numbered else [_plain(name) for name in given], given
-        written = {key: str(int(key)) if numbered else _plain(key) for key in used}  # label -> how `known` has it
+        names, known = given, [str(i) if numbered else _plain(name) for i, name in enumerate(given)]
+        number = {key: i for i, key in reversed(list(enumerate(known)))}  # how a file has a label -> number of its class
+        written = {key: str(int(key)) if numbered else _plain(key) for key in used}  # label -> how the file has it
     else:
-        known, names = list(given), list(given.values())
-        by_number = declared and not numbered and all(key.isdecimal() for key in known)  # such as id2label of a config
+        names = list(dict.fromkeys(given.values()))  # labels of one name are one class
+        number = {key: names.index(name) for key, name in given.items()}
+        by_number = declared and not numbered and all(key.isdecimal() for key in given)  # such as id2label of a config
         written = {key: str(declared.index(key)) if by_number else key for key in used}
-    number = {key: i for i, key in reversed(list(enumerate(known)))}
     if missing := [key for key in used if written[key] not in number]:
         shown = ", ".join(map(repr, missing[:SHOWN])) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
         raise ValueError(
-            f"{file} has {len(names)} names, such as {names[0]!r}, and none for {len(missing)} of the {len(used)} labels in "
+            f"{file} has {len(given)} names, such as {names[0]!r}, and none for {len(missing)} of the {len(used)} labels in "
             f'{place}: {shown}. Name each label by a JSON mapping: {{{json.dumps(missing[0])}: "a name", ...}}'
         )
     return {key: number[written[key]] for key in used}, names
