@@ -16,10 +16,15 @@ class Task(Protocol):
     Attributes:
         name: on the command line.
         takes: which data the task takes, in words.
+        texts_only: whether the task embeds texts alone. If not, a model that cannot embed pictures is refused at the start.
+        writes: names of the task's own options that hold a file to write, such as a picture. With several models, each model's
+            file has its name in it.
     """
 
     name: str
     takes: str
+    texts_only: bool = False
+    writes: tuple[str, ...] = ()
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +52,11 @@ class Task(Protocol):
         Args:
             encoder: an `mpclip.encoding.Encoder`.
             data: as from `load`.
-            encoding: options of `mpclip.encoding.encode_dataset`, such as `batch_size`.
+            encoding: options of `mpclip.encoding.encode_dataset`: `batch_size`, `shared`, `cache`.
 
         Returns:
-            The metrics; `python -m eval` adds the origin.
+            The metrics, each with its interval, and the items; `python -m eval` adds the origin. In a job of several processes
+            all call this method, and all get the same.
         """
 
     @staticmethod

@@ -206,7 +206,7 @@ def all_measured(checkpoint: Measured, config: dict, training: dict, files: list
 
 def _differences_in_words(measured: dict[str, float]) -> str:
     """The metrics of `python -m eval differences`, as a note."""
-    kinds = {name.removeprefix("wrong_"): value for name, value in measured.items() if name.startswith("wrong_")}
+    kinds = {name.removeprefix("wrong_"): value for name, value in measured.items() if name.startswith("wrong_") and value}
     listed = ", ".join(f"{kind.replace('_', ' ')} {value:.1f}" for kind, value in kinds.items())
     return f"percent of captions with a wrong picture first, by what differs: {listed or 'none'}"
 

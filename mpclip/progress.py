@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a line every ten seconds in a log file."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,9 +20,10 @@ def progress(title: str, total: int, unit: str = "row", initial: int = 0, quiet:
         total: number of things to do.
         unit: name of one thing.
         initial: number of things that were done before.
-        quiet: show nothing. Set it in all processes of a job but one.
+        quiet: show nothing. Of the processes of a job (`accelerate launch`), only the first of a machine shows anything.
         scaled: write numbers as 1.5M; for bytes.
     """
+    quiet = quiet or os.environ.get("LOCAL_RANK", "0") not in ("0", "-1")
     if sys.stderr.isatty() and not quiet:
         from tqdm.auto import tqdm  # not at the top: `--help` of a command must be fast
 

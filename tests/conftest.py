@@ -161,6 +161,14 @@ def pretrained(name: str) -> Path:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def embeddings_of_tests(tmp_path_factory):
+    """`python -m eval` keeps embeddings here and not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.options.embeddings_folder", lambda: tmp_path_factory.getbasetemp() / "embeddings")
+        yield
+
+
 @pytest.fixture
 def tokenizer():
     return make_tokenizer()

@@ -285,7 +285,7 @@ def test_help_and_unknown_task(capsys):
     with pytest.raises(SystemExit) as stopped:
         eval.__main__.main(["retreival"])
     assert stopped.value.code == 2
-    assert "invalid choice: 'retreival' (choose from 'retrieval', 'differences')" in capsys.readouterr().err
+    assert "invalid choice: 'retreival' (choose from 'retrieval', 'differences', " in capsys.readouterr().err.replace('"', "'")
     with pytest.raises(SystemExit):
         eval.__main__.main(["retrieval", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -343,7 +343,8 @@ def test_a_tie_is_a_mistake():
     assert count_mistakes(images, images, owner, text_ranks, rows) == {"other_scene": 3}
     embeds = {"image_embeds": images, "text_embeds": images, "caption_image": owner}
     result = differences.measure(embeds, rows)
-    assert result.metrics == {"right": 0.0, "wrong_other_scene": 100.0} and result.intervals == {"right": [0.0, 0.0]}
+    assert {name: value for name, value in result.metrics.items() if value} == {"wrong_other_scene": 100.0}
+    assert result.intervals["right"] == [0.0, 0.0] and result.intervals["wrong_other_scene"] == [100.0, 100.0]
     assert result.items["rank"].tolist() == [3, 3, 3]
 
 

@@ -9,13 +9,19 @@ looked up. The metrics are shares of captions in percent; a tie counts against t
     wrong_none         the wrong scene has the same description
     wrong_other_scene  the wrong scene is of another family
 
-The items are `rank`, the rank of each caption's own scene.
+The items are `rank`, the rank of each caption's own scene; `found`, the kind of scene it finds first, as its place in `FOUND`;
+and `caption_image`, the scene of each caption. Intervals draw scenes with their captions.
 """
 
 import argparse
 from collections import Counter
 
+import numpy as np
+
 from eval.result import Result
+
+# What a caption may find: its own scene; a wrong one of its family, by its differences; one of another family.
+FOUND = ("right", "relation", "position", "background", "size", "object", "several", "none", "other_scene")
 
 
 class Differences:
@@ -50,6 +56,21 @@ class Differences:
 
         return measure(encode_dataset(encoder, rows, **encoding), rows)
 
+    @staticmethod
+    def units(items: dict[str, np.ndarray]) -> int:
+        """The number of pictures; each is drawn with its captions."""
+        return int(items["caption_image"].max()) + 1
+
+    @staticmethod
+    def metrics_of(items: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
+        """See `eval.task.Task.metrics_of`. All kinds are named, also those without a mistake."""
+        weights = counts[items["caption_image"]]  # (T,)
+        shares = np.bincount(items["found"], weights, len(FOUND)) / max(weights.sum(), 1)  # (kinds,)
+        return {
+            name if name == "right" else f"wrong_{name}": 100.0 * float(share)
+            for name, share in zip(FOUND, shares, strict=True)
+        }
+
 
 def measure(embeds: dict, rows) -> Result:
     """The result, from embeddings.
@@ -58,28 +79,25 @@ def measure(embeds: dict, rows) -> Result:
         embeds: of the scenes, as from `encode_dataset`.
         rows: the scenes, as from `Differences.load`.
     """
-    from eval.intervals import share_interval
+    from eval.intervals import bootstrap
     from eval.metrics import retrieval_ranks
 
     text_ranks, _ = retrieval_ranks(**embeds)
-    mistakes = count_mistakes(**embeds, text_ranks=text_ranks, rows=rows)
-    captions = len(text_ranks)
-    low, high = share_interval((text_ranks == 1).astype(float), (text_ranks > 0).astype(float))
+    found = kinds_found(**embeds, text_ranks=text_ranks, rows=rows)
+    items = {"rank": text_ranks, "found": found, "caption_image": np.asarray(embeds["caption_image"])}
+    images = Differences.units(items)
     return Result(
         task=Differences.name,
         primary="right",
-        metrics={
-            "right": 100.0 * float((text_ranks == 1).mean()),
-            **{f"wrong_{kind}": 100.0 * count / captions for kind, count in mistakes.items()},
-        },
-        intervals={"right": [100.0 * low, 100.0 * high]},
-        counts={"images": len(embeds["image_embeds"]), "captions": captions},
-        items={"rank": text_ranks},
+        metrics=Differences.metrics_of(items, np.ones(images, dtype=int)),
+        intervals=bootstrap(Differences.metrics_of, items, images),
+        counts={"images": images, "captions": len(found)},
+        items=items,
     )
 
 
-def count_mistakes(image_embeds, text_embeds, caption_image, text_ranks, rows) -> dict[str, int]:
-    """Count the captions whose own scene is not first, by the difference of the best wrong scene.
+def kinds_found(image_embeds, text_embeds, caption_image, text_ranks, rows) -> np.ndarray:
+    """What each caption finds first: its own scene, or a wrong one with a kind of difference.
 
     Args:
         image_embeds, text_embeds, caption_image: (I, D), (T, D), (T,), as from `encode_dataset`.
@@ -87,24 +105,35 @@ def count_mistakes(image_embeds, text_embeds, caption_image, text_ranks, rows) -
         rows: the I scenes, with columns `scene` and `family`.
 
     Returns:
-        Kind -> number of captions, most frequent first. The kind is "other_scene" if the best wrong scene is of another family,
-        "none" if it has the same description, a kind of difference such as "relation" if it differs in this alone, and
-        "several" if it differs in more.
+        (T,) int8, places in `FOUND`. The kind is "other_scene" if the best wrong scene is of another family, "none" if it has
+        the same description, a kind of difference such as "relation" if it differs in this alone, and "several" if it differs
+        in more.
     """
-    import numpy as np
-
     from eval.metrics import top_images
     from mpclip.data.openmoji.scenes import differences_between
 
     families, scenes = rows["family"][:], rows["scene"][:]
     first, second = top_images(image_embeds, text_embeds, 2).T  # (T,) each
-    mistakes: Counter[str] = Counter()
+    found = np.zeros(len(text_ranks), dtype=np.int8)  # (T,) right
     for text in np.flatnonzero(text_ranks > 1):
         right = int(caption_image[text])
         wrong = int(second[text] if first[text] == right else first[text])  # in a tie, the right one may be first
-        if families[wrong] != families[right]:
-            mistakes["other_scene"] += 1
-            continue
-        differences = differences_between(scenes[right], scenes[wrong])
-        mistakes["several" if len(differences) > 1 else next(iter(differences), "none")] += 1
-    return dict(mistakes.most_common())
+        kind = "other_scene"
+        if families[wrong] == families[right]:
+            differences = differences_between(scenes[right], scenes[wrong])
+            kind = "several" if len(differences) > 1 else next(iter(differences), "none")
+        found[text] = FOUND.index(kind)
+    return found
+
+
+def count_mistakes(image_embeds, text_embeds, caption_image, text_ranks, rows) -> dict[str, int]:
+    """Count the captions whose own scene is not first, by the difference of the best wrong scene.
+
+    Args:
+        image_embeds, text_embeds, caption_image, text_ranks, rows: as for `kinds_found`.
+
+    Returns:
+        Kind -> number of captions, most frequent first; kinds without a mistake are left out.
+    """
+    found = kinds_found(image_embeds, text_embeds, caption_image, text_ranks, rows)
+    return dict(Counter(FOUND[kind] for kind in found if kind).most_common())

@@ -25,6 +25,7 @@ class SentencePairs:
     """The task; see `eval.task.Task`."""
 
     name = "sts"
+    texts_only = True
     takes = "sentence pairs: a csv, tsv or jsonl file with sentence1, sentence2 and score; a folder with SPLIT.csv; a Hub id"
 
     def __init__(self, options: argparse.Namespace | None = None):

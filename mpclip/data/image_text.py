@@ -8,9 +8,11 @@ A source is one of these:
 * a folder of images with `metadata.jsonl` or `metadata.csv`. The file stands at the folder's root, where a column `split`
   may name the split of each row; or there is one in the folder of each split (`train/metadata.jsonl`, ...);
 * a folder of images with `captions.csv` (.tsv, .txt, .jsonl, .json), COCO's `annotations/captions_*.json`, Karpathy's
-  `dataset_*.json`, Flickr30k's `results.csv` or `results_*.token`, or `Flickr8k.token.txt`;
+  `dataset_*.json`, the lists of ALBEF and BLIP (`flickr30k_test.json`, `coco_karpathy_test.json`), Flickr30k's `results.csv`
+  or `results_*.token`, or `Flickr8k.token.txt`;
 * one such file, under any name;
-* webdataset shards: a tar file, a pattern such as `data/train-*.tar`, or a folder of them;
+* webdataset shards: a tar file, a pattern such as `data/train-*.tar`, a folder of them, or CLIP_benchmark's folders
+  (`test/nshards.txt`, `test/0.tar`, ...; a caption per line, where `dataset_type.txt` says "retrieval");
 * a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`;
 * parquet: a file, a pattern such as `data/train-*.parquet`, or a folder of them;
 * anything else that `datasets.load_dataset` opens: folders of images by class, or the id of a data set on the Hub.
@@ -34,6 +36,7 @@ from mpclip.data.image_sources import open_table
 from mpclip.data.picture_size import read_pictures_of
 from mpclip.data.reading import ReadingOptions
 from mpclip.data.same_pictures import merge_same_pictures
+from mpclip.data.skipped import tell_skipped
 from mpclip.data.splits import part_of_split
 
 __all__ = ["ImageTextDataset", "load_image_text", "to_rgb"]
@@ -98,6 +101,7 @@ def load_image_text(
         if how.bad_images == "fail":
             raise ValueError(f"{message}. Repair or remove them, or pass bad_images='skip'")
         warnings.warn(f"{message}. They are skipped", stacklevel=2)
+        tell_skipped(f"rows {what}", len(reasons))
     good = [i for i in range(len(rows)) if not any(i in reasons for reasons in faults.values())]
     if not good:
         needed = "an image and a caption" if need_captions else "an image"

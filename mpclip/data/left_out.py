@@ -5,6 +5,7 @@ import warnings
 import datasets
 
 from mpclip.data.image_checks import named
+from mpclip.data.skipped import tell_skipped
 
 
 def leave_out(
@@ -32,6 +33,7 @@ def leave_out(
         if bad_images == "fail":
             raise ValueError(f"{message}. Repair or remove them, or pass bad_images='skip'")
         warnings.warn(f"{message}. They are left out", stacklevel=3)
+        tell_skipped(f"rows {what}", len(reasons))
     good = [i for i in range(len(rows)) if not any(i in reasons for reasons in faults.values())]
     if not good:
         kinds = ", ".join(f"{len(reasons)} {what}" for what, reasons in faults.items() if reasons)

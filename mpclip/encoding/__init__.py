@@ -8,10 +8,11 @@
 
 checkpoints.py loads a checkpoint. encoder.py embeds. batches.py makes batches, shows progress, shares the work among processes
 and resumes after a kill. dataset.py embeds texts, the pictures of a table, and all pictures and captions of a data set, and
-caches them on disk. fingerprint.py decides whether two checkpoints are the same.
+caches them on disk; clips.py does it for video files. fingerprint.py decides whether two checkpoints are the same.
 """
 
-from .checkpoints import load_encoder
+from .checkpoints import load_encoder, refuse_unfit
+from .clips import encode_clips
 from .dataset import encode_dataset, encode_images, encode_texts
 from .encoder import Encoder, ModelEncoder, PeerEncoder, SentenceEncoder
 
@@ -20,8 +21,10 @@ __all__ = [
     "ModelEncoder",
     "PeerEncoder",
     "SentenceEncoder",
+    "encode_clips",
     "encode_dataset",
     "encode_images",
     "encode_texts",
     "load_encoder",
+    "refuse_unfit",
 ]

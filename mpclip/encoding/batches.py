@@ -53,7 +53,7 @@ def in_batches(
         title,
         sum(min(batch_size, len(items) - start) for start in starts),
         "item",
-        quiet=quiet or (state is not None and not state.is_local_main_process),
+        quiet=quiet,
     )
     with torch.inference_mode(), shown:
         for start in starts:

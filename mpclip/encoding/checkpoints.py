@@ -3,12 +3,12 @@
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 
 from modeling_mpclip.source_names import refuse_missing_folder
 from mpclip.hardware import best_device
 
-from .encoder import Encoder, ModelEncoder, PeerEncoder, SentenceEncoder
+from .encoder import Encoder, ModelEncoder, PeerEncoder, SentenceEncoder, text_only
 
 # Model type -> arguments of the processor of another dual encoder, in addition to padding and truncation.
 TEXT_OPTIONS = {"siglip": {"padding": "max_length"}, "siglip2": {"padding": "max_length", "max_length": 64}}
@@ -40,12 +40,41 @@ def load_encoder(name: str, dtype: str = "float32", device: str | None = None, *
     if kind == "mpclip":
         opener = AutoTokenizer if model.config.text_only else AutoProcessor
         return ModelEncoder(model, opener.from_pretrained(name, trust_remote_code=True), name)
-    if not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
+    _refuse_other_than_dual(name, type(model))
+    return PeerEncoder(model, AutoProcessor.from_pretrained(name), name, TEXT_OPTIONS.get(kind))
+
+
+def refuse_unfit(name: str, pictures: bool = True) -> None:
+    """Refuse a checkpoint whose small files already show that it is of no use here. No weights are read.
+
+    Args:
+        name: folder or Hub id.
+        pictures: whether it must embed pictures too.
+
+    Raises:
+        ValueError: the model is neither a dual encoder nor a sentence-transformers model, or it embeds texts alone.
+        OSError: there is no such folder or Hub id.
+    """
+    refuse_missing_folder(name)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=True)
+    except (OSError, ValueError):
+        return  # sentence-transformers may save it in a subfolder; for all others, loading says what is wrong
+    if config.model_type == "mpclip":
+        if pictures and config.text_only:
+            raise ValueError(text_only(name))
+    elif not is_sentence_transformer_model(name) and type(config) in MODEL_MAPPING:
+        cls = MODEL_MAPPING[type(config)]
+        for one in cls if isinstance(cls, tuple | list) else (cls,):
+            _refuse_other_than_dual(name, one)
+
+
+def _refuse_other_than_dual(name: str, cls: type) -> None:
+    if not (hasattr(cls, "get_text_features") and hasattr(cls, "get_image_features")):
         raise ValueError(
-            f"{name} is a {type(model).__name__}, which does not embed both texts and pictures. Give an MP-CLIP checkpoint, a "
+            f"{name} is a {cls.__name__}, which does not embed both texts and pictures. Give an MP-CLIP checkpoint, a "
             "dual encoder such as CLIPModel or SiglipModel, or a sentence-transformers model."
         )
-    return PeerEncoder(model, AutoProcessor.from_pretrained(name), name, TEXT_OPTIONS.get(kind))
 
 
 def _model_type(name: str) -> str | None:

@@ -23,18 +23,28 @@ from .fingerprint import model_fingerprint
 Picture = PIL.Image.Image
 
 
+def text_only(name: str) -> str:
+    """The message of the error for a model that is asked for embeddings of pictures and has none."""
+    return (
+        f"{name} embeds texts alone, and pictures are needed. Give a checkpoint with its image side (the card of a text-only "
+        "export names the one it was made from), or another model for texts and pictures, such as CLIP."
+    )
+
+
 class Encoder(ABC):
     """A model together with the preparation of its inputs.
 
     Attributes:
         name: the folder or Hub id from which the model was loaded, or another name.
         segments: K, the number of equal segments of an embedding; 1 for models without prompts.
+        embeds_images: whether the model embeds pictures too, and not only texts.
         device: torch device of the model.
         model, processor: what the encoder runs, if it has been loaded from a checkpoint.
     """
 
     name: str
     segments: int = 1
+    embeds_images: bool = True
     device: torch.device
 
     def texts(self, texts: Sequence[str], batch_size: int = 64, **options) -> Tensor:
@@ -45,12 +55,23 @@ class Encoder(ABC):
         return embeds[[place[text] for text in texts]]
 
     def images(self, images: Sequence, batch_size: int = 64, **options) -> Tensor:
-        """(I, D) embeddings of pictures, which become RGB by `pictures.to_rgb`. `options` are those of `in_batches`."""
+        """(I, D) embeddings of pictures, which become RGB by `pictures.to_rgb`. `options` are those of `in_batches`.
+
+        Raises:
+            ValueError: the model embeds texts alone.
+        """
+        self.refuse_text_only()
         return in_batches(self.embed_images, images, batch_size, **{"title": "Embedding images", **options})
 
     def clips(self, clips: Sequence[Sequence[Picture]], batch_size: int = 8, **options) -> Tensor:
-        """(V, D) embeddings of clips, each a list of pictures. `options` are those of `in_batches`."""
+        """(V, D) embeddings of clips, each a list of pictures. `options` are those of `in_batches`; errors as in `images`."""
+        self.refuse_text_only()
         return in_batches(self.embed_clips, clips, batch_size, **{"title": "Embedding clips", **options})
+
+    def refuse_text_only(self) -> None:
+        """Raise ValueError if the model embeds texts alone. For work that will need pictures."""
+        if not self.embeds_images:
+            raise ValueError(text_only(self.name))
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that embeddings depend on: weights, config and image processor."""
@@ -99,6 +120,7 @@ class ModelEncoder(Encoder):
     ):
         self.model, self.processor, self.name, self.context = model, processor, name, context
         self.segments = model.config.num_prompts
+        self.embeds_images = not model.config.text_only
         self.device = next(model.parameters()).device
         self._text_inputs = text_inputs or self._tokenized
         self._image_inputs = image_inputs or self._processed
@@ -169,6 +191,7 @@ class SentenceEncoder(Encoder):
 
     def __init__(self, model, name: str = "model"):
         self.model, self.name, self.device = model, name, model.device
+        self.embeds_images = model.supports("image")
 
     def preparation(self) -> str:
         """The tokenizer, and the model's modules with their settings, such as the pooling and the longest text."""
