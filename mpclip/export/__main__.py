@@ -5,6 +5,9 @@ Examples:
     mpclip export onnx runs/demo/multi_prompt text.onnx
     mpclip export int8 runs/demo/multi_prompt runs/demo/int8
     mpclip export text runs/demo/multi_prompt runs/demo/text
+
+There is no --precision here. A checkpoint keeps the dtype of its weights, and who loads it chooses the dtype to compute in: by
+`dtype=`, or by --precision of `mpclip eval` and `mpclip search`. An ONNX graph computes in float32.
 """
 
 import argparse

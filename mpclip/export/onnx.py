@@ -20,6 +20,9 @@ The weights of a graph of more than 1 GiB are in a second file beside it, text.o
 (`session.get_modelmeta().custom_metadata_map`) contains the name of the checkpoint, its number of prompts, its dimensions and
 its templates. The new graph is compared with torch before it is put in place. If they differ, an existing file is not replaced.
 
+The graph computes in float32, whatever the dtype of the checkpoint's weights. On a CPU, onnxruntime has no bfloat16 matrix
+product, and float16 is no faster there (onnxruntime 1.32 on x86).
+
 onnxruntime can also quantise the weights of the graph to int8, as below; docs/cost.md has the result. Its `quantize_dynamic` is
 faster, but also rounds the inputs of the layers and is far less exact.
 
