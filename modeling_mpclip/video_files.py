@@ -104,7 +104,9 @@ def _counted(path: str) -> int:
         raise ValueError(f"{path} has no video stream; expected a video. Is it a sound file?") from None
     except Exception as error:  # of many types, by the kind of damage
         fault = error
-    if count.frames == 0:
+    if fault is not None:
+        count.frames -= 1  # the loader decodes one frame more than it is asked for
+    if count.frames < 1:
         why = "; ".join(filter(None, ["it is empty" if not os.path.getsize(path) else "", str(fault or "")]))
         raise ValueError(f"{path} has no frame that can be decoded ({why}). Repair it, or leave it out.") from fault
     if fault is not None or count.frames < count.header:

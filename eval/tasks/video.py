@@ -77,8 +77,7 @@ class Video:
         """Embed clips and captions and measure; see `eval.task.Task.run`. `batch_size` counts texts, or frames of clips."""
         import torch
 
-        from mpclip.encoding import encode_texts
-        from mpclip.encoding.clips import encode_clips
+        from mpclip.encoding import encode_clips, encode_texts
 
         captions = rows["captions"][:]
         how = {"num_frames": self.num_frames, "sampling": self.sampling, "mean_over_frames": self.mean_over_frames}
