@@ -35,6 +35,7 @@ class Prompts:
 
     name = "prompts"
     takes = "pictures with captions: whatever --dataset of training takes, such as a folder, a table, parquet or a Hub id"
+    writes = ("grid",)
 
     def __init__(self, options: argparse.Namespace | None = None):
         self.grid: str | None = getattr(options, "grid", None)

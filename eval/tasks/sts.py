@@ -25,8 +25,8 @@ class SentencePairs:
     """The task; see `eval.task.Task`."""
 
     name = "sts"
-    texts_only = True
     takes = "sentence pairs: a csv, tsv or jsonl file with sentence1, sentence2 and score; a folder with SPLIT.csv; a Hub id"
+    texts_only = True
 
     def __init__(self, options: argparse.Namespace | None = None):
         pass
