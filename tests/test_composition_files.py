@@ -4,14 +4,13 @@ import csv
 import json
 
 import datasets
-import numpy as np
 import pytest
 from PIL import Image
 
-from eval.tasks.composition import measure
 from mpclip.data.composition.choices import Choice
 from mpclip.data.composition.pictures import load_choices
 from mpclip.data.image_text import load_image_text
+from mpclip.data.skipped import count_skipped
 
 
 @pytest.fixture
@@ -58,11 +57,10 @@ def test_valse_leaves_out_what_annotators_doubt(tmp_path, pictures):
         return {"image_file": f"{votes}.jpg", "caption": "There are no people.", "foil": "There are people.", "mturk": seen}
 
     file = write_json(tmp_path / "data/existence.json", {f"id_{votes}": row(votes) for votes in range(4)})
-    found = load_choices(file, "test", image_folder=pictures)
+    with count_skipped() as skipped:
+        found = load_choices(file, "test", image_folder=pictures)
+    assert skipped == {"choices found right by fewer than two annotators": 2}
     assert sizes(found) == [10, 11] and texts(found)[0] == ("existence", "There are no people.", ("There are people.",))
-    assert found.left_out == {"found right by fewer than two annotators": 2}
-    result = measure(found, {"": np.arange(4, dtype=np.float32)})
-    assert (result.counts["choices"], result.counts["left_out_found_right_by_fewer_than_two_annotators"]) == (2, 2)
 
 
 def test_aro(tmp_path, pictures):
@@ -168,9 +166,8 @@ def test_pictures_that_are_missing_are_counted(tmp_path, pictures):
     good = {"filename": "0.jpg", "caption": "a cat", "negative_caption": "a dog"}
     rows = {str(i): good | {"filename": name} for i, name in enumerate(["9.jpg", "1.jpg", "9.jpg", "3.jpg"])}
     file = write_json(tmp_path / "data/swap.json", rows)
-    with pytest.warns(
-        UserWarning, match=r"1 of 3 pictures cannot be read: 9\.jpg \(no such file\)\. Their 2 choices are left out"
-    ):
+    message = r"1 of 3 pictures cannot be read: 9\.jpg \(no such file\)\. Their 2 choices are left out"
+    with pytest.warns(UserWarning, match=message), count_skipped() as skipped:
         found = load_choices(file, "all", image_folder=pictures)
     assert sizes(found) == [9, 11] and found.units == [0, 1] and len(found.pictures) == 2
-    assert found.left_out == {"with a picture that cannot be read": 2}
+    assert skipped == {"choices with a picture that cannot be read": 2}

@@ -10,13 +10,16 @@ import pytest
 from PIL import Image
 
 from mpclip.data.composition.__main__ import main
+from mpclip.data.composition.absences import absences
 from mpclip.data.composition.build import KINDS, build_choices
 from mpclip.data.composition.caption_rules import (
+    RULES,
     insert_negation,
     replace_thing,
     reverse_relation,
     swap_colours,
-    texts_of_captions,
+    things_possible,
+    things_shown,
 )
 from mpclip.data.composition.pictures import load_choices
 from mpclip.data.composition.scene_rules import texts_of_scene
@@ -83,16 +86,24 @@ def test_articles_fit_the_new_word():
     assert with_word("Dog runs", 0, 3, "elephant") == "Elephant runs"
 
 
-def test_absences_are_true_and_false():
-    captions = ["A dog runs", "The dog is on grass", "A brown puppy"]
+def test_absences_are_balanced():
+    """Each text is right of one picture and wrong of another; nothing that a picture may show is called absent."""
+    shown = [["dog"], ["cat"], ["dog", "man"], ["guitar"], ["dog"], []]
+    possible = [["dog"], ["cat", "guitar"], ["dog", "man", "guitar"], ["guitar"], ["dog"], ["dog"]]
     for seed in range(20):
-        right, wrong = texts_of_captions(captions, ["dog", "cat", "horse", "guitar"], random.Random(seed))["absent_object"]
-        assert "dog" in wrong and "dog" not in right and any(name in right for name in ("cat", "horse", "guitar"))
-        assert wrong.replace("dog", "_") == right.replace("cat", "_").replace("horse", "_").replace("guitar", "_")
-    # "animal" may mean a cat or a horse; a thing that one caption alone names may be another's mistake.
-    animals = [*captions, "An animal on grass"]
-    assert "guitar" in texts_of_captions(animals, ["cat", "horse", "guitar"], random.Random(0))["absent_object"][0]
-    assert "absent_object" not in texts_of_captions(["A dog runs", "Grass"], ["guitar"], random.Random(0))
+        made = absences(shown, possible, seed)
+        assert sorted(right for right, _ in made.values()) == sorted(wrong for _, wrong in made.values()) and len(made) >= 2
+        for row, (right, wrong) in made.items():
+            assert any(name in wrong for name in shown[row]) and not any(name in right for name in possible[row])
+    assert absences([["dog"], ["dog"]], [["dog"], ["dog"]], 0) == {}
+    assert "an elephant" in str([absences([["elephant"], ["cat"]], [["elephant"], ["cat"]], seed) for seed in range(9)])
+
+
+def test_what_captions_show_and_what_they_leave_possible():
+    captions = ["A dog runs", "The dogs on grass", "A brown puppy with a toy"]
+    assert things_shown(captions) == ["dog"] and things_shown(captions[:1]) == []  # one may be mistaken
+    assert things_possible(captions) == ["dog", "ball", "frisbee", "balloon"]
+    assert {"cat", "horse"} < set(things_possible(["An animal"])) and "guitar" not in things_possible(["An animal"])
 
 
 def test_word_lists():
@@ -112,11 +123,10 @@ def scenes_rows() -> datasets.Dataset:
 
 def test_texts_of_scenes_are_false_of_them():
     rows = scenes_rows()
-    everywhere = [thing["name"] for scene in rows["scene"] for thing in scene["objects"]]
     seen = set()
     for number, scene in enumerate(rows["scene"]):
         names = [thing["name"] for thing in scene["objects"]]
-        made = texts_of_scene(scene, everywhere, random.Random(number))
+        made = texts_of_scene(scene, random.Random(number))
         seen |= made.keys()
         for kind, (right, wrong) in made.items():
             assert right != wrong, kind
@@ -128,9 +138,7 @@ def test_texts_of_scenes_are_false_of_them():
         if pair := made.get("swap_attribute"):
             assert len({thing["size"] for thing in scene["objects"]}) == 2
             assert len(words_of(pair[0])) == len(words_of(pair[1]))
-        if pair := made.get("absent_object"):
-            assert any(name in pair[1] for name in names) and not any(f" {name}" in pair[0] for name in names)
-    assert seen == set(KINDS)
+    assert seen == set(RULES)
 
 
 def test_a_built_set_is_repeatable_and_counted():

@@ -86,7 +86,7 @@ class Composition:
             image_embeds = encoder.images(Crops(choice_set.pictures, choice_set.boxes), batch_size, **encoding)  # (I, D)
         scores = {"": scores_of(choice_set.choices, distinct, text_embeds.numpy(), image_embeds.numpy())}
         if self.likelihood:
-            judged = Likelihood(self.likelihood, encoder.device).of(distinct, batch_size, **encoding).numpy()  # (T, 2)
+            judged = Likelihood(self.likelihood, encoder.device).of(distinct, batch_size, cache, **encoding).numpy()  # (T, 2)
             at = np.asarray([{text: i for i, text in enumerate(distinct)}[text] for text in texts])
             scores |= {"text_only_": judged[at, 0], "text_only_per_token_": judged[at, 0] / judged[at, 1]}
         result = measure(choice_set, scores)
@@ -176,8 +176,7 @@ def measure(choice_set, scores: dict[str, np.ndarray]) -> Result:
         primary="group_score" if choice_set.paired else "accuracy",
         metrics=Composition.metrics_of(items, np.ones(units, dtype=int)),
         intervals=bootstrap(Composition.metrics_of, items, units),
-        counts={"images": len(choice_set.pictures), "choices": len(choices), **sizes}
-        | {f"left_out_{reason.replace(' ', '_')}": count for reason, count in choice_set.left_out.items()},
+        counts={"images": len(choice_set.pictures), "choices": len(choices), **sizes},
         items=items,
     )
 

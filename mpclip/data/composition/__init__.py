@@ -6,6 +6,8 @@ pictures.py        the pictures that such files name
 build.py           sets built from pictures with captions, by the rules of
 scene_rules.py     OpenMoji scenes, whose descriptions are exact
 caption_rules.py   captions written by people, by the word lists of words.py
+sentences.py       changes of a sentence that both use
+absences.py        what a picture does not show, balanced over pairs of pictures
 
     python -m mpclip.data.composition --from data/flickr8k --split "validation[50%:]" --out choices.jsonl
 

@@ -4,18 +4,17 @@
     swap_relation     a relation becomes its opposite: "jumps over a log" -> "jumps under a log"
     replace_object    a thing becomes another of its kind: "a dog on a couch" -> "a cat on a couch"
     insert_negation   "a dog is running" -> "a dog is not running", "with a hat" -> "with no hat"
-    absent_object     "There is no X": right of a thing that another picture shows, wrong of one that this picture shows
 
-The right text is one of the picture's captions (but for absent_object). The wrong text is false as far as all captions of the
-picture tell: what it says must be in none of them, under any of the words that may mean it. Where that is doubtful, no text is
-made. A few wrong texts may still be true, because captions leave out most of what a picture shows.
+The right text is one of the picture's captions. The wrong text is false as far as all captions of the picture tell: what it
+says must be in none of them, under any of the words that may mean it. Where that is doubtful, no text is made. A few wrong
+texts may still be true, because captions leave out most of what a picture shows. absences.py makes texts on what is absent.
 """
 
 import random
 import re
 from collections.abc import Sequence
 
-from mpclip.data.composition.sentences import absence_texts, negated, with_word, words_of
+from mpclip.data.composition.sentences import negated, with_word, words_of
 from mpclip.data.composition.words import (
     AFTER,
     BEFORE,
@@ -26,7 +25,6 @@ from mpclip.data.composition.words import (
     SAME_COLOURS,
     SEVERAL,
     THINGS,
-    Thing,
 )
 
 _COLOUR = "|".join(COLOURS)
@@ -37,18 +35,23 @@ NEAR = 3  # words between a colour and the noun that it may belong to
 TOLD = 2  # captions that must name a thing before a text is false that denies it
 
 
-def things_shown(captions: Sequence[str]) -> list[Thing]:
-    """The things that at least two captions name."""
+def things_shown(captions: Sequence[str]) -> list[str]:
+    """The names of the things that at least two captions name."""
     said = [set(words_of(caption)) for caption in captions]
-    return [thing for thing in THINGS if sum(bool({thing.name, f"{thing.name}s"} & words) for words in said) >= TOLD]
+    return [thing.name for thing in THINGS if sum(bool({thing.name, f"{thing.name}s"} & words) for words in said) >= TOLD]
 
 
-def texts_of_captions(captions: Sequence[str], others: Sequence[str], rng: random.Random) -> dict[str, tuple[str, str]]:
+def things_possible(captions: Sequence[str]) -> list[str]:
+    """The names of the things that a picture may show, as far as its captions tell."""
+    said = {word for caption in captions for word in words_of(caption)}
+    return [thing.name for thing in THINGS if thing.evidence & said]
+
+
+def texts_of_captions(captions: Sequence[str], rng: random.Random) -> dict[str, tuple[str, str]]:
     """The right and the wrong text of each kind that a rule makes.
 
     Args:
         captions: all captions of a picture.
-        others: things that other pictures show, as often as they do: candidates for what is absent.
         rng: makes every choice.
 
     Returns:
@@ -62,10 +65,6 @@ def texts_of_captions(captions: Sequence[str], others: Sequence[str], rng: rando
             if (wrong := rule(caption, captions, said, rng)) and wrong not in captions:
                 texts[kind] = caption, wrong
                 break
-    present = [thing.name for thing in things_shown(captions)]
-    evidenced = {thing.name for thing in THINGS if thing.evidence & said}
-    if pair := absence_texts(present, others, evidenced, rng):
-        texts["absent_object"] = pair
     return texts
 
 

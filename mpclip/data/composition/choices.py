@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ class ChoiceSet:
         boxes: for each row of `pictures` the part that is shown; None where all pictures are whole.
         units: for each choice the number of its picture's file, or of its pair: what a bootstrap draws.
         paired: choices 2j and 2j + 1 have the same two texts in opposite roles, as in Winoground.
-        left_out: reason -> number of choices that were left out.
     """
 
     pictures: "datasets.Dataset"
@@ -57,7 +56,6 @@ class ChoiceSet:
     units: list[int]
     boxes: list[Box | None] | None = None
     paired: bool = False
-    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def kinds(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 import datasets
 
 from mpclip.data.composition.choices import Choice, ChoiceSet
-from mpclip.data.composition.published import EXPECTED, choices_of_pair, read_published
+from mpclip.data.composition.published import EXPECTED, INVALID, choices_of_pair, read_published
 from mpclip.data.forms.listing import PROBED, given_folder, picture_folder
 from mpclip.data.forms.saved import loaded_parts, parquet_parts, saved_parts
 from mpclip.data.image_checks import named, to_rgb, undecodable
@@ -18,10 +18,11 @@ from mpclip.data.image_sources import HUB_ID
 from mpclip.data.links import Bounds
 from mpclip.data.picture_size import read_pictures_of
 from mpclip.data.reading import ReadingOptions
+from mpclip.data.skipped import tell_skipped
 
 WHOLE = ("all", "test")  # splits that stand for every kind of a published set
 PAIR_COLUMNS = ("image_0", "image_1", "caption_0", "caption_1")
-NO_PICTURE = "with a picture that cannot be read"
+NO_PICTURE = "choices with a picture that cannot be read"
 
 
 def load_choices(source: str | Path, split: str, limit: int | None = None, **reading) -> ChoiceSet:
@@ -42,7 +43,7 @@ def load_choices(source: str | Path, split: str, limit: int | None = None, **rea
     how = ReadingOptions(**reading)
     if table := _table(str(source), split):
         choices, cells = _pairs_of_table(table, str(source))
-        choice_set = _checked(choices, cells, True, {}, how, str(source))
+        choice_set = _checked(choices, cells, True, how, str(source))
         return _limited(choice_set, limit)
     reads = read_published(source)
     if len({read.paired for read in reads}) > 1:
@@ -51,15 +52,15 @@ def load_choices(source: str | Path, split: str, limit: int | None = None, **rea
     if split not in (*WHOLE, *kinds):
         raise ValueError(f"{source} has no split {split!r}; it has 'all', or one of its kinds: {', '.join(kinds)}")
     choices: list[Choice] = []
-    left_out: Counter[str] = Counter()
     for read in reads:
         chosen = [choice for choice in read.choices if split in (*WHOLE, choice.kind)]
         if chosen:
             choices += _with_paths(chosen, read.file, how)
-            left_out.update(read.left_out)
+            if read.invalid:
+                tell_skipped(INVALID, read.invalid)
     rows: dict[tuple, int] = {}  # picture and box -> row
     numbered = [replace(choice, picture=rows.setdefault((choice.picture, choice.box), len(rows))) for choice in choices]
-    choice_set = _checked(numbered, [path for path, _ in rows], reads[0].paired, left_out, how, str(source))
+    choice_set = _checked(numbered, [path for path, _ in rows], reads[0].paired, how, str(source))
     return _limited(choice_set, limit)
 
 
@@ -118,9 +119,7 @@ def _with_paths(choices: Sequence[Choice], file: Path, how: ReadingOptions) -> l
     return [replace(choice, picture=paths[choice.picture]) for choice in choices]
 
 
-def _checked(
-    choices: Sequence[Choice], cells: Sequence, paired: bool, left_out: dict[str, int], how: ReadingOptions, source: str
-) -> ChoiceSet:
+def _checked(choices: Sequence[Choice], cells: Sequence, paired: bool, how: ReadingOptions, source: str) -> ChoiceSet:
     """The set without choices whose picture cannot be read; of a pair, both are left out."""
     pictures = datasets.Dataset.from_dict({"image": list(cells)}).cast_column("image", datasets.Image())
     reasons = undecodable(pictures, how.max_megapixels)
@@ -137,7 +136,7 @@ def _checked(
         if not good:
             raise ValueError(f"{message}. No choice is left; is image_folder (--image_folder) where the pictures lie?")
         warnings.warn(f"{message}. Their {len(choices) - len(good)} choices are left out", stacklevel=3)
-        left_out = {**left_out, NO_PICTURE: len(choices) - len(good)}
+        tell_skipped(NO_PICTURE, len(choices) - len(good))
     boxes = {choice.picture: choice.box for choice in choices}
     return ChoiceSet(
         pictures=pictures.with_transform(_images_to_rgb),
@@ -145,7 +144,6 @@ def _checked(
         units=_numbered(units[i] for i in good),
         boxes=[boxes[row] for row in range(len(pictures))] if any(boxes.values()) else None,
         paired=paired,
-        left_out=dict(left_out),
     )
 
 

@@ -29,17 +29,24 @@ EXPECTED = (
     "expected SugarCrepe, VALSE, ARO, Winoground, a multiple-choice csv of NegBench, or rows of file_name, kind, right, wrong"
 )
 AGREEING = 2  # of VALSE's three annotators
-INVALID = "found right by fewer than two annotators"
+INVALID = "choices found right by fewer than two annotators"
 Row = dict[str, Any]
 
 
 class Read(NamedTuple):
-    """What one file holds; the attributes are those of `ChoiceSet`, with names of files for pictures."""
+    """What one file holds.
+
+    Attributes:
+        file: the file.
+        choices: with the names of their pictures.
+        paired: as in `ChoiceSet`.
+        invalid: number of choices of VALSE that its annotators doubted; they are not among `choices`.
+    """
 
     file: Path
     choices: list[Choice]
-    paired: bool = False
-    left_out: dict[str, int] = {}
+    paired: bool
+    invalid: int
 
 
 class Form(NamedTuple):
@@ -93,7 +100,7 @@ def read_file(file: Path) -> Read:
             raise ValueError(f"{file}, {name}: there is no {error}; the row has {list(row)}") from error
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file}, {name}: {error}") from error
-    return Read(file, choices, form.paired, {INVALID: invalid} if invalid else {})
+    return Read(file, choices, form.paired, invalid)
 
 
 def rows_of(file: Path) -> list[tuple[str, Row]]:

@@ -4,16 +4,15 @@
     swap_relation     two objects swap their places
     replace_object    an object is replaced by one that the scene does not have
     insert_negation   a caption with "not" or "no" in it: "the dog is not on the left"
-    absent_object     "There is no X": right of an object that another scene has, wrong of one that this scene has
 
-But for the last two, the right text and the wrong one are made by the same sentence pattern with the same words, so that
-nothing but the scene tells them apart.
+But for the last one, the right text and the wrong one are made by the same sentence pattern with the same words, so that
+nothing but the scene tells them apart. absences.py makes texts on what is absent.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from mpclip.data.composition.sentences import absence_texts, negated
+from mpclip.data.composition.sentences import negated
 from mpclip.data.openmoji.captions import describe
 from mpclip.data.openmoji.objects import OBJECTS
 
@@ -21,19 +20,17 @@ Objects = list[tuple[str, str]]  # noun, size
 TRIES = 8  # sentence patterns that are tried for a negation
 
 
-def texts_of_scene(scene: Mapping, others: Sequence[str], rng: random.Random) -> dict[str, tuple[str, str]]:
+def texts_of_scene(scene: Mapping, rng: random.Random) -> dict[str, tuple[str, str]]:
     """The right and the wrong text of each kind that fits a scene.
 
     Args:
         scene: `Scene.structure()`, or the column `scene` of `metadata.jsonl`.
-        others: objects of other scenes, as often as they occur: candidates for what is absent.
         rng: makes every choice.
 
     Returns:
         Kind -> (right, wrong).
     """
     objects = [(thing["name"], thing["size"]) for thing in scene["objects"]]
-    names = [name for name, _ in objects]
     changes = {
         "swap_attribute": _swapped_sizes(objects, rng),
         "swap_relation": _swapped_places(objects, rng),
@@ -50,8 +47,6 @@ def texts_of_scene(scene: Mapping, others: Sequence[str], rng: random.Random) ->
         if wrong := negated(sentence):
             texts["insert_negation"] = sentence, wrong
             break
-    if pair := absence_texts([name for name in names if " of " not in name], others, set(names), rng):
-        texts["absent_object"] = pair
     return texts
 
 
