@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-LEAST_REST = 0.01  # norm of a query minus what it excludes; below it, the direction is that of rounding errors
+LEAST_REST = 0.01  # distance of a query from what it excludes; a smaller one is that of rounding errors
+EXCLUSION = 0.5  # how much an excluded text counts beside the query (docs/evaluation/exclusion.md)
 
 
 def assembled(
@@ -55,11 +56,12 @@ def weighted(embeds: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def excluding(embeds: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
-    """normalise(t - sum_x x): a query t that excludes texts x (ours).
+    """normalise(t - EXCLUSION * sum_x (x - (x . t) t)): a query t that excludes texts x (ours).
 
-    A picture's score falls as much for showing x as it rises for showing t. A picture of both therefore ranks with the pictures
-    that show neither. The negated prompts cannot be used for this: their loss only demands that a picture of x matches x better
-    than "not x".
+    Of each x, only what it does not share with t is subtracted. So pictures of t lose nothing of what t finds in them, however
+    many texts are excluded and however similar they are, and pictures of x lose. The formula was chosen among those in
+    docs/evaluation/exclusion.md. The negated prompts cannot be used for this: their loss only demands that a picture of x
+    matches x better than "not x".
 
     Args:
         embeds: (B, D) normalised queries.
@@ -69,14 +71,15 @@ def excluding(embeds: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
         (B, D), normalised.
 
     Raises:
-        ValueError: nothing is left of a query, because the excluded texts mean the same.
+        ValueError: a query has the same embedding as an excluded text.
     """
-    rest = embeds - excluded.sum(dim=0)
-    if not torch.compiler.is_compiling() and (rest.norm(dim=-1) < LEAST_REST).any():
+    shared = embeds @ excluded.T  # (B, E)
+    if not torch.compiler.is_compiling() and (shared > 1 - LEAST_REST**2 / 2).any():  # |t - x|^2 = 2 - 2 t.x
         raise ValueError(
             "A query and what it excludes have the same embedding, so nothing is left to search for. Exclude something else."
         )
-    return F.normalize(rest, dim=-1)
+    apart = excluded.sum(dim=0) - shared.sum(dim=1, keepdim=True) * embeds  # (B, D), orthogonal to each query
+    return F.normalize(embeds - EXCLUSION * apart, dim=-1)
 
 
 def refuse_excluding_itself(queries: Sequence, excluded: Sequence) -> None:

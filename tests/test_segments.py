@@ -8,6 +8,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from modeling_mpclip.segments import (
+    EXCLUSION,
     assembled,
     checked_count,
     checked_weights,
@@ -43,11 +44,14 @@ def test_by_hand():
     assert assembled(segments.bfloat16()).dtype == torch.float32
 
 
-def test_exclusion_takes_as_much_as_it_gives():
+def test_exclusion_takes_what_is_not_shared():
     x, t = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.6, 0.8, 0.0])
     query = excluding(t[None], x[None])[0]
-    both, neither = F.normalize(x + t, dim=0), torch.tensor([0.0, 0.0, 1.0])
-    assert query.norm() == pytest.approx(1) and query @ both == pytest.approx(float(query @ neither), abs=1e-6)
+    apart = x - 0.6 * t  # orthogonal to t, of length 0.8
+    torch.testing.assert_close(query, F.normalize(t - EXCLUSION * apart, dim=0))
+    assert query @ x < t @ x and query @ t == pytest.approx(1 / (1 + (0.8 * EXCLUSION) ** 2) ** 0.5)
+    both = excluding(t[None], torch.stack([x, torch.tensor([0.0, 0.0, 1.0])]))[0]
+    torch.testing.assert_close(both, F.normalize(t - EXCLUSION * (apart + torch.tensor([0.0, 0.0, 1.0])), dim=0))
     segments = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
     expected = weighted(excluding(normalized(segments[:2]), normalized(segments[2:])), torch.tensor(WEIGHTS))
     torch.testing.assert_close(assembled(segments[:2], torch.tensor(WEIGHTS), segments[2:]), expected)
