@@ -32,6 +32,7 @@ class Retrieval:
         images, captions: how many the split has.
         quantized: "int8" if the weights were quantised while loading. Then the recalls are not those of the checkpoint's own
             weights.
+        folds: number of parts of the split that were searched on their own, if several; the recalls are means over them.
         notes: further facts of the JSON, in words.
     """
 
@@ -43,16 +44,18 @@ class Retrieval:
     images: int | None = None
     captions: int | None = None
     quantized: str | None = None
+    folds: int | None = None
     notes: tuple[str, ...] = ()
 
     def name(self, table: bool = False) -> list[str]:
-        """Data and split in Markdown, with the type of the weights if they are not the checkpoint's own.
+        """Data and split in Markdown, with the folds, and the type of the weights if they are not the checkpoint's own.
 
         Args:
             table: for the cells of a table.
         """
         weights = f", {self.quantized} weights" if self.quantized else ""
-        return [code(self.data, table), code(self.split, table) + weights]
+        folds = f", mean over {self.folds} folds" if self.folds else ""
+        return [code(self.data, table), code(self.split, table) + folds + weights]
 
     def cells(self) -> list[str]:
         """The six recalls with half of their intervals, if known, and the mean recall."""
@@ -64,8 +67,8 @@ class Retrieval:
         return [*cells, f"{self.mean_recall:.1f}"]
 
     def for_index(self) -> list[EvalResult]:
-        """The entries of the Hub's model-index; none if the weights are not the checkpoint's own."""
-        if self.quantized:
+        """The entries of the Hub's model-index; none if the weights are not the checkpoint's own, or if the split has folds."""
+        if self.quantized or self.folds:
             return []
         return [
             EvalResult(
@@ -165,12 +168,13 @@ def measured_by_eval(file: str | Path, config: dict, training: dict, checkpoint:
         images=result["images"],
         captions=result["captions"],
         quantized=quantized,
+        folds=result.get("folds"),
         notes=tuple(notes),
     )
 
 
 def all_measured(checkpoint: Measured, config: dict, training: dict, files: list) -> list[Retrieval]:
-    """All results of a checkpoint: a row for each split and type of weights.
+    """All results of a checkpoint: a row for each split, type of weights and number of folds.
 
     A file replaces the evaluation at the end of training on the same split, because that has no intervals. A result of
     `python -m eval differences` becomes a note in the retrieval row of the same data and split.
@@ -183,7 +187,7 @@ def all_measured(checkpoint: Measured, config: dict, training: dict, files: list
         ValueError: a file is not a result of this model, two files measure the same weights on the same split, or a result of
             differences has no retrieval result on its split.
     """
-    rows = {(row.data, row.split, row.quantized): row for row in measured_in_training(checkpoint.folder, training)}
+    rows = {(row.data, row.split, row.quantized, row.folds): row for row in measured_in_training(checkpoint.folder, training)}
     source: dict[tuple, object] = {}
     differences = []
     for file in files:
@@ -191,13 +195,13 @@ def all_measured(checkpoint: Measured, config: dict, training: dict, files: list
             differences.append(file)
             continue
         row = measured_by_eval(file, config, training, checkpoint)
-        key = row.data, row.split, row.quantized
+        key = row.data, row.split, row.quantized, row.folds
         if key in source:
             raise ValueError(f"{source[key]} and {file} both measure {row.data}, {row.split}: give one of them.")
         rows[key], source[key] = row, file
     for file in differences:
         result = _result_of(checkpoint, file)
-        key = _data_name(result["data"], training), result["split"], _quantized(result, config)
+        key = _data_name(result["data"], training), result["split"], _quantized(result, config), None
         if key not in rows:
             raise ValueError(f"{file} tells differences on {key[0]}, {key[1]}: give a retrieval result of that split too.")
         rows[key] = replace(rows[key], notes=(*rows[key].notes, _differences_in_words(result["metrics"])))

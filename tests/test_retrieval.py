@@ -9,11 +9,14 @@ import PIL.Image
 import pytest
 import torch
 
+import eval.__main__
+from eval.compare import compare
 from eval.intervals import bootstrap
 from eval.metrics import RECALLS
 from eval.query_grid import WRONG
 from eval.result import load_items
 from eval.tasks.retrieval import Retrieval, first_fold, measure, recalls_of, write_grid
+from model_card.evaluation import Measured, all_measured
 from mpclip.encoding import Encoder
 
 COUNT = 9  # pictures
@@ -35,7 +38,8 @@ class ColourEncoder(Encoder):
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    monkeypatch.setattr("eval.intervals.bootstrap", functools.partial(bootstrap, samples=100))
+    for module in ("eval.intervals", "eval.compare"):
+        monkeypatch.setattr(f"{module}.bootstrap", functools.partial(bootstrap, samples=50))
 
 
 def colours(count: int = COUNT) -> np.ndarray:
@@ -155,3 +159,28 @@ def test_recalls_of_a_result_are_by_direction():
     for way, short in (("text_to_image", "t2i"), ("image_to_text", "i2t")):
         assert recalls[way] == {f"R@{k}": result.metrics[f"{short}_R@{k}"] for k in RECALLS}
         assert intervals[way] == {f"R@{k}": result.intervals[f"{short}_R@{k}"] for k in RECALLS}
+
+
+def saved(folder, folds: str) -> str:
+    """The JSON of a result, as the command writes it."""
+    result = Retrieval(options("--folds", folds)).run(ColourEncoder(), rows_of(spelt(4)), batch_size=4)
+    result.origin = {"model": folder.name, "data": "squares", "split": "test"}
+    result.save(folder / f"{folds}.json")
+    return str(folder / f"{folds}.json")
+
+
+def test_results_with_and_without_folds_are_told_apart(tmp_path):
+    files = [saved(tmp_path, folds) for folds in ("1", "3")]
+    with pytest.raises(ValueError, match="the results differ in folds None and 3"):
+        compare(*files, eval.__main__.task_class)
+    whole, parts = all_measured(Measured(tmp_path, "you/mine"), {}, {}, files)  # a card has both
+    assert whole.mean_recall < parts.mean_recall
+    assert parts.name() == ["`squares`", "`test`, mean over 3 folds"] and whole.name() == ["`squares`", "`test`"]
+    assert whole.for_index() and not parts.for_index()  # the Hub's index has no place for the number of folds
+
+
+def test_two_models_are_compared_on_the_same_pictures(tmp_path):
+    """All metrics, those of recurring captions included, have a paired difference; a model does not differ from itself."""
+    (tmp_path / "other").mkdir()
+    shown = compare(saved(tmp_path, "3"), saved(tmp_path / "other", "3"), eval.__main__.task_class)
+    assert shown.count("+0.0 (+0.0 to +0.0)") == 22  # 13, and 9 with recurring captions
