@@ -83,3 +83,13 @@ def test_what_naflex_cannot_do_is_refused():
             embed_videos()
     with pytest.raises(ValueError, match="Maps of SigLIP 2 NaFlex are not drawn"):
         pooling_maps(model, processor, PICTURES)
+
+
+def test_a_graph_of_patches_is_refused(tmp_path):
+    onnx = pytest.importorskip(
+        "mpclip.export.onnx", exc_type=ImportError, reason="exports: pip install onnx onnxscript onnxruntime"
+    )
+    model_on("siglip2_vision_model").save_pretrained(tmp_path / "model")
+    naflex_processor().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"'siglip2_vision_model' has no ONNX graph.*siglip2-base-patch16-256"):
+        onnx.export(str(tmp_path / "model"), tmp_path / "image.onnx", "image")

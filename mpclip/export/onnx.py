@@ -43,6 +43,8 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
+from modeling_mpclip.vision_families import vision_family
+
 TOLERANCE = 1e-4  # largest difference between components of embeddings of norm 1
 ONE_FILE_BYTES = 2**30  # larger graphs have a second file; protobuf allows at most 2 GiB
 
@@ -84,7 +86,7 @@ class ImageTower(nn.Module):
         checkpoint: where it was loaded from; its processor gives C, H and W.
 
     Raises:
-        ValueError: the checkpoint is text-only.
+        ValueError: the checkpoint is text-only, or its pictures come as patches in their own proportions.
     """
 
     axes = {"pixel_values": {0: "batch"}}
@@ -95,6 +97,12 @@ class ImageTower(nn.Module):
         if model.config.text_only:
             raise ValueError(
                 f"{checkpoint} is a text-only checkpoint. Export the image tower of the checkpoint that it was made from."
+            )
+        if vision_family(model.config.vision_config).output == "patches":
+            raise ValueError(
+                f"{checkpoint}: a vision tower of type {model.config.vision_config.model_type!r} has no ONNX graph: the "
+                "number of its patches differs between pictures. Export a model whose vision tower has a fixed resolution, "
+                "such as google/siglip2-base-patch16-256."
             )
         self.model = model
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
