@@ -15,7 +15,6 @@ from eval.likelihood import Likelihood
 from eval.result import load_items
 from eval.tasks.composition import Composition, measure
 from mpclip.data.composition.choices import Choice, ChoiceSet
-from mpclip.data.composition.pictures import load_choices
 from mpclip.encoding import Encoder
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -202,4 +201,20 @@ def test_the_command(rows, tmp_path, capsys, language_model):
     assert result["primary"] == "accuracy" and {"text_only_easy", "text_only_per_token_accuracy"} < set(result["intervals"])
     items = load_items(tmp_path / "out.json")
     assert Composition.metrics_of(items, np.ones(3, dtype=int)) == pytest.approx(result["metrics"], nan_ok=True)
-    assert load_choices(rows, "all").kinds == {"easy": 3, "tied": 1}
+
+
+def test_a_set_is_built_by_the_command(tmp_path, capsys):
+    paint(tmp_path, *COLOURS)
+    captions = [f"a {name} ball with a blue hat is here" for name in COLOURS]
+    lines = [{"file_name": f"{name}.png", "caption": text} for name, text in zip(COLOURS, captions, strict=True)]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder = save_checkpoint(tmp_path / "model")
+    given = ["--model", str(folder), "--data", str(tmp_path), "--split", "train", "--json", str(tmp_path / "out.json")]
+    given += ["--precision", "float32", "--device", "cpu", "--no_cache"]
+    with pytest.raises(SystemExit, match="--build makes wrong texts"):
+        eval.__main__.main(["composition", *given])
+    with pytest.warns(UserWarning, match="no picture of 3 has a text of the kinds swap_relation, absent_object"):
+        eval.__main__.main(["composition", *given, "--build", "--seed", "3"])
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert (result["build"], result["seed"], result["choices"]) == (True, 3, 8)
+    assert set(result["metrics"]) == {"accuracy", "swap_attribute", "replace_object", "insert_negation"}

@@ -33,7 +33,7 @@ def load_choices(source: str | Path, split: str, limit: int | None = None, **rea
             set, parquet or Hub id that has the pictures in it.
         split: "all" or "test" for every kind, or the name of one kind, such as "swap_att". For a table with pictures in it,
             the name of its split.
-        limit: number of choices of each kind to take, from the start; None for all.
+        limit: number of choices of each kind to take, from the start of each file; of pairs both. None for all.
         reading: `image_folder`, `follow_links`, `max_megapixels` and `bad_images` of `ReadingOptions`.
 
     Raises:
@@ -42,9 +42,9 @@ def load_choices(source: str | Path, split: str, limit: int | None = None, **rea
     """
     how = ReadingOptions(**reading)
     if table := _table(str(source), split):
-        choices, cells = _pairs_of_table(table, str(source))
-        choice_set = _checked(choices, cells, True, how, str(source))
-        return _limited(choice_set, limit)
+        if limit is not None:
+            table = table.select(range(min(limit, len(table))))
+        return _checked(*_pairs_of_table(table, str(source)), True, how, str(source))
     reads = read_published(source)
     if len({read.paired for read in reads}) > 1:
         raise ValueError(f"{source} holds pairs of pictures (Winoground) beside other sets: give the files one by one")
@@ -55,13 +55,12 @@ def load_choices(source: str | Path, split: str, limit: int | None = None, **rea
     for read in reads:
         chosen = [choice for choice in read.choices if split in (*WHOLE, choice.kind)]
         if chosen:
-            choices += _with_paths(chosen, read.file, how)
+            choices += _with_paths(_first(chosen, limit, read.paired), read.file, how)
             if read.invalid:
                 tell_skipped(INVALID, read.invalid)
     rows: dict[tuple, int] = {}  # picture and box -> row
     numbered = [replace(choice, picture=rows.setdefault((choice.picture, choice.box), len(rows))) for choice in choices]
-    choice_set = _checked(numbered, [path for path, _ in rows], reads[0].paired, how, str(source))
-    return _limited(choice_set, limit)
+    return _checked(numbered, [path for path, _ in rows], reads[0].paired, how, str(source))
 
 
 def _table(source: str, split: str) -> datasets.Dataset | None:
@@ -137,34 +136,28 @@ def _checked(choices: Sequence[Choice], cells: Sequence, paired: bool, how: Read
             raise ValueError(f"{message}. No choice is left; is image_folder (--image_folder) where the pictures lie?")
         warnings.warn(f"{message}. Their {len(choices) - len(good)} choices are left out", stacklevel=3)
         tell_skipped(NO_PICTURE, len(choices) - len(good))
+    choices = [choices[i] for i in good]
+    used = sorted({choice.picture for choice in choices})
+    place = {row: i for i, row in enumerate(used)}
     boxes = {choice.picture: choice.box for choice in choices}
     return ChoiceSet(
-        pictures=pictures.with_transform(_images_to_rgb),
-        choices=[choices[i] for i in good],
+        pictures=pictures.select(used).with_transform(_images_to_rgb),
+        choices=[replace(choice, picture=place[choice.picture]) for choice in choices],
         units=_numbered(units[i] for i in good),
-        boxes=[boxes[row] for row in range(len(pictures))] if any(boxes.values()) else None,
+        boxes=[boxes[row] for row in used] if any(boxes.values()) else None,
         paired=paired,
     )
 
 
-def _limited(choice_set: ChoiceSet, limit: int | None) -> ChoiceSet:
-    """The first choices of each kind, of pairs both, with the pictures that they need."""
-    step = 2 if choice_set.paired else 1
+def _first(choices: Sequence[Choice], limit: int | None, paired: bool) -> list[Choice]:
+    """The first `limit` choices of each kind, or pairs of choices."""
     taken: Counter[str] = Counter()
     kept = []
-    for i, choice in enumerate(choice_set.choices):
+    for choice in choices:
         taken[choice.kind] += 1
-        if limit is None or taken[choice.kind] <= limit * step:
-            kept.append(i)
-    rows = sorted({choice_set.choices[i].picture for i in kept})
-    place = {row: i for i, row in enumerate(rows)}
-    return replace(
-        choice_set,
-        pictures=choice_set.pictures.select(rows),
-        choices=[replace(choice_set.choices[i], picture=place[choice_set.choices[i].picture]) for i in kept],
-        units=_numbered(choice_set.units[i] for i in kept),
-        boxes=choice_set.boxes and [choice_set.boxes[row] for row in rows],
-    )
+        if limit is None or taken[choice.kind] <= limit * (2 if paired else 1):
+            kept.append(choice)
+    return kept
 
 
 def _numbered(units: Iterable[int]) -> list[int]:

@@ -26,7 +26,8 @@ from mpclip.data.reading import ReadingOptions
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
 EXPECTED = (
-    "expected SugarCrepe, VALSE, ARO, Winoground, a multiple-choice csv of NegBench, or rows of file_name, kind, right, wrong"
+    "expected SugarCrepe, VALSE, ARO, Winoground, a multiple-choice csv of NegBench, or rows of file_name, kind, right, wrong; "
+    "of other pictures with captions, --build makes wrong texts"
 )
 AGREEING = 2  # of VALSE's three annotators
 INVALID = "choices found right by fewer than two annotators"
