@@ -46,6 +46,7 @@ check: setup  ## style, formatting and import rules
 bench: setup  ## measure the costs and write docs/cost.md; half an hour on two cores
 	$(BIN)/python -m benchmarks.flops --json docs/cost/flops.json
 	$(BIN)/python -m benchmarks.speed --json docs/cost/speed.json --png docs/cost/speed.png
+	$(BIN)/python -m benchmarks.branches --json docs/cost/branches.json
 	$(BIN)/pip install --quiet --editable '.[deploy]'
 	$(BIN)/python -m benchmarks.serving --json docs/cost/serving.json
 	$(BIN)/python -m benchmarks.guards --json docs/cost/guards.json
