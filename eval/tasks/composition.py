@@ -79,15 +79,16 @@ class Composition:
 
         texts = [text for choice in choice_set.choices for text in (choice.right, *choice.wrong)]
         distinct = list(dict.fromkeys(texts))
+        place = {text: i for i, text in enumerate(distinct)}
+        at = np.asarray([place[text] for text in texts])  # (texts,) where each text of each choice is among the T distinct ones
         text_embeds = encode_texts(encoder, distinct, batch_size, cache, **encoding)  # (T, D)
         if choice_set.boxes is None:
             image_embeds = encode_images(encoder, choice_set.pictures, batch_size, cache, **encoding)  # (I, D)
         else:  # not cached: a cache knows whole pictures
             image_embeds = encoder.images(Crops(choice_set.pictures, choice_set.boxes), batch_size, **encoding)  # (I, D)
-        scores = {"": scores_of(choice_set.choices, distinct, text_embeds.numpy(), image_embeds.numpy())}
+        scores = {"": scores_of(choice_set.choices, at, text_embeds.numpy(), image_embeds.numpy())}
         if self.likelihood:
             judged = Likelihood(self.likelihood, encoder.device).of(distinct, batch_size, cache, **encoding).numpy()  # (T, 2)
-            at = np.asarray([{text: i for i, text in enumerate(distinct)}[text] for text in texts])
             scores |= {"text_only_": judged[at, 0], "text_only_per_token_": judged[at, 0] / judged[at, 1]}
         result = measure(choice_set, scores)
         if self.build:
@@ -116,7 +117,7 @@ class Composition:
                 shares = 100.0 * right / totals
             if tuple(kinds) != WINOGROUND:
                 metrics[f"{prefix}accuracy"] = float(np.mean(shares[totals > 0]))
-            metrics |= {f"{prefix}{name}": float(share) for name, share in zip(kinds, shares, strict=True)}
+            metrics |= {f"{prefix}{label}": float(share) for label, share in zip(kinds, shares, strict=True)}
         if "text_only_margin" in items and tuple(kinds) != WINOGROUND:
             hard = weights * (items["text_only_margin"] <= TIE)
             found = float(hard @ (items["margin"] > TIE))
@@ -124,22 +125,23 @@ class Composition:
         return metrics
 
 
-def scores_of(choices: list, distinct: list[str], text_embeds: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
+def scores_of(choices: list, at: np.ndarray, text_embeds: np.ndarray, image_embeds: np.ndarray) -> np.ndarray:
     """The cosine of each text of each choice with the choice's picture.
 
     Args:
         choices: the choices.
-        distinct: T texts.
+        at: (texts,) the row of `text_embeds` of each text: of the first choice the right text and then the wrong ones, then
+            those of the next choice.
         text_embeds, image_embeds: (T, D), (I, D) float32, L2-normalised.
 
     Returns:
-        (texts,) float32: of the first choice the right text and then the wrong ones, then those of the next choice.
+        (texts,) float32
     """
-    place = {text: i for i, text in enumerate(distinct)}
-    found = []
+    found, start = [], 0
     for choice in choices:
-        rows = text_embeds[[place[text] for text in (choice.right, *choice.wrong)]]  # (1 + wrong, D)
-        found.append(rows @ image_embeds[choice.picture])
+        end = start + 1 + len(choice.wrong)
+        found.append(text_embeds[at[start:end]] @ image_embeds[choice.picture])  # (1 + wrong,)
+        start = end
     return np.concatenate(found)
 
 
