@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from eval.intervals import share_interval
-
 from .ranks import CHUNK, retrieval_ranks, top_images
 from .retrieval import RECALLS, SHORT, contents_of, folds_of, retrieval_items, retrieval_measures
 
@@ -25,7 +23,6 @@ __all__ = [
     "contents_of",
     "flat",
     "folds_of",
-    "recall_intervals",
     "recalls",
     "recalls_of_images",
     "retrieval_compute_metrics",
@@ -94,33 +91,6 @@ def retrieval_compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
             "caption_image), as MPCLIPTrainer predicts them"
         )
     return flat(retrieval_metrics(*prediction.predictions))
-
-
-def recall_intervals(text_ranks: np.ndarray, image_ranks: np.ndarray, caption_image: np.ndarray) -> dict:
-    """95% intervals of the six recalls, by bootstrap over images; an image is drawn with all its captions.
-
-    Only the queries are drawn; the collection that they search stays as it is. So an interval says how much the recall depends
-    on the choice of queries. It does not say what the recall in a larger collection would be.
-
-    Args:
-        text_ranks, image_ranks: (T,) and (I,), as from `retrieval_ranks`.
-        caption_image: (T,) int, the image of each text.
-
-    Returns:
-        `{"text_to_image": {"R@1": [low, high], ...}, "image_to_text": {...}}` in percent.
-    """
-    count = len(image_ranks)
-    queries = {"text_to_image": (text_ranks, caption_image), "image_to_text": (image_ranks, np.arange(count))}
-    return {
-        direction: {
-            f"R@{k}": [
-                100.0 * bound
-                for bound in share_interval(np.bincount(image, ranks <= k, count), np.bincount(image, minlength=count))
-            ]
-            for k in RECALLS
-        }
-        for direction, (ranks, image) in queries.items()
-    }
 
 
 def recalls_of_images(text_ranks: np.ndarray, image_ranks: np.ndarray, caption_image: np.ndarray) -> np.ndarray:
