@@ -139,6 +139,14 @@ def test_blocks_change_nothing(chunk):
             np.testing.assert_array_equal(whole, in_blocks)
 
 
+@pytest.mark.parametrize("captions", [1, FEW + 3])
+def test_embeddings_of_zeros_find_nothing(captions):
+    """All scores tie, and their rounding error is zero as well."""
+    owner = torch.arange(4).repeat(captions)
+    text_ranks, image_ranks = retrieval_ranks(torch.zeros(4, 2), torch.zeros(len(owner), 2), owner)
+    assert set(text_ranks) == {4} and set(image_ranks) == {1 + 3 * captions}
+
+
 def test_average_precision_of_an_example():
     """Right answers at the places 1, 3 and 4 of R = 3: (1/1 + 2/3) / 3. At 2 of R = 1: 0. At 1 and 2 of R = 2: 1."""
     ranks, query = np.array([2, 1, 2, 2, 1, 1]), np.array([0, 0, 0, 1, 2, 2])
