@@ -63,12 +63,10 @@ class Exclusion:
         Raises:
             ValueError: no pair of things occurs often enough in the pictures.
         """
-        from mpclip.data.exclusion_queries import exclusion_pairs, things_of_captions, things_of_scenes
+        from mpclip.data.exclusion_queries import exclusion_pairs, things_of
         from mpclip.encoding import encode_images, encode_texts
 
-        plain = rows.with_format(None)
-        scenes = "scene" in rows.column_names
-        things = things_of_scenes(plain["scene"][:]) if scenes else things_of_captions(plain["captions"][:])
+        things = things_of(rows)
         pairs = exclusion_pairs(things, self.together, self.top)  # (P, 2)
         names = [(things.names[x], things.names[y]) for x, y in pairs]
         texts = things.names + [f"{x} without {y}" for x, y in names]

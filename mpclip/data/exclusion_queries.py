@@ -1,19 +1,21 @@
 """Pairs of things, one wanted and one not, for queries such as "a dog without a ball", and the pictures that show them.
 
-    things = things_of_captions(rows["captions"])       # photos: a thing is shown if a caption names it
-    things = things_of_scenes(rows["scene"])            # OpenMoji scenes: the description tells
-    pairs = exclusion_pairs(things.shown, together=5, apart=10)
+    things = things_of(load_image_text("photos", "test"))  # what the pictures show
+    pairs = exclusion_pairs(things, together=3, apart=5)
 
-A caption does not name everything. So a photo counts as one without grass if none of its captions speaks of grass, although
-some grass may be seen. Of things that contain one another, such as a person and a man, the list has one, because captions use
-both words.
+What a photo shows is known from its captions, what an OpenMoji scene shows from its description. A caption does not name
+everything. So a photo counts as one without grass if none of its captions speaks of grass, although some grass may be seen. Of
+things that contain one another, such as a person and a man, the list has one, because captions use both words.
 """
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import datasets
 
 # A thing as a query names it, and the words of captions that name it (singular and plural, and close synonyms).
 THINGS = {
@@ -90,6 +92,18 @@ class Things(NamedTuple):
 
     names: list[str]
     shown: np.ndarray
+
+
+def things_of(rows: "datasets.Dataset") -> Things:
+    """What the pictures of a table show.
+
+    Args:
+        rows: a table with the column `captions`, as from `load_image_text`; those of OpenMoji scenes have `scene`, too.
+    """
+    plain = rows.with_format(None)
+    if "scene" in rows.column_names:
+        return things_of_scenes(plain["scene"][:])
+    return things_of_captions(plain["captions"][:])
 
 
 def things_of_captions(captions: Sequence[Sequence[str]]) -> Things:
