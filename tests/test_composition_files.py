@@ -144,8 +144,12 @@ def test_faults_are_named(tmp_path, pictures):
         with pytest.raises((ValueError, OSError), match=message):
             load_choices(file, "all", **{"image_folder": pictures, **reading})
 
-    refused({"0": {"a": 1}}, r"swap\.json has the columns \['a'\]: expected SugarCrepe, VALSE")
-    refused([], r"has the columns \[\]")
+    refused({"0": {"a": 1}}, r"swap\.json begins with .*'a': 1.*: expected SugarCrepe, VALSE")
+    refused([], "has no rows: expected SugarCrepe")
+    refused(3, "has no rows")
+    refused([1, good], "begins with '1'")
+    refused([good, "x"], "row 2: found 'x', expected an object")
+    refused({"0": good | {"filename": None}}, "row 0: the picture is None, expected the name of its file")
     refused({"0": good, "1": {"filename": "1.jpg", "caption": "x"}}, r"row 1: there is no 'negative_caption'")
     refused({"0": good, "7": good | {"negative_caption": ""}}, r"row 7: a text is ''")
     refused({"0": good | {"negative_caption": "a cat"}}, "is the right text and a wrong one")
@@ -153,6 +157,9 @@ def test_faults_are_named(tmp_path, pictures):
     refused({"0": good}, "no folder nowhere", image_folder="nowhere")
     refused({"0": good, "1": good | {"filename": "9.jpg"}}, r"9\.jpg \(no such file\)", bad_images="fail")
     refused({"0": good, "1": good | {"filename": "../../secret.jpg"}}, "must lie within")
+    (tmp_path / "own.jsonl").write_text('{"file_name": "0.jpg", "kind": "accuracy", "right": "a", "wrong": ["b"]}\n')
+    with pytest.raises(ValueError, match=r"own\.jsonl, row 1: the kind is 'accuracy'"):
+        load_choices(tmp_path / "own.jsonl", "all", image_folder=pictures)
     with pytest.raises(FileNotFoundError, match=r"nothing at .*none\.json"):
         load_choices(tmp_path / "none.json", "all")
     with pytest.raises(ValueError, match=r"no file of a known form among \[\]"):

@@ -43,6 +43,7 @@ def test_colours_swap_their_nouns():
     assert applied(swap_colours, "A black dog and a black cat") is None
     assert applied(swap_colours, "A black dog and a white dog") is None  # the same picture in other words
     assert applied(swap_colours, "A grey dog with a gray ball") is None
+    assert applied(swap_colours, "A red hat and navy blue pants") is None
     assert applied(swap_colours, "A black and white dog with a red ball") is None  # which colour is it?
     # Another caption gives the dog the other colour, or calls it something else.
     assert applied(swap_colours, "A brown dog with a red ball", "A large red puppy runs") is None
@@ -56,6 +57,7 @@ def test_relations_become_their_opposite():
     assert applied(reverse_relation, "A man climbs up a steep hill") == "A man climbs down a steep hill"
     assert applied(reverse_relation, "A dressed up man stands up") is None
     assert applied(reverse_relation, "A dog jumps into the air") is None
+    assert applied(reverse_relation, "A man looks into the distance") is None
     assert applied(reverse_relation, "A dog jumps over a log", "A dog ducks beneath a log") is None
 
 

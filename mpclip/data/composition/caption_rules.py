@@ -30,7 +30,7 @@ from mpclip.data.composition.words import (
 _COLOUR = "|".join(COLOURS)
 # A colour before its noun, not one of several ("black and white dog") and not a shade ("light blue shirt").
 _NOUN = "|".join(sorted(COLOURED, key=len, reverse=True))
-_BOUND = re.compile(rf"(?<!and )(?<!light )(?<!dark )\b({_COLOUR}) (?:(?:{'|'.join(MATERIALS)}) )?({_NOUN})\b(?!-)")
+_BOUND = re.compile(rf"(?<!and )(?<!light )(?<!dark )(?<!navy )\b({_COLOUR}) (?:(?:{'|'.join(MATERIALS)}) )?({_NOUN})\b(?!-)")
 NEAR = 3  # words between a colour and the noun that it may belong to
 TOLD = 2  # captions that must name a thing before a text is false that denies it
 

@@ -30,6 +30,10 @@ class Choice:
     box: Box | None = None
 
     def __post_init__(self):
+        if not isinstance(self.kind, str) or self.kind in ("", "accuracy"):
+            raise ValueError(f"the kind is {self.kind!r}, expected a word other than 'accuracy', which is the mean over kinds")
+        if not isinstance(self.picture, int) and not (isinstance(self.picture, str) and self.picture.strip()):
+            raise ValueError(f"the picture is {self.picture!r}, expected the name of its file")
         for text in (self.right, *self.wrong):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"a text is {text!r}, expected words")

@@ -88,10 +88,13 @@ def read_file(file: Path) -> Read:
     rows = rows_of(file)
     form = form_of(rows)
     if form is None:
-        raise ValueError(f"{file} has the columns {list(rows[0][1]) if rows else []}: {EXPECTED}")
+        found = f"begins with {str(rows[0][1])[:80]!r}" if rows else "has no rows"
+        raise ValueError(f"{file} {found}: {EXPECTED}")
     choices: list[Choice] = []
     invalid = 0
     for name, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, {name}: found {str(row)[:80]!r}, expected an object as in the first row")
         try:
             if form is FORMS["VALSE"] and not _is_valid(row):
                 invalid += 1
@@ -105,12 +108,14 @@ def read_file(file: Path) -> Read:
 
 
 def rows_of(file: Path) -> list[tuple[str, Row]]:
-    """(name for messages, columns) of each row of a file, whatever its form; [] for JSON that has no rows."""
+    """(name for messages, columns) of each row of a file, whatever its form. Other JSON may have rows that are no dicts."""
     text, ending = read_text(file), file.suffix.lower()
     if ending == ".json":
         content = parse_json(file, text)
-        named = list(content.items()) if isinstance(content, dict) else list(enumerate(content, start=1))
-        return [(f"row {name}", row) for name, row in named if isinstance(row, dict)]
+        if not isinstance(content, dict | list):
+            return []
+        named = content.items() if isinstance(content, dict) else enumerate(content, start=1)
+        return [(f"row {name}", row) for name, row in named]
     listing = read_json_lines(file, text) if ending == ".jsonl" else read_delimited(file, text, ReadingOptions())
     cells = zip(*listing.columns.values(), strict=True)
     return [(f"row {i}", dict(zip(listing.columns, row, strict=True))) for i, row in enumerate(cells, start=1)]
@@ -118,7 +123,9 @@ def rows_of(file: Path) -> list[tuple[str, Row]]:
 
 def form_of(rows: list[tuple[str, Row]]) -> Form | None:
     """The form of a file, by the columns of its first row; None if there is no row or its form is not known."""
-    return next((form for form in FORMS.values() if rows and form.columns <= rows[0][1].keys()), None)
+    if not rows or not isinstance(rows[0][1], dict):
+        return None
+    return next((form for form in FORMS.values() if form.columns <= rows[0][1].keys()), None)
 
 
 def choices_of_pair(kind: str, pictures: tuple[str | int, str | int], captions: tuple[str, str]) -> list[Choice]:

@@ -149,7 +149,7 @@ MATERIALS = _words(
 
 # Phrases of opposite meaning: pattern, its opposite, words of the opposite. The words that follow make them prepositions of
 # place: "climbs up a rock", not "dressed up".
-_DETERMINER = r"(?= (?:a|an|the|some|his|her|their|its|another)\b(?! air\b))"
+_DETERMINER = r"(?= (?:a|an|the|some|his|her|their|its|another)\b(?! (?:air|distance)\b))"
 _SLOPES = "hill|stairs|steps|mountain|rock|cliff|ramp|slope|tree|ladder|hillside|staircase"
 _SLOPE = rf"(?= (?:a|an|the|some)(?: \w+)? (?:{_SLOPES})\b)"
 OPPOSITES = [
