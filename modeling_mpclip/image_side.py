@@ -161,9 +161,9 @@ class ImageSide:
             flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
             encoded = self._encode_images(pixel_values_videos.flatten(0, 1), **flags)
         refuse_other_frames(frame_mask, (B, T))
-        tokens = encoded.last_hidden_state  # (B*T, N, C)
         if self.config.clip_pooling == "mean":
             return self._mean_of_frames(encoded, frame_mask, (B, T))
+        tokens = encoded.last_hidden_state.to(self.image_projection.weight.dtype)  # (B*T, N, C)
         frames = tokens.unflatten(0, (B, T))  # (B, T, N, C)
         if self.config.frame_position == "sinusoid":
             frames = with_frame_position(frames, frame_mask)
@@ -181,9 +181,8 @@ class ImageSide:
         output.last_hidden_state = output.last_hidden_state.unflatten(0, shape).flatten(1, 2)  # (B, T*N, C)
         output.prompt_embeds, output.pooler_output = segments, segments.flatten(1)
         if output.pooling_attentions is not None:
-            weights = output.pooling_attentions.unflatten(0, shape) * (mask / mask.sum(dim=1, keepdim=True))[
-                ..., None, None, None
-            ].to(output.pooling_attentions)  # (B, T, Q, heads, N), which sum to 1 over a clip
+            share = (mask / mask.sum(dim=1, keepdim=True)).to(output.pooling_attentions)  # (B, T), of each frame in the mean
+            weights = output.pooling_attentions.unflatten(0, shape) * share[..., None, None, None]  # (B, T, Q, heads, N)
             output.pooling_attentions = weights.permute(0, 2, 3, 1, 4).flatten(3)  # (B, Q, heads, T*N)
         return output
 

@@ -3,7 +3,6 @@
 import math
 import os
 import struct
-from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -14,7 +13,8 @@ from .model_options import NUM_FRAMES
 
 logger = logging.get_logger(__name__)
 
-CONTAINERS = (b"moov", b"trak", b"mdia")  # boxes of an MP4 file that hold the boxes read here
+Span = tuple[int, int]  # of bytes in a file
+QUARTER_TURNS = {(1, 0, 0, 1): 0, (0, 1, -1, 0): 1, (-1, 0, 0, -1): 2, (0, -1, 1, 0): 3}  # matrix (a, b, c, d) -> clockwise
 
 
 def spread(count: int, total: int) -> list[int]:
@@ -123,40 +123,41 @@ def _quarter_turns(path: str) -> int:
         if file.read(8)[4:] != b"ftyp":
             return 0
         try:
-            for matrix, handler in _tracks(file, 0, os.path.getsize(path)):
-                if handler == b"vide":
-                    return {(1, 0): 0, (0, 1): 1, (-1, 0): 2, (0, -1): 3}.get(matrix, 0)
-        except struct.error:  # cut off
+            for movie in _boxes(file, b"moov", (0, os.path.getsize(path))):
+                for track in _boxes(file, b"trak", movie):
+                    (media,) = _boxes(file, b"mdia", track)
+                    ((handler, _),) = _boxes(file, b"hdlr", media)
+                    file.seek(handler + 8)
+                    if file.read(4) == b"vide":
+                        return QUARTER_TURNS.get(_matrix(file, track), 0)
+        except (struct.error, ValueError):  # cut off, or without a box
             pass
     return 0
 
 
-def _tracks(file: BinaryIO, start: int, end: int) -> Iterator[tuple[tuple[int, int], bytes]]:
-    """The first row of the matrix and the handler of each track between two places of an MP4 file."""
-    matrix = (1, 0)
-    for kind, start, end in _boxes(file, start, end):  # noqa: B020
-        file.seek(start)
-        if kind == b"tkhd":
-            file.seek(start + (52 if file.read(1) == b"\x01" else 40))
-            a, b = struct.unpack(">2i", file.read(8))  # 16.16 fixed point
-            matrix = (round(a / 65536), round(b / 65536))
-        elif kind == b"hdlr":
-            yield matrix, file.read(12)[8:]
-        elif kind in CONTAINERS:
-            found = _tracks(file, start, end)
-            yield from ((matrix, handler) for _, handler in found) if kind == b"mdia" else found
+def _matrix(file: BinaryIO, track: Span) -> tuple[int, ...]:
+    """The matrix (a, b, c, d) of a track, rounded: of a turn by quarters all are 0, 1 or -1."""
+    ((start, _),) = _boxes(file, b"tkhd", track)
+    file.seek(start)
+    file.seek(start + (52 if file.read(1) == b"\x01" else 40))  # version 1 has longer dates
+    a, b, _, c, d = (round(number / 65536) for number in struct.unpack(">5i", file.read(20)))  # 16.16 fixed point
+    return a, b, c, d
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, first and last place of the content of each box between two places of an MP4 file."""
+def _boxes(file: BinaryIO, kind: bytes, span: Span) -> list[Span]:
+    """The contents of the boxes of a kind within a part of an MP4 file."""
+    found = []
+    start, end = span
     while start + 8 <= end:
         file.seek(start)
-        size, kind = struct.unpack(">I4s", file.read(8))
+        size, name = struct.unpack(">I4s", file.read(8))
         head = 8
         if size == 1:
             size, head = struct.unpack(">Q", file.read(8))[0], 16
         size = size or end - start  # 0: up to the end
         if size < head:
-            return
-        yield kind, start + head, min(start + size, end)
+            break
+        if name == kind:
+            found.append((start + head, min(start + size, end)))
         start += size
+    return found
