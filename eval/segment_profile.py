@@ -72,12 +72,13 @@ def leanings(text_embeds: Tensor, image_embeds: Tensor, caption_image: Tensor, K
 
     Args:
         text_embeds, image_embeds, caption_image: (T, D), (I, D), (T,), as from `encode_dataset`.
-        K: number of segments, 2 or more.
+        K: number of segments. With one, the leaning is the standardised score itself.
     """
     text, image = (embeds.unflatten(1, (K, -1)) for embeds in (text_embeds, image_embeds[caption_image]))  # (T, K, d)
     scores = (text * image).sum(dim=-1)  # (T, K)
     standard = (scores - scores.mean(dim=0)) / scores.std(dim=0).clamp(min=1e-12)  # (T, K)
-    captions = (standard * K - standard.sum(dim=1, keepdim=True)) / (K - 1)  # (T, K) z_k minus the mean of the others
+    others = (standard.sum(dim=1, keepdim=True) - standard) / max(K - 1, 1)  # (T, K) mean of the other prompts
+    captions = standard - others  # (T, K)
     pictures = torch.zeros(len(image_embeds), K).index_add_(0, caption_image, captions)  # (I, K)
     counted = caption_image.bincount(minlength=len(image_embeds)).clamp(min=1)  # (I,)
     return Leaning(captions, pictures / counted[:, None], scores.mean(dim=0) / scores.mean(dim=0).sum())

@@ -98,7 +98,7 @@ def test_metrics_are_recalls_and_those_of_the_items():
         assert result.intervals[name][0] <= value <= result.intervals[name][1]
     counts = np.zeros(units, int)
     counts[[3, 5]] = 2, 1
-    ranks = result.items["text_rank"][0], result.items["image_rank"][0]  # by all segments
+    ranks = result.items["text_rank_all"], result.items["image_rank_all"]
     texts = np.array([[(ranks[0][t] <= k) for k in (1, 5, 10)] for t in (6, 6, 7, 7, 10, 11)]).mean(axis=0)
     images = np.array([[(ranks[1][i] <= k) for k in (1, 5, 10)] for i in (3, 3, 5)]).mean(axis=0)
     assert Prompts.metrics_of(result.items, counts)["all"] == pytest.approx(100 * np.mean([texts, images]))
@@ -118,7 +118,7 @@ def test_weights_are_fitted_on_the_other_split():
 
 def command(model, folder, out, *options) -> None:
     common = ["--data", str(folder / "data"), "--device", "cpu", "--dtype", "float32", "--json", str(out)]
-    main(["prompts", "--model", str(model), *common, *options])
+    main(["prompts", *common, "--model", str(model), *options])
 
 
 def test_the_command(folder, tmp_path, capsys):
@@ -141,11 +141,17 @@ def test_the_command(folder, tmp_path, capsys):
 
 
 def test_a_single_prompt_has_a_recall_and_a_message(folder, tmp_path):
-    model = save_checkpoint(tmp_path / "model", num_prompts=1)
-    with pytest.warns(UserWarning, match="has a single prompt. Its recall is measured"):
-        command(model, folder, tmp_path / "out.json", "--split", "train", "--fit_split", "validation")
-    written = json.loads((tmp_path / "out.json").read_text())
-    assert written["metrics"].keys() == {"all"} and "prompts" not in written
+    """Also after a model of three prompts, with which it is compared; each has its own grid."""
+    several, one = save_checkpoint(tmp_path / "several"), save_checkpoint(tmp_path / "one", num_prompts=1)
+    grid = tmp_path / "grid.png"
+    with pytest.warns(UserWarning, match="one has a single prompt. Its recall is measured"):
+        command(
+            several, folder, tmp_path / "out", str(one), "--split", "train", "--fit_split", "validation", "--grid", str(grid)
+        )
+    written = json.loads((tmp_path / "out" / "one.json").read_text())
+    assert written["metrics"].keys() == {"all"} == written["against"]["differences"].keys()
+    assert written["prompts"]["correlation_of_scores"] == [[1.0]]
+    assert len(list(tmp_path.glob("grid*.png"))) == 2
 
 
 def test_other_models_have_no_prompts(folder):

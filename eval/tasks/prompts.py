@@ -16,18 +16,30 @@ alone: each is varied, the best single change is kept, and so on (eval/weight_se
 The JSON file also holds, under `prompts`: their names; `share`, each segment's part in the score of captions with their own
 pictures; the mean cosine of two segments for texts and for pictures, and the correlation of their scores over all pairs of a
 caption and a picture (K x K each); and `highest`, the captions and pictures that lean most to each prompt (see
-eval/segment_profile.py). --grid draws these. The items are ranks, 1 is best, with a row for each metric: `text_rank` of each
-caption, `image_rank` of each picture; and `caption_image`, `variant`. Intervals are over pictures.
+eval/segment_profile.py). --grid draws these. The items are ranks, 1 is best, for each metric: `text_rank_METRIC` of each
+caption, `image_rank_METRIC` of each picture; and `caption_image`, the picture of each caption. Intervals are over pictures.
 """
 
 import argparse
 import warnings
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from eval.result import Result
 
+if TYPE_CHECKING:
+    import datasets
+
 SHOWN = 5  # captions and pictures that are listed for each prompt
+TEXT, IMAGE = "text_rank_", "image_rank_"  # before the name of a metric
+
+
+class Pictures(NamedTuple):
+    """The pictures to measure on, and those to fit weights on, if any; both with columns `image` and `captions`."""
+
+    rows: "datasets.Dataset"
+    fit: "datasets.Dataset | None"
 
 
 class Prompts:
@@ -35,6 +47,7 @@ class Prompts:
 
     name = "prompts"
     takes = "pictures with captions: whatever --dataset of training takes, such as a folder, a table, parquet or a Hub id"
+    writes = ("grid",)
     writes = ("grid",)
 
     def __init__(self, options: argparse.Namespace | None = None):
@@ -46,8 +59,8 @@ class Prompts:
         parser.add_argument("--fit_split", metavar="SPLIT", help="also fit aspect weights on this other split")
         parser.add_argument("--grid", metavar="OUT.png", help=f"also draw the {SHOWN} pictures that lean most to each prompt")
 
-    def load(self, source: str, split: str, limit: int | None = None, **reading):
-        """The pictures, with columns `image` and `captions`; with --fit_split also those to fit on.
+    def load(self, source: str, split: str, limit: int | None = None, **reading) -> Pictures:
+        """The pictures of both splits. Those that cannot be read are named and left out.
 
         Raises:
             ValueError: both splits have a picture in common.
@@ -56,15 +69,15 @@ class Prompts:
         from mpclip.data.same_pictures import shared_pictures
 
         rows = load_image_text(source, split, limit=limit, **reading)
-        self.fit_rows = load_image_text(source, self.fit_split, limit=limit, **reading) if self.fit_split else None
-        if self.fit_rows is not None and (shared := shared_pictures(rows, self.fit_rows)):
+        fit = load_image_text(source, self.fit_split, limit=limit, **reading) if self.fit_split else None
+        if fit is not None and (shared := shared_pictures(rows, fit)):
             raise ValueError(
                 f"--fit_split {self.fit_split!r} and --split {split!r} share {shared} pictures, but weights must be fitted on "
                 "other pictures than they are reported on. Give splits without common pictures."
             )
-        return rows
+        return Pictures(rows, fit)
 
-    def run(self, encoder, rows, **encoding) -> Result:
+    def run(self, encoder, data: Pictures, **encoding) -> Result:
         """Embed pictures and captions and measure; see `eval.task.Task.run`.
 
         Raises:
@@ -81,20 +94,18 @@ class Prompts:
                 f"{encoder.name} has a single prompt. Its recall is measured; there is nothing to leave out, compare or fit.",
                 stacklevel=2,
             )
-        embeds = encode_dataset(encoder, rows, **encoding)
-        fit = encode_dataset(encoder, self.fit_rows, **encoding) if self.fit_rows is not None and K > 1 else None
-        result = measure(embeds, K, fit)
-        if K > 1:
-            names = names_of_aspects(encoder)
-            result.origin["prompts"] = {"names": names} | profile(embeds, K, rows)
-            if self.grid:
-                write_grid(names, result.origin["prompts"]["highest"], rows, self.grid)
+        embeds = encode_dataset(encoder, data.rows, **encoding)
+        fit = encode_dataset(encoder, data.fit, **encoding) if data.fit is not None and K > 1 else None
+        result, names = measure(embeds, K, fit), names_of_aspects(encoder)
+        result.origin["prompts"] = {"names": names} | profile(embeds, K, data.rows)
+        if self.grid:
+            write_grid(names, result.origin["prompts"]["highest"], data.rows, self.grid)
         return result
 
     @staticmethod
     def units(items: dict[str, np.ndarray]) -> int:
         """The number of pictures; each is drawn with its captions."""
-        return items["image_rank"].shape[1]
+        return len(items[f"{IMAGE}all"])
 
     @staticmethod
     def metrics_of(items: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, float]:
@@ -102,11 +113,14 @@ class Prompts:
         from eval.metrics import RECALLS
 
         texts = counts[items["caption_image"]]  # (T,)
-        recall = np.zeros(len(items["variant"]))
-        for ranks, weights in ((items["text_rank"], texts), (items["image_rank"], counts)):
-            for k in RECALLS:
-                recall += (ranks <= k) @ weights / weights.sum()  # (variants,)
-        metrics = dict(zip(items["variant"].tolist(), (100.0 * recall / (2 * len(RECALLS))).tolist(), strict=True))
+        metrics = {}
+        for name in (key.removeprefix(TEXT) for key in items if key.startswith(TEXT)):
+            recalls = [
+                ((items[way + name] <= k) @ weights) / weights.sum()
+                for way, weights in ((TEXT, texts), (IMAGE, counts))
+                for k in RECALLS
+            ]
+            metrics[name] = 100.0 * float(np.mean(recalls))
         return metrics | ({"fitted_gain": metrics["fitted"] - metrics["all"]} if "fitted" in metrics else {})
 
 
@@ -149,12 +163,9 @@ def measure(embeds: dict, K: int, fit: dict | None = None) -> Result:
         weights, curves = choose(lambda weights: float(retrieval_score(fit, weights).mean()), K)
         ranks["fitted"] = retrieval_ranks(embeds["image_embeds"], weighted(embeds["text_embeds"], torch.tensor(weights)), owner)
         origin["fit"] = {"weights": weights, "values": list(WEIGHTS), "curves": curves, "pictures": len(fit["image_embeds"])}
-    items = {
-        "variant": np.array(list(ranks)),
-        "text_rank": np.stack([of_text for of_text, _ in ranks.values()]).astype(np.int32),  # (variants, T)
-        "image_rank": np.stack([of_image for _, of_image in ranks.values()]).astype(np.int32),  # (variants, I)
-        "caption_image": owner.numpy().astype(np.int32),
-    }
+    items = {"caption_image": owner.numpy().astype(np.int32)}
+    for name, of_sides in ranks.items():
+        items |= {side + name: rank.astype(np.int32) for side, rank in zip((TEXT, IMAGE), of_sides, strict=True)}
     return Result(
         task=Prompts.name,
         primary="all",
@@ -171,7 +182,7 @@ def profile(embeds: dict, K: int, rows) -> dict:
 
     Args:
         embeds: of `rows`, as from `encode_dataset`.
-        K: number of segments, 2 or more.
+        K: number of segments.
         rows: the pictures, with columns `image` and `captions`.
     """
     from eval.segment_profile import cosines, leanings, score_correlations
