@@ -6,7 +6,7 @@ both directions (t2i: text to image, i2t: image to text):
     R@1, R@5, R@10            share of queries that find a right answer among the first k, in percent
     median_rank, mean_rank    rank of the first right answer; 1 is best
     mAP@R                     like R@1, but a picture must find all its R captions first for 100 percent
-    ..._recurring_right       the same, if a caption that several pictures have is right for all of them
+    ..._recurring_right       recalls and mAP@R, if a caption that several pictures have is right for all of them
 
 `mean_recall`, the mean of the six recalls, is the primary metric. --folds 5 divides the split into five parts of consecutive
 pictures, searches each on its own, and gives means over the parts, as published for "COCO 1K".
