@@ -35,7 +35,7 @@ def mteb_model(model: "str | Path | SentenceTransformer", **loading) -> "Sentenc
         mteb's wrapper, with its `mteb_model_meta`:
             name, revision: the Hub id and the commit. For a folder "local/" and its name, and the hash of weights and config.
                 mteb keeps results under both, and so never gives those of other weights.
-            modalities, embed_dim, max_tokens, similarity_fn_name, n_parameters, memory_usage_mb: of the model.
+            modalities, embed_dim, max_tokens, similarity_fn_name, n_parameters and the like: of the model.
             license, languages, adapted_from: of its card; None if it does not say, or if mteb does not know the licence.
 
     Raises:
@@ -45,7 +45,7 @@ def mteb_model(model: "str | Path | SentenceTransformer", **loading) -> "Sentenc
     try:
         from mteb.models import SentenceTransformerEncoderWrapper
     except ImportError as error:
-        raise ImportError("This needs mteb 2.26 or later: pip install 'mpclip[mteb]'.") from error
+        raise ImportError("This needs mteb 2.26 or later: pip install 'mteb>=2.26'.") from error
     from sentence_transformers import SentenceTransformer
 
     if isinstance(model, SentenceTransformer):
@@ -74,12 +74,16 @@ def _known(model: "SentenceTransformer", source: str) -> dict:
     read = isinstance(card_file, str | Path) and Path(card_file).is_file()
     card = ModelCard.load(card_file, ignore_metadata_errors=True).data if read else ModelCardData()
     weights = list(model.parameters())
+    inner = model.transformers_model
+    is_ours = inner is not None and inner.config.model_type == "mpclip"
     known = {
         "name": f"local/{Path(source).resolve().name}" if local else source,
         "revision": model_fingerprint(source, model) if local else None,
         "modalities": [kind for kind in get_args(Modalities) if kind in model.modalities],
         "embed_dim": model.get_embedding_dimension(),
         "n_parameters": sum(weight.numel() for weight in weights),
+        # mteb takes the width of an embedding for that of a token, which is right for few models.
+        "n_embedding_parameters": inner.get_input_embeddings().weight.numel() if is_ours else None,
         "memory_usage_mb": round(sum(weight.numel() * weight.element_size() for weight in weights) / 2**20, 1),
         "license": card.license if card.license in get_args(Licenses) else None,
         "languages": _hf_langs_to_iso_lang_scripts(card.language),

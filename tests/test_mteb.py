@@ -37,7 +37,7 @@ RATINGS = [5.0, 1.0, 4.0, 0.5, 2.0]
 
 @pytest.fixture(scope="module")
 def mteb():
-    return pytest.importorskip("mteb", reason="mteb is not installed: pip install 'mpclip[mteb]'")
+    return pytest.importorskip("mteb", reason="mteb is not installed: pip install 'mteb>=2.26'")
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,7 @@ def test_metadata_of_a_folder(mteb, checkpoint, tmp_path):
         assert (meta.license, meta.adapted_from, meta.open_weights) == ("apache-2.0", "owner/text", True)
         assert (meta.embed_dim, meta.max_tokens, meta.similarity_fn_name.value) == (12, MAX_LENGTH, "cosine")
         assert meta.n_parameters == sum(weight.numel() for weight in model.parameters())
+        assert meta.n_embedding_parameters == model[0].model.get_input_embeddings().weight.numel()
         type(meta).model_validate(meta.model_dump())  # mteb writes it to its results, and reads it again
     changed = load(checkpoint)
     changed[0].model.text_projection.weight.data += 1
