@@ -22,7 +22,7 @@ import mpclip.export.__main__, mpclip.search.__main__, model_card.__main__
 commands = {
     train_hf.main: [[]],
     demo.__main__.main: [[]],
-    eval.__main__.main: [[], ["retrieval"], ["differences"]],
+    eval.__main__.main: [[], *([task] for task in eval.__main__.TASKS), ["compare"]],
     mpclip.cli.main: [[], ["train"], ["eval"], ["search"], ["search", "build"], ["search", "query"], ["export"], ["card"]],
     mpclip.data.backbones.main: [[]],
     mpclip.data.openmoji.scenes.main: [[]],

@@ -1,4 +1,7 @@
-"""Two processes: their evaluation equals that by one, they draw new captions each epoch, and they stop at the same step."""
+"""Two processes: their evaluation equals that by one, they draw new captions each epoch, and they stop at the same step.
+
+So does `python -m eval`: the processes share its work, and one of them prints and writes.
+"""
 
 import json
 import os
@@ -9,11 +12,14 @@ from pathlib import Path
 import fresh_process
 import numpy as np
 from conftest import arguments
+from sentence_helpers import save_checkpoint
 
+import eval.__main__
+from eval.result import load_items
 from mpclip.training import build_trainer, parse_options
 
 SCRIPT = """
-import json, sys
+import json, pathlib, sys
 import numpy
 repository, out, *argv = sys.argv[1:]
 sys.path.insert(0, repository)
@@ -52,6 +58,14 @@ try:
 except NotFinite as error:
     told["not_finite"] = [str(error), trainer.state.global_step]
 told["epochs"] = epochs
+
+# Evaluation of a checkpoint. It ends the communication of the processes.
+import eval.__main__
+from mpclip.encoding import ModelEncoder
+
+told["embedded"], embed = [], ModelEncoder.embed_images
+ModelEncoder.embed_images = lambda self, images: told["embedded"].append(len(images)) or embed(self, images)
+eval.__main__.main(json.loads(pathlib.Path(out, "command.json").read_text()))
 print(json.dumps(told))
 """
 
@@ -62,6 +76,13 @@ def test_two_processes_evaluate_as_one_does_and_stop_together(folder, tmp_path):
     argv = arguments(folder, tmp_path / "run", *extra, "--load_best_model_at_end", "false")
     trainer = build_trainer(parse_options(argv))
     expected, metrics = trainer.predict(trainer.eval_dataset).predictions, trainer.evaluate()
+
+    save_checkpoint(tmp_path / "checkpoint")
+    command = ["retrieval", "--model", str(tmp_path / "checkpoint"), "--data", str(folder / "data"), "--split", "validation"]
+    command += ["--batch_size", "2", "--precision", "float32", "--device", "cpu"]
+    eval.__main__.main([*command, "--json", str(tmp_path / "one.json"), "--no_cache"])
+    pictures = ["--json", str(tmp_path / "two.json"), "--cache", str(tmp_path / "cache"), "--grid", str(tmp_path / "found.png")]
+    (tmp_path / "command.json").write_text(json.dumps([*command, *pictures]))
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -86,4 +107,11 @@ def test_two_processes_evaluate_as_one_does_and_stop_together(folder, tmp_path):
             f"Step 1: the loss is {'nan' if rank else 'not finite in another process'}. Its batch: "
         )
         assert text.count(".png (") == 4  # of the process with the fault
+        assert printed["embedded"] == [2]  # one batch of two
+        assert ("mean recall *" in run.stdout) == (rank == 0) == ("written: " in run.stdout)
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert two["processes"] == 2 and all(one[name] == two[name] for name in ("metrics", "intervals", "images", "captions"))
+    items = [load_items(tmp_path / name) for name in ("one.json", "two.json")]
+    assert items[0].keys() == items[1].keys() and all(np.array_equal(items[0][name], items[1][name]) for name in items[0])
+    assert (tmp_path / "found.png").exists()
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
