@@ -103,7 +103,12 @@ OWN = {
     "laguna": _MIXED,
     "lara_mini": _MIXED,
     "lfm3": dict(num_hidden_layers=3, sliding_window=WINDOW, layer_types=["conv", "sliding_attention", "full_attention"]),
-    "longcat_flash": _LATENT,
+    "longcat_flash": {
+        **_LATENT,
+        "ffn_hidden_size": 48,
+        "expert_ffn_hidden_size": 16,
+        "zero_expert_num": 2,
+    },
     "mimo_v2_flash": _MIXED,
     "minimax": dict(layer_types=["linear_attention", "full_attention"], block_size=4),
     "minimax_m3_vl_text": dict(
