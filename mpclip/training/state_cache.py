@@ -240,7 +240,7 @@ def cache_image_states(
         ValueError: the vision encoder is trained.
     """
 
-    batch_size = batch_size or (8 if torch.device(device).type == "cpu" else 32)
+    batch_size = batch_size or _images_per_batch(device)
 
     def tokens_of(run: Callable, wanted: range) -> Iterable[torch.Tensor]:
         for start in range(wanted.start, wanted.stop, batch_size):
@@ -258,22 +258,23 @@ def cache_clip_states(
     format: str = "bfloat16",
     device: torch.device | str = "cpu",
     precision: str = "float32",
-    batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> ClipStates:
     """Compute and store the vision tokens of the frames of all clips, or find them in the cache.
 
     Args:
         model, image_processor, folder, format, device, precision: as for `cache_image_states`.
         clips: the clips; frames are decoded while others are encoded.
-        batch_size: clips per batch.
+        batch_size: frames per batch, which has whole clips. Default: as for `cache_image_states`.
 
     Raises:
         ValueError: the vision encoder is trained, or a clip cannot be decoded.
     """
+    step = max(1, (batch_size or _images_per_batch(device)) // clips.num_frames)
 
     def tokens_of(run: Callable, wanted: range) -> Iterable[torch.Tensor]:
-        for start in range(wanted.start, wanted.stop, batch_size):
-            batch = clips[start : min(start + batch_size, wanted.stop)]
+        for start in range(wanted.start, wanted.stop, step):
+            batch = clips[start : min(start + step, wanted.stop)]
             tokens = iter(run([frame for clip in batch for frame in clip]))
             yield from (torch.cat([next(tokens) for _ in clip]) for clip in batch)  # (T * N, C) each
 
@@ -283,6 +284,10 @@ def cache_clip_states(
     with torch.inference_mode():
         tokens_per_frame = run_vision_model(model.vision_model, **blank).last_hidden_state.shape[1]
     return ClipStates(store, tokens_per_frame)
+
+
+def _images_per_batch(device: torch.device | str) -> int:
+    return 8 if torch.device(device).type == "cpu" else 32
 
 
 def _vision_store(
