@@ -4,8 +4,8 @@
     python -m benchmarks.evaluation_pages
     python -m benchmarks.evaluation_pages --check      # changes nothing; fails if a page is not what the results give
 
-A folder docs/results/evaluation/TASK or TASK.DATA has a JSON file for each model, whose name is that of the model. On a page, what
-stands between the lines `<!-- table: TASK -->` and `<!-- end of table -->` is replaced by a table for each folder of the task;
+A folder docs/results/evaluation/TASK or TASK.DATA has a JSON file for each model, named for the model. On a page, what stands
+between the lines `<!-- table: TASK -->` and `<!-- end of table -->` is replaced by a table for each folder of the task;
 `<!-- table: TASK.DATA -->` takes that folder alone. First comes the model that the others were compared with.
 """
 

@@ -114,8 +114,10 @@ def compare(first: str, second: str, task_class, plot: str | None = None) -> str
         if not of_one:
             raise ValueError(f"{path} has no scores of single items. Measure again: python -m eval {one['task']}.")
     found = paired_differences(cls, items[1], items[0])
-    models = [one["model"], two["model"]]
-    names = short_names(models) if models[0] != models[1] else short_names([str(Path(path).with_suffix("")) for path in paths])
+    named = (
+        [one["model"], two["model"]] if one["model"] != two["model"] else [str(Path(path).with_suffix("")) for path in paths]
+    )
+    names = short_names(named) if named[0] != named[1] else ["first", "second"]
     if plot:
         plot_differences(found, f"{names[1]} minus {names[0]}", plot)
     return _table(one, two, names, found)

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from colour_model import ColourEncoder, coloured_rows
 from transformers import EvalPrediction
 
 import eval.__main__
@@ -23,7 +24,6 @@ from eval.query_grid import query_grid
 from eval.result import load_items
 from eval.tasks import differences, retrieval
 from eval.tasks.differences import count_mistakes
-from mpclip.encoding import Encoder
 
 IMAGES, WIDTH = 23, 16
 
@@ -162,32 +162,6 @@ def test_compute_metrics_equals_direct():
 # The command
 
 
-class ColourEncoder(Encoder):
-    """Embeds an image as its mean colour and a text as the colour it spells."""
-
-    name, device = "some/model", torch.device("cpu")
-
-    def embed_texts(self, texts):
-        colours = torch.tensor([[int(word) for word in text.split()[:3]] for text in texts])  # (B, 3)
-        return torch.nn.functional.normalize(colours.float(), dim=1)
-
-    def embed_images(self, images):
-        pixels = torch.from_numpy(np.stack([np.asarray(image.resize((4, 4)), dtype=np.float32) for image in images]))
-        return torch.nn.functional.normalize(pixels.mean(dim=(1, 2)), dim=1)  # (B, 3)
-
-
-def coloured_rows(count: int = 9) -> datasets.Dataset:
-    """Images of one colour; each with one to three captions that spell it, some with words after it."""
-    colours = np.random.default_rng(0).integers(0, 256, (count, 3))
-    spelt = [" ".join(map(str, colour)) for colour in colours]
-    return datasets.Dataset.from_dict(
-        {
-            "image": [PIL.Image.new("RGB", (6, 6), tuple(int(c) for c in colour)) for colour in colours],
-            "captions": [[words + " 1" * n for n in range(1 + i % 3)] for i, words in enumerate(spelt)],
-        }
-    )
-
-
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
     """A data set on disk, and a model that loads from any name."""
@@ -275,12 +249,6 @@ def test_help_and_unknown_task(capsys):
         eval.__main__.main(["retrieval", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "Python files are run" in shown and "--grid" in shown and "A tie counts against the model" in shown
-
-
-@pytest.mark.parametrize("name", eval.__main__.TASKS)
-def test_every_task_keeps_the_protocol(name):
-    cls = eval.__main__.task_class(name)
-    assert cls.name == name and cls.takes and all(callable(getattr(cls, part)) for part in ("add_options", "load", "run"))
 
 
 def test_results_of_the_first_form_are_read():
