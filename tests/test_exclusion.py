@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 from sentence_helpers import save_checkpoint
 
+from benchmarks import exclusion_formulas
+from benchmarks.exclusion_formulas import formulas
 from eval.__main__ import main
 from eval.metrics.unwanted import found_first
 from eval.result import load_items
 from eval.tasks.exclusion import Exclusion, measure, queries_of
+from modeling_mpclip.segments import EXCLUSION, excluding
 from mpclip.data.exclusion_queries import THINGS, Things, exclusion_pairs, things_of_captions, things_of_scenes
 
 # Pictures 0 to 5: X and Y, X and Y, X, X, Y, neither.
@@ -159,20 +162,61 @@ def test_the_task_on_pictures():
     assert result.metrics["exclude_pure"] == 100 and result.metrics["words_unwanted"] > 50
 
 
-def test_the_command(tmp_path, capsys):
-    """A real model, and a folder of pictures that show the things often enough only with --together 2."""
-    for i in range(7):
-        Image.new("RGB", (32, 32), (30 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    captions = ["a dog and a ball"] * 2 + ["a dog"] * 5
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of eight pictures with captions: five of a dog, three of a dog and a ball."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(8):
+        Image.new("RGB", (32, 32), (30 * i, 0, 0)).save(folder / f"{i}.png")
+    captions = ["a dog"] * 5 + ["a dog and a ball"] * 3
     rows = [{"file_name": f"{i}.png", "captions": [caption]} for i, caption in enumerate(captions)]
-    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_command(pictures, tmp_path, capsys):
+    """A real model, and pictures that show the things often enough, but not four times together."""
     out = str(tmp_path / "out.json")
     model = str(save_checkpoint(tmp_path / "model"))
-    options = ["exclusion", "--model", model, "--data", str(tmp_path), "--split", "train", "--json", out, "--dtype", "float32"]
-    with pytest.raises(SystemExit, match="no two things occur in 3 of the 7 pictures"):
-        main([*options, "--device", "cpu"])
-    main([*options, "--device", "cpu", "--together", "2"])
+    options = ["exclusion", "--model", model, "--data", str(pictures), "--split", "train", "--json", out, "--dtype", "float32"]
+    with pytest.raises(SystemExit, match="no two things occur in 4 of the 8 pictures"):
+        main([*options, "--device", "cpu", "--together", "4"])
+    main([*options, "--device", "cpu"])
     assert "exclude pure *" in capsys.readouterr().out
     written = json.loads(Path(out).read_text())
     assert written["metrics"].keys() == written["intervals"].keys() and written["pairs"] == 1
     assert Exclusion.metrics_of(load_items(out), np.ones(1, int)) == written["metrics"]
+
+
+# The trials of formulas
+
+
+def test_the_formula_in_use_is_among_the_trials():
+    generator = torch.Generator().manual_seed(0)
+    t, words, both, images = (torch.nn.functional.normalize(torch.randn(4, 12, generator=generator), dim=1) for _ in range(4))
+    x = torch.nn.functional.normalize(torch.randn(4, 3, 12, generator=generator), dim=2)
+    scores = formulas(t, x, both, words, images, K=3)
+    in_use = torch.cat([excluding(t[i : i + 1], x[i]) for i in range(4)]) @ images.T  # (4, 4)
+    tried = scores[f"t - {EXCLUSION} (x - (x.t) t)"]
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(tried, in_use), torch.ones(4))
+    torch.testing.assert_close(scores["t - x (formerly)"], (t - x.sum(1)) @ images.T)
+    out = scores["scores v.t, without the tenth of highest v.x"]
+    assert (out < -5).any(dim=1).all() and not torch.equal(tried, scores["plain"])
+
+
+def test_the_trials_from_the_command_line(pictures, tmp_path, capsys):
+    model = str(save_checkpoint(tmp_path / "model"))
+    options = ["--model", model, "--choose", str(pictures), "train", "--report", str(pictures), "train", "--dtype", "float32"]
+    result = exclusion_formulas.main([*options, "--json", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text()) == result
+    known = result["report"]["formulas"][exclusion_formulas.KNOWN]
+    assert (result["report"]["pairs"], known["left"], result["three"]["pairs"]) == (1, 0, 1)
+    assert f"| {exclusion_formulas.KNOWN} |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["scenes"])
+def test_the_page_shows_the_trials(name):
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    result = json.loads((docs / "results" / "exclusion_formulas" / f"{name}.json").read_text())
+    assert exclusion_formulas.formulas_table(result) in (docs / "evaluation" / "exclusion.md").read_text()
