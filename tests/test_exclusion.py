@@ -100,8 +100,8 @@ def exact_result(top: int = 2):
     things = torch.tensor([[0.8, 0.6], [0.0, 1.0]])  # X is often seen with Y
     words = torch.tensor([[0.6, 0.8]])
     pairs = np.array([[0, 1]])
-    queries = queries_of(torch.cat([things, words]), pairs, segments=1)
-    return measure(queries, images, SHOWN, pairs, np.array([["a dog", "a ball"]]), top)
+    names = np.array([["a dog", "a ball"]])
+    return measure(queries_of(torch.cat([things, words]), pairs, names, segments=1), images, SHOWN, pairs, names, top)
 
 
 def test_exclusion_by_hand():
@@ -122,7 +122,7 @@ def test_metrics_are_those_of_the_items():
     embeds = torch.nn.functional.normalize(torch.randn(5 + len(pairs), 12, generator=generator), dim=1)
     images = torch.nn.functional.normalize(torch.randn(40, 12, generator=generator), dim=1)
     names = np.array([("abcde"[x], "abcde"[y]) for x, y in pairs])
-    result = measure(queries_of(embeds, pairs, segments=3), images, shown, pairs, names, 5)
+    result = measure(queries_of(embeds, pairs, names, segments=3), images, shown, pairs, names, 5)
     units = Exclusion.units(result.items)
     assert units == len(pairs) > 5
     assert Exclusion.metrics_of(result.items, np.ones(units, int)) == result.metrics
@@ -135,6 +135,11 @@ def test_metrics_are_those_of_the_items():
     assert Exclusion.metrics_of(result.items, twice) == pytest.approx(one)
     by_hand = result.items["exclude_unwanted"].mean() / 5 * 100
     assert result.metrics["exclude_unwanted"] == pytest.approx(by_hand)
+
+
+def test_a_model_that_tells_nothing_apart_is_named():
+    with pytest.raises(ValueError, match="one embedding for 'a dog' and 'a ball'"):
+        queries_of(torch.ones(3, 2) / 2**0.5, np.array([[0, 1]]), np.array([["a dog", "a ball"]]), segments=1)
 
 
 class ByColour:

@@ -61,7 +61,7 @@ class Exclusion:
         """Embed pictures and queries and measure; see `eval.task.Task.run`.
 
         Raises:
-            ValueError: no pair of things occurs often enough in the pictures.
+            ValueError: no pair of things occurs often enough in the pictures, or a pair has one embedding.
         """
         from mpclip.data.exclusion_queries import exclusion_pairs, things_of
         from mpclip.encoding import encode_images, encode_texts
@@ -72,7 +72,7 @@ class Exclusion:
         texts = things.names + [f"{x} without {y}" for x, y in names]
         embeds = encode_texts(encoder, texts, **encoding)  # (N + P, D)
         images = encode_images(encoder, rows, **encoding)  # (I, D)
-        queries = queries_of(embeds, pairs, encoder.segments)
+        queries = queries_of(embeds, pairs, np.array(names), encoder.segments)
         return measure(queries, images, things.shown, pairs, np.array(names), self.top)
 
     @staticmethod
@@ -96,23 +96,35 @@ class Exclusion:
         return metrics
 
 
-def queries_of(embeds, pairs: np.ndarray, segments: int) -> dict:
+def queries_of(embeds, pairs: np.ndarray, names: np.ndarray, segments: int) -> dict:
     """The three queries of every pair.
 
     Args:
         embeds: (N + P, D) tensor, of the N things and of the P texts "X without Y".
         pairs: (P, 2) int, X and Y as indices of things.
+        names: (P, 2) str, their names.
         segments: K.
 
     Returns:
         Way -> (P, D).
+
+    Raises:
+        ValueError: the model has one embedding for X and Y.
     """
     import torch
 
     from modeling_mpclip.segments import assembled
 
     segmented = embeds.unflatten(1, (segments, -1))  # (N + P, K, D/K)
-    excluding = [assembled(segmented[x : x + 1], excluded=segmented[y : y + 1]) for x, y in pairs.tolist()]
+    excluding = []
+    for (x, y), (wanted, unwanted) in zip(pairs.tolist(), names.tolist(), strict=True):
+        try:
+            excluding.append(assembled(segmented[x : x + 1], excluded=segmented[y : y + 1]))
+        except ValueError as error:
+            raise ValueError(
+                f"the model has one embedding for {wanted!r} and {unwanted!r}, so neither can be left out: it tells too little "
+                "apart to be measured, or its weights are faulty"
+            ) from error
     return {"plain": embeds[pairs[:, 0]], "words": embeds[-len(pairs) :], "exclude": torch.cat(excluding)}
 
 

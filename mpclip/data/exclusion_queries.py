@@ -155,6 +155,6 @@ def exclusion_pairs(things: Things, together: int, apart: int) -> np.ndarray:
     if not pairs:
         raise ValueError(
             f"no two things occur in {together} of the {len(shown)} pictures together, the first also in {apart} without the "
-            "second. Give more pictures, or smaller numbers (--together, --apart)."
+            "second. Give more pictures, or look for rarer pairs (smaller --together, --top)."
         )
     return np.array(pairs, dtype=np.int64)
