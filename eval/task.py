@@ -34,7 +34,7 @@ class Task(Protocol):
         """Take the values of the task's own options; None takes their defaults."""
 
     def load(self, source: str, split: str, limit: int | None = None, **reading) -> Any:
-        """Open the data.
+        """Open the data. They are measured with several models, each by a task object of its own: keep nothing in `self`.
 
         Args:
             source: folder, file or Hub id.
