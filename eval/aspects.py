@@ -42,11 +42,11 @@ def names_of_aspects(encoder) -> list[str]:
     Args:
         encoder: an `mpclip.encoding.Encoder`.
     """
-    from mpclip.search.queries import _initial_words
+    from mpclip.search.queries import initial_words
     from mpclip.search.weights import aspect_names
 
     config = getattr(getattr(encoder, "model", None), "config", None)
     templates = getattr(config, "templates", None) or []
     if len(templates) != encoder.segments:  # a model without prompts
         templates = [f"[APT-{k}]" for k in range(1, encoder.segments + 1)]
-    return aspect_names(templates, _initial_words(encoder.name))
+    return aspect_names(templates, initial_words(encoder.name))

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 HELPS = """
 import contextlib, importlib, io, pathlib, sys
 import train_hf, demo.__main__, eval.__main__, mpclip.cli, mpclip.data.backbones, mpclip.data.openmoji.scenes
+import mpclip.data.composition.__main__, mpclip.data.openmoji.categories, mpclip.data.openmoji.moving
 import mpclip.export.__main__, mpclip.search.__main__, model_card.__main__
 
 commands = {
@@ -25,6 +26,9 @@ commands = {
     eval.__main__.main: [[], *([task] for task in eval.__main__.TASKS), ["compare"]],
     mpclip.cli.main: [[], ["train"], ["eval"], ["search"], ["search", "build"], ["search", "query"], ["export"], ["card"]],
     mpclip.data.backbones.main: [[]],
+    mpclip.data.composition.__main__.main: [[]],
+    mpclip.data.openmoji.categories.main: [[]],
+    mpclip.data.openmoji.moving.main: [[]],
     mpclip.data.openmoji.scenes.main: [[]],
     mpclip.export.__main__.main: [[], ["onnx"], ["int8"], ["text"]],
     mpclip.search.__main__.main: [[], ["build"], ["query"]],

@@ -43,7 +43,7 @@ class QueryEncoder:
         templates = getattr(config, "templates", None) or []
         if len(templates) != self.aspects:  # such as that of a peer, which has none
             templates = [f"[APT-{k}]" for k in range(1, self.aspects + 1)]
-        self.names = aspect_names(templates, _initial_words(name))
+        self.names = aspect_names(templates, initial_words(name))
 
     def fingerprint(self) -> str:
         """SHA-256 of what embeddings depend on; see `mpclip.encoding.fingerprint`."""
@@ -107,7 +107,7 @@ def read_queries(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def _initial_words(name: str) -> list[str] | None:
+def initial_words(name: str) -> list[str] | None:
     """The words that a checkpoint's adaptive tokens were initialised from, if the record of its training is on this machine."""
     file = Path(name, "training.json")
     if not Path(name).is_dir():
