@@ -230,6 +230,12 @@ def test_members_that_lead_out_of_a_tar_are_refused(name, tmp_path):
         load_image_text(tar, "train")
 
 
+def test_a_caption_column_names_a_file_of_a_shard(tmp_path):
+    members = shard([0, 1]) | {"00000.cls": b"3", "00001.cls": b"5"}
+    tar = write_tar(tmp_path / "0.tar", dict(sorted(members.items())))
+    assert load_image_text(tar, "train", caption_column="cls")["captions"][:] == [["3"], ["5"]]
+
+
 def test_links_in_a_tar_and_damaged_ones_are_refused(tmp_path):
     tar = write_tar(tmp_path / "0.tar", shard())
     with tarfile.open(tar, "a") as opened:

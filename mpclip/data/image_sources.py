@@ -83,6 +83,7 @@ def _parts(source: str, reading: ReadingOptions, need_captions: bool) -> dict[st
         if reading.caption_separator is None and caption_per_line(next(iter(tars.values()))[0]):
             reading = replace(reading, caption_separator="\n")
         opened = {name: partial(rows_of_tars, files, reading, need_captions) for name, files in tars.items()}
+        reading = replace(reading, caption_column=None)  # it named a file of the shards, whose rows have `captions`
     elif source.endswith(".parquet"):
         opened = parquet_parts(source)
     elif path.is_dir():
