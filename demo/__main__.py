@@ -20,7 +20,7 @@ An interrupted run continues where it stopped. A finished run shows its results 
 import argparse
 from pathlib import Path
 
-SCENES = {"train": 5000, "test": 600}
+SCENES = {"train": 4000, "test": 600}
 
 
 def main(arguments: list[str] | None = None) -> dict:
