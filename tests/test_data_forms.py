@@ -231,7 +231,7 @@ def test_members_that_lead_out_of_a_tar_are_refused(name, tmp_path):
 
 
 def test_a_caption_column_names_a_file_of_a_shard(tmp_path):
-    members = shard([0, 1]) | {"00000.cls": b"3", "00001.cls": b"5"}
+    members = shard([0, 1]) | {"./00000.cls": b"3", "./00001.cls": b"5"}
     tar = write_tar(tmp_path / "0.tar", dict(sorted(members.items())))
     assert load_image_text(tar, "train", caption_column="cls")["captions"][:] == [["3"], ["5"]]
 
