@@ -31,6 +31,7 @@ TASKS = {
     "human": "eval.tasks.human:Human",
     "composition": "eval.tasks.composition:Composition",
     "video": "eval.tasks.video:Video",
+    "pointing": "eval.tasks.pointing:Pointing",
 }
 
 

@@ -24,7 +24,7 @@ commands = {
     train_hf.main: [[]],
     demo.__main__.main: [[]],
     eval.__main__.main: [[], *([task] for task in eval.__main__.TASKS), ["compare"]],
-    mpclip.cli.main: [[], ["train"], ["eval"], ["search"], ["search", "build"], ["search", "query"], ["export"], ["card"]],
+    mpclip.cli.main: [[], ["train"], ["eval"], ["search"], ["search", "build"], ["search", "query"], ["maps"], ["export"], ["card"]],
     mpclip.data.backbones.main: [[]],
     mpclip.data.composition.__main__.main: [[]],
     mpclip.data.openmoji.categories.main: [[]],
@@ -61,7 +61,7 @@ def test_one_entry_for_all_commands(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["trane"])
     assert stopped.value.code == 2
-    assert "no command 'trane'; expected one of: train, eval, search, export, card" in capsys.readouterr().err
+    assert "no command 'trane'; expected one of: train, eval, search, maps, export, card" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["eval", "retrieval"])
     assert "usage: mpclip eval retrieval" in capsys.readouterr().err
