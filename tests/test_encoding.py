@@ -145,6 +145,19 @@ def test_a_killed_encoding_goes_on(tmp_path):
         in_batches(lambda _: pytest.fail("computed"), items, 2, "test", resume=Parts(tmp_path, {"model": "n"}))
 
 
+def test_slow_batches_are_kept_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpclip.encoding.batches.PART_SECONDS", -1.0)
+
+    def embed(items):
+        if items[0] >= 6:
+            raise KeyboardInterrupt
+        return torch.tensor([[float(item)] for item in items])
+
+    with pytest.raises(KeyboardInterrupt):
+        in_batches(embed, list(range(10)), 2, "test", resume=Parts(tmp_path, {}))
+    assert sorted(Parts(tmp_path, {}).load()) == [0, 2, 4]
+
+
 def test_the_cache_of_a_data_set_knows_model_and_data(checkpoint, rows, tmp_path):
     encoder = load_encoder(checkpoint)
     first = encode_dataset(encoder, rows, cache=tmp_path)

@@ -1,5 +1,6 @@
 """Runs an encoder over batches: sorts texts by length, shows progress, shares work among processes, resumes after a kill."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from mpclip.progress import progress
 
 from .cache import Parts
 
-PART_BATCHES = 16  # batches per saved part; a kill loses at most these
+PART_BATCHES, PART_SECONDS = 16, 30.0  # of a saved part, at most (and a batch at least); a kill loses no more than these
 
 
 def by_length(texts: Sequence[str]) -> list[str]:
@@ -49,20 +50,18 @@ def in_batches(
         starts = starts[state.process_index :: state.num_processes]  # each batch belongs to one process
     done = resume.load() if resume is not None else {}
     waiting: dict[int, Tensor] = {}
-    shown = progress(
-        title,
-        sum(min(batch_size, len(items) - start) for start in starts),
-        "item",
-        quiet=quiet,
-    )
-    with torch.inference_mode(), shown:
+    saved = time.monotonic()
+    sizes = {start: min(batch_size, len(items) - start) for start in starts}
+    before = sum(size for start, size in sizes.items() if start in done)
+    with torch.inference_mode(), progress(title, sum(sizes.values()), "item", before, quiet) as shown:
         for start in starts:
             if start not in done:
                 done[start] = waiting[start] = embed(items[start : start + batch_size]).float().cpu()  # (B, D)
-            shown.update(min(batch_size, len(items) - start))
-            if resume is not None and (len(waiting) == PART_BATCHES or (start == starts[-1] and waiting)):
+                shown.update(sizes[start])
+            full = len(waiting) == PART_BATCHES or time.monotonic() - saved > PART_SECONDS
+            if resume is not None and waiting and (full or start == starts[-1]):
                 resume.save(waiting)
-                waiting = {}
+                waiting, saved = {}, time.monotonic()
     if state is not None and state.num_processes > 1:
         done = dict(gather_object([(start, done[start]) for start in starts]))
     return torch.cat([done[start] for start in all_starts])
