@@ -1,5 +1,6 @@
 """`MPCLIPCollator`: examples of `ImageTextDataset` -> a batch of tensors, from pixels and token ids or from cached states."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -54,14 +55,30 @@ class MPCLIPCollator:
         return dict(self.processor(images=list(images)))
 
 
-class WithRows:
-    """A collator whose batches also have `row`, (B,): the `index` of each example. Without it where examples have none."""
+class WithIds:
+    """A collator whose batches also tell which examples and captions are in them.
+
+    Added are `row` (B,), the `index` of each example, where examples have one, and with an [`MPCLIPCollator`] `caption_id` (B,)
+    int64, equal for captions of equal token ids and, but for a chance below one in a billion, different for others.
+    """
 
     def __init__(self, collator: Callable[[list[dict]], dict[str, torch.Tensor]]):
         self.collator = collator
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         batch = self.collator(examples)
+        if "captions" in examples[0] and isinstance(self.collator, MPCLIPCollator):
+            batch["caption_id"] = self.caption_ids(batch, [example["captions"][0] for example in examples])  # (B,)
         if "index" in examples[0]:
             batch["row"] = torch.tensor([example["index"] for example in examples])  # (B,)
         return batch
+
+    def caption_ids(self, batch: dict[str, torch.Tensor], texts: list[str]) -> torch.Tensor:
+        """B captions -> (B,), hashes of their token ids."""
+        if "input_ids" in batch:
+            rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            token_ids = [ids[mask.bool()].tolist() for ids, mask in rows]
+        else:  # cached states
+            token_ids = self.collator.processor.tokenizer(texts, truncation=True)["input_ids"]
+        hashes = [hashlib.blake2b(str(ids).encode(), digest_size=8).digest() for ids in token_ids]
+        return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in hashes])

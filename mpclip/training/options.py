@@ -153,8 +153,7 @@ class TrainingDefaults:
     adaptive_learning_rate: NonNegative = option(1e-3, "Learning rate of the adaptive tokens.")
     per_device_train_batch_size: Count = option(
         128,
-        "Image-text pairs per step and process. A process contrasts only its own pairs, so an image is contrasted with this "
-        "many texts.",
+        "Image-text pairs per step and process. The pairs of all processes are contrasted with one another.",
     )
     per_device_eval_batch_size: Count = option(64, "Images or texts per batch in evaluation.")
     num_train_epochs: Positive = option(10.0, "Passes over the images. Every pass draws a new caption for each image.")

@@ -1,6 +1,7 @@
 """MPCLIPTrainer: transformers' Trainer with the contrastive loss, a log of its parts, and retrieval as evaluation."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import datasets
@@ -15,14 +16,17 @@ from modeling_mpclip.modeling_mpclip import MPCLIPModel
 from mpclip.data.image_text import ImageTextDataset
 from mpclip.encoding import ModelEncoder, encode_dataset
 
-from .batch_size import refuse_few_examples, refuse_no_negatives
+from .batch_size import batch_told, pairs_per_process, refuse_few_examples, refuse_no_negatives
 from .callbacks import BoundLogitScale, SetEpoch
 from .checkpoints import fault_of_weights
-from .collator import MPCLIPCollator, WithRows
+from .collator import MPCLIPCollator, WithIds
 from .finite import Batch, FiniteSteps, refuse_embeddings, refuse_weights
+from .gathering import of_first_process, others_gathered, others_in_ring, refuse_uneven
 from .hub_push import HubPusher
 from .samplers import GroupSampler, LengthSampler
 from .tuning import learning_rate_group
+
+logger = logging.getLogger("train_hf")
 
 LOSS_PARTS = ("contrastive_loss", "diversity_loss", "negation_loss")
 
@@ -132,11 +136,13 @@ class MPCLIPTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader:
-        """Trainer's own, with the row numbers of each batch as `row`, so that a message can name its examples."""
+        """Trainer's own, with the row numbers of each batch, so that a message can name its examples, and its captions' ids."""
         refuse_no_negatives(self.args)
         refuse_few_examples(len(self.train_dataset), self.args)
+        if self.args.world_size > 1 and self.is_world_process_zero():
+            logger.info("%s", batch_told(len(self.train_dataset), self.args))
         collator = self.data_collator
-        self.data_collator = WithRows(collator)
+        self.data_collator = WithIds(collator)
         try:
             return super().get_train_dataloader()
         finally:
@@ -150,20 +156,39 @@ class MPCLIPTrainer(Trainer):
         return loss
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        """The total loss of the config. Its parts are kept for the log."""
+        """The total loss of the config, with the negatives of all processes (gathering.py). Its parts are kept for the log.
+
+        Pictures whose captions have the same token ids (`caption_id`) are no negatives of each other's captions.
+        """
+        caption_ids = inputs.get("caption_id")
+        arguments = {name: value for name, value in inputs.items() if name != "caption_id"}
+        negated = bool(self.accelerator.unwrap_model(model).config.negation_weight)
+        outputs = model(**arguments, negated=negated)
+        loss = self.loss_of_embeddings(model, outputs, caption_ids)
+        return (loss, outputs) if return_outputs else loss
+
+    def loss_of_embeddings(self, model, embeds: Mapping[str, torch.Tensor], caption_ids: torch.Tensor | None) -> torch.Tensor:
+        """The total loss of embeddings by their names in [`MPCLIPOutput`], 0-dimensional; `caption_ids` as for `total_loss`."""
         base = self.accelerator.unwrap_model(model)
-        outputs = model(**inputs, negated=bool(base.config.negation_weight))
-        self._embeds = [outputs.image_embeds.detach(), outputs.text_embeds.detach()]
-        losses = total_loss(outputs, base.config, base.logit_scale, draw_first_prompts(base.config, model.training))
+        self._embeds = [embeds["image_embeds"].detach(), embeds["text_embeds"].detach()]
+        first_prompts, others = draw_first_prompts(base.config, model.training), None
+        if self.args.world_size > 1:
+            refuse_uneven(len(embeds["text_embeds"]), pairs_per_process(self.args))
+            others = others_in_ring if base.config.loss == "sigmoid" else others_gathered
+            first_prompts = of_first_process(first_prompts, self.args.device)
+        losses = total_loss(embeds, base.config, base.logit_scale, first_prompts, caption_ids, others)
         for part in LOSS_PARTS:
             if part in losses:
                 self._parts.setdefault(part, []).append(losses[part].detach())
-        return (losses["loss"], outputs) if return_outputs else losses["loss"]
+        return losses["loss"]
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Log, in addition, the mean of every part of the loss since the last log, and the logit scale."""
+        """Log, in addition, the mean of every part of the loss since the last log, over all processes, and the logit scale."""
         if "loss" in logs:
-            logs |= {part: round(torch.stack(values).mean().item(), 4) for part, values in self._parts.items()}
+            means = {part: torch.stack(values).mean() for part, values in self._parts.items()}
+            if means and self.args.world_size > 1:
+                means = self.accelerator.reduce(means, "mean")
+            logs |= {part: round(mean.item(), 4) for part, mean in means.items()}
             self._parts.clear()
             scale = next(p for n, p in self.model.named_parameters() if n.endswith("log_scale") and p.requires_grad)
             logs["logit_scale"] = round(scale.exp().item(), 2)
