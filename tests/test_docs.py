@@ -15,7 +15,7 @@ from benchmarks import results_tables as tables
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs/results"
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").glob("*.md")))]
-PAGES += [str(page.relative_to(ROOT)) for page in sorted(RESULTS.glob("*.md"))]
+PAGES += [str(page.relative_to(ROOT)) for folder in (RESULTS, ROOT / "docs/evaluation") for page in sorted(folder.glob("*.md"))]
 
 
 def snippets(page: str) -> list[str]:
