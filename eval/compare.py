@@ -44,12 +44,11 @@ class Differences:
         """`differences` and `intervals`, as `against` of a result holds them."""
         return {"differences": self.values, "intervals": self.intervals}
 
-    def shown(self, metric: str) -> str:
+    def shown(self, metric: str, decimals: int) -> str:
         """A difference and its interval, such as "+3.1 (+1.0 to +5.2)"; "-" for a metric that one of the two lacks."""
         if metric not in self.values:
             return "-"
-        interval = self.intervals[metric]
-        return with_interval(self.values[metric], interval, decimals_of([self.values[metric], *interval]), signed=True)
+        return with_interval(self.values[metric], self.intervals[metric], decimals, signed=True)
 
 
 def paired_differences(cls: type, items: Items, against: Items) -> Differences:
@@ -128,13 +127,14 @@ def _table(one: dict, two: dict, names: list[str], found: Differences) -> str:
     rows = []
     for name in list(dict.fromkeys([*one["metrics"], *two["metrics"]])):
         values = [result["metrics"].get(name, float("nan")) for result in (one, two)]
-        shown = [with_interval(value, None, decimals_of(values)) for value in values]
-        rows.append([name.replace("_", " ") + (" *" if name == primary else ""), *shown, found.shown(name)])
+        decimals = decimals_of(values)
+        shown = [with_interval(value, None, decimals) for value in values]
+        rows.append([name.replace("_", " ") + (" *" if name == primary else ""), *shown, found.shown(name, decimals)])
     told = [f"{name}: {one.get(name)} and {two.get(name)}" for name in TOLD if one.get(name) != two.get(name)]
     lines = [
         f"{one['task']} on {one['data']}, split {one['split']}: {found.units:,} units, drawn in pairs",
         "",
-        text_table(["", *names, "second minus first"], rows),
+        text_table(["", *names, f"{names[1]} minus {names[0]}"], rows),
         "",
         "* primary metric; in brackets: 95% interval of the difference",
         *(f"The results also differ in {line}" for line in told),
