@@ -123,28 +123,28 @@ for count in (2, 3):
 TRAINING = """
 import json
 
-def trained(rank, count, argv):
+def trained(rank, count, name, argv):
     # The weights and logs of two steps of two accumulated batches each, of four pairs in all.
     trainer = build_trainer(parse_options([*argv, "--per_device_train_batch_size", str(4 // count)]))
     assert trainer.args.world_size == count
     trainer.train()
     if rank == 0:
         out = trainer.args.output_dir
-        torch.save({n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}, f"{out}/{count}.pt")
+        torch.save({n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}, f"{out}/{name}.pt")
         names = ("loss", "contrastive_loss", "diversity_loss", "grad_norm", "logit_scale")
         logs = [{n: log[n] for n in names} for log in trainer.state.log_history if "loss" in log]
-        open(f"{out}/{count}.json", "w").write(json.dumps(logs))
+        open(f"{out}/{name}.json", "w").write(json.dumps(logs))
     if count > 1:
         trainer.accelerator.free_memory()
         trainer.model_wrapped = None
         dist.destroy_process_group()
 
-for count in (1, 2):
-    in_processes(count, trained, argv)
 out = parse_options(argv).training.output_dir
-one, two = (torch.load(f"{out}/{count}.pt") for count in (1, 2))
-for name, expected in one.items():
-    torch.testing.assert_close(two[name], expected, atol=1e-6, rtol=1e-5, msg=lambda m: f"{name} {m}")
+for count, name, *more in ((1, "one"), (2, "two"), (2, "chunks", "--forward_chunk", "1")):
+    in_processes(count, trained, name, [*argv, *more])
+    ours, one = (torch.load(f"{out}/{run}.pt") for run in (name, "one"))
+    for weight, expected in one.items():
+        torch.testing.assert_close(ours[weight], expected, atol=1e-6, rtol=1e-5, msg=lambda m: f"{name}, {weight}: {m}")
 """
 
 
@@ -159,14 +159,15 @@ def test_loss_and_gradients_of_two_and_three_processes_are_those_of_one(tmp_path
 
 
 def test_two_processes_train_as_one_does(folder, tmp_path):
-    """Through the Trainer, with gradient accumulation and plain SGD: the same weights and the same log."""
+    """Through the Trainer, with gradient accumulation and plain SGD: the same weights and the same log. So it is in chunks."""
     extra = ["--gradient_accumulation_steps", "2", "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no"]
     extra += ["--load_best_model_at_end", "false", "--optim", "sgd", "--diversity_weight", "0.5", "--elastic_prompts", "true"]
     run(TRAINING, tmp_path, *arguments(folder, tmp_path, *extra))
-    one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
-    assert len(one) == len(two) == 2
-    for ours, theirs in zip(two, one, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1.1e-4)  # the log rounds to 4 digits
+    one, *others = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two", "chunks"))
+    assert len(one) == 2
+    for other in others:
+        for ours, theirs in zip(other, one, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1.1e-4)  # the log rounds to 4 digits
 
 
 def test_equal_captions_are_no_negatives_of_each_other():

@@ -155,6 +155,11 @@ class TrainingDefaults:
         128,
         "Image-text pairs per step and process. The pairs of all processes are contrasted with one another.",
     )
+    forward_chunk: Count | None = option(
+        None,
+        "Pairs that are embedded at a time. A batch of any size then takes little more memory than one of this many pairs, at "
+        "the cost of a second forward pass; the gradients stay the same. Default: the whole batch.",
+    )
     per_device_eval_batch_size: Count = option(64, "Images or texts per batch in evaluation.")
     num_train_epochs: Positive = option(10.0, "Passes over the images. Every pass draws a new caption for each image.")
     warmup_steps: NonNegative = option(0.1, "Steps of linear warm-up; below 1, a share of all steps.")

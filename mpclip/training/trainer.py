@@ -22,6 +22,7 @@ from .checkpoints import fault_of_weights
 from .collator import MPCLIPCollator, WithIds
 from .finite import Batch, FiniteSteps, refuse_embeddings, refuse_weights
 from .gathering import of_first_process, others_gathered, others_in_ring, refuse_uneven
+from .gradient_cache import refuse_chunks, step_in_chunks
 from .hub_push import HubPusher
 from .samplers import GroupSampler, LengthSampler
 from .tuning import learning_rate_group
@@ -93,6 +94,8 @@ class MPCLIPTrainer(Trainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        if self.args.forward_chunk is not None:
+            refuse_chunks(self, has_own_loss=type(self).compute_loss is not MPCLIPTrainer.compute_loss)
         self.write_card = write_card
         self.eval_collator = eval_collator or self.data_collator
         self.train_groups, self.group_size = train_groups, group_size
@@ -151,7 +154,11 @@ class MPCLIPTrainer(Trainer):
     def training_step(self, model, inputs, *args, **kwargs) -> torch.Tensor:
         """As `Trainer.training_step`. What [`FiniteSteps`] looks at is kept until the optimizer's step."""
         rows, self._embeds = inputs.pop("row", None), []
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        chunk = self.args.forward_chunk
+        if chunk is not None and chunk < pairs_per_process(self.args):
+            loss = step_in_chunks(self, model, self._prepare_inputs(inputs), chunk)
+        else:
+            loss = super().training_step(model, inputs, *args, **kwargs)
         self.finite_steps.batches.append(Batch(loss, rows, self._embeds))
         return loss
 
