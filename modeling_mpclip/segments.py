@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 LEAST_REST = 0.01  # distance of a query from what it excludes; a smaller one is that of rounding errors
-EXCLUSION = 0.5  # how much an excluded text counts beside the query (docs/evaluation/exclusion.md)
+EXCLUSION = 0.7  # how much an excluded text counts beside the query (docs/evaluation/exclusion.md)
 
 
 def assembled(

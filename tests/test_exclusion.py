@@ -220,7 +220,7 @@ def test_the_trials_from_the_command_line(pictures, tmp_path, capsys):
     assert f"| {exclusion_formulas.KNOWN} |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["scenes"])
+@pytest.mark.parametrize("name", ["scenes", "flickr8k"])
 def test_the_page_shows_the_trials(name):
     docs = Path(__file__).resolve().parents[1] / "docs"
     result = json.loads((docs / "results" / "exclusion_formulas" / f"{name}.json").read_text())
