@@ -11,6 +11,8 @@ import numpy as np
 import PIL.Image
 
 from mpclip.contact_sheet import FAINT, ContactSheet, wrap
+from mpclip.maps.drawing import heat_over
+from mpclip.maps.seen import as_seen, token_grid
 
 # Lengths in inches.
 CELL = 1.45  # longer side of a picture
@@ -56,26 +58,7 @@ def pooling_maps(model, processor, images: Sequence[PIL.Image.Image]) -> tuple[n
     special = 0 if model.config.image_tokens == "patches" else leading_tokens(model.config.vision_config)
     h, w = token_grid(weights.shape[-1] - special, *pixels.shape[-2:])
     maps = weights.float().mean(dim=2)[..., special:].unflatten(-1, (h, w))  # (B, Q, h, w)
-    return _as_seen(pixels, image_processor), maps.cpu().numpy()
-
-
-def token_grid(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the grid that the image tokens form. It has the proportions of the image.
-
-    Args:
-        tokens: number of tokens, without class tokens and registers.
-        height, width: of the image, in pixels.
-
-    Returns:
-        (rows, columns).
-
-    Raises:
-        ValueError: the tokens form no grid with the proportions of the image.
-    """
-    rows = round((tokens * height / width) ** 0.5)
-    if rows * (tokens // rows) != tokens:
-        raise ValueError(f"{tokens} tokens form no grid with the proportions of an image of {height} x {width} pixels.")
-    return rows, tokens // rows
+    return as_seen(pixels, image_processor), maps.cpu().numpy()
 
 
 def attention_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str], path: str | Path) -> None:
@@ -119,35 +102,3 @@ def attention_grid(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str]
         for column, weights in enumerate(maps[row], start=1):
             draw(row, column, heat_over(pictures[row], weights), f"highest {weights.max() / weights.mean():.1f} x mean")
     sheet.save(path)
-
-
-def heat_over(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Lay a heat map over a picture.
-
-    Args:
-        picture: (H, W, 3) float in 0..1.
-        weights: (h, w), not negative. They are enlarged to the picture's size by bicubic interpolation.
-
-    Returns:
-        (H, W, 3) float in 0..1: the picture in pale grey, coloured where the weights exceed their mean.
-    """
-    from matplotlib import colormaps
-
-    H, W = picture.shape[:2]
-    mean = weights.mean()
-    # 0 at the mean, 1 at full colour
-    excess = (weights - mean) / max(weights.max() - mean, 0.5 * mean)
-    heat = PIL.Image.fromarray(excess.astype(np.float32)).resize((W, H), PIL.Image.Resampling.BICUBIC)
-    heat = np.clip(np.asarray(heat), 0, 1)  # (H, W)
-    grey = 0.35 + 0.65 * (picture @ np.array([0.299, 0.587, 0.114]))[..., None]  # (H, W, 1)
-    colour = colormaps["YlOrRd"](0.2 + 0.7 * heat)[..., :3]  # (H, W, 3)
-    opacity = 0.75 * np.sqrt(heat)[..., None]  # (H, W, 1)
-    return grey * (1 - opacity) + colour * opacity
-
-
-def _as_seen(pixels, image_processor) -> np.ndarray:
-    """Undo the normalisation of pixels: (B, 3, H, W) tensor -> (B, H, W, 3) float32 in 0..1."""
-    if getattr(image_processor, "do_normalize", False):
-        mean, std = (pixels.new_tensor(getattr(image_processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
-        pixels = pixels * std + mean
-    return pixels.clamp(0, 1).permute(0, 2, 3, 1).float().numpy()

@@ -4,7 +4,8 @@ The pointing game (Zhang et al., arXiv 1608.00507) on OpenMoji scenes, whose box
 the map of the picture and the text "a dog" is made; it hits if its highest place lies in the object's box. Metrics are shares
 of objects in percent:
 
-    KIND            hits of this kind of map, summed over the prompts: value (the primary metric), attention, gradient
+    KIND            hits of this kind of map, summed over the prompts: occlusion (the primary metric),
+                    value, attention, gradient
     KIND_prompt_1   hits of the map of prompt 1 alone; and so on
     KIND_several    hits of the summed map in scenes of two or three objects
     chance          the mean share of the picture that the box takes up, which is what a random place hits
@@ -12,7 +13,7 @@ of objects in percent:
                     largest_several, as in chance_several
 
 The maps are enlarged to the picture by bilinear interpolation. If several pixels share the maximum, their mean is the place.
-Kinds of maps: mpclip/maps/kinds.py. Only MP-CLIP checkpoints have them; `gradient` needs the package captum.
+Kinds of maps: mpclip/maps/kinds.py. Only MP-CLIP checkpoints have them. `gradient` takes most of the time.
 
 The items are `image`, the scene of each object; `objects`, how many this scene has; `hits_KIND` (objects, 1 + prompts) of the
 sum and of each prompt; `share`, the box's share of the picture; and `largest`. Intervals draw scenes.

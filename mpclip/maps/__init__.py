@@ -3,8 +3,8 @@
     found = prompt_maps(model, processor, "a dog", image=picture)   prompt_maps.py   found.maps (1, K, H, W), found.shares (K,)
     draw_maps(found, "dog.png")                                     drawing.py       a sheet of the picture and its maps
 
-seen.py runs the vision encoder and knows where its tokens lie; kinds.py has the three kinds of map, on the grid of tokens.
+seen.py runs the vision encoder and knows where its tokens lie; kinds.py and gradients.py make the kinds of map.
 """
 
-KINDS = ("value", "attention", "gradient")  # kinds.py says what they are
-BEST = "value"  # wins the pointing game (docs/evaluation/pointing.md)
+KINDS = ("occlusion", "value", "attention", "gradient")  # kinds.py says what they are
+BEST = "occlusion"  # wins the pointing game (docs/evaluation/pointing.md)

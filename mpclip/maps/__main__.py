@@ -6,9 +6,14 @@
 
 The sheet shows the picture, the sum of all maps, and the map of each prompt, with the prompt's part of the cosine of picture
 and text. Of a video, each frame has a row. Coloured places are above the mean, the same colour meaning the same for all
-prompts. Kinds of maps: `value`, what each place says about the text; `attention`, how much the pooling weighs each place,
-whatever the text; `gradient`, what each place contributes to the score (needs the package captum). The maps are as coarse as
-the vision encoder's tokens; docs/evaluation/pointing.md says how far to trust them.
+prompts. Kinds of maps:
+
+    occlusion   what the score loses without a place (the default)
+    value       what each place says about the text
+    attention   how much the pooling weighs each place, whatever the text
+    gradient    how much each place moves the score
+
+docs/evaluation/pointing.md says how far to trust them.
 
 The Python files of the checkpoint are run (trust_remote_code=True). Give only checkpoints that you trust.
 """

@@ -1,12 +1,14 @@
-"""The three kinds of map of a prompt's segment: attention, value, gradient. All are on the grid of vision tokens.
+"""The kinds of map of a prompt's segment. All but gradient are on the grid of vision tokens.
 
-attention   How much the pooling query of segment k weighs each token. It does not depend on the text.
+occlusion   What the score of segment k loses if the pooling does without the tokens around a place (ours).
 value       What each token says about the text: the token alone is pooled, as if it had all the weight, and projected; the
             resulting segment k is multiplied with the text's segment k. MaskCLIP (arXiv 2112.01071) does the same with the last
             attention of CLIP; doing it with our pooling is ours.
-gradient    What each token contributes to the score of segment k, to first order: gradient times activation, by captum.
+attention   How much the pooling query of segment k weighs each token. It does not depend on the text.
+gradient    How much each place of an inner layer of the vision encoder moves the score of segment k: gradient times
+            activation (gradients.py). Its grid is finer.
 
-A map sums to no particular number; only places within a map are to be compared, and value and gradient may be negative.
+A map sums to no particular number; only places within a map are to be compared. Values and occlusions may be negative.
 """
 
 import torch
@@ -14,12 +16,14 @@ from torch import Tensor
 
 from modeling_mpclip.clip_frames import with_frame_position
 from modeling_mpclip.segments import normalized
+from modeling_mpclip.tower_inputs import masked_mean
 
+from .gradients import gradient_maps
 from .seen import Seen
 
 NO_PLACES = (
-    "image_pooling='cls' reads the class token alone, so the pooling shows no places. Maps need a model with the pooling "
-    "'attention_per_prompt', 'attention' or 'mean'."
+    "image_pooling='cls' reads the class token alone, so its patches have no values. Take the kind 'gradient', or a model with "
+    "the pooling 'attention_per_prompt', 'attention' or 'mean'."
 )
 
 
@@ -49,6 +53,62 @@ def attention_maps(model, seen: Seen, text_segments: Tensor | None = None) -> Te
     of_queries = of_queries[..., -seen.grid[0] * seen.grid[1] :]
     filled = _filled_by(model.config.num_prompts, weights.shape[1]).to(of_queries)  # (K, Q)
     return torch.einsum("kq,bqtn->btkn", filled, of_queries).unflatten(-1, seen.grid)
+
+
+@torch.no_grad()
+def occlusion_maps(model, seen: Seen, text_segments: Tensor) -> Tensor:
+    """What the part of each segment in the cosine loses without the tokens around a place.
+
+    Left out are the token and its neighbours, in windows of about 3/7 of the picture's sides. A single token would do little:
+    its neighbours have seen the same object.
+
+    Args:
+        model: [`MPCLIPModel`] with another image_pooling than "cls".
+        seen: of B pictures or clips. Of a clip, tokens of one frame at a time are left out.
+        text_segments: (B, K, d), the segments of a text for each of them, normalised as a whole.
+
+    Returns:
+        (B, T, K, h, w) float32.
+
+    Raises:
+        ValueError: the pooling is "cls".
+    """
+    if model.config.image_pooling == "cls":
+        raise ValueError(NO_PLACES)
+    (B, T), (h, w) = seen.frame_mask.shape, seen.grid
+    tokens, mask = _placed(model, seen).to(model.image_projection.weight), seen.frame_mask  # (B, T, N, C), (B, T)
+    words = text_segments.to(tokens)
+    if model.config.image_tokens == "patches":
+        tokens = tokens[:, :, seen.leading :]
+    if seen.clip and model.config.clip_pooling == "mean":  # each frame is pooled alone
+        tokens, mask, words = tokens.flatten(0, 1)[:, None], mask.flatten()[:, None], words.repeat_interleave(T, dim=0)
+    frames, N = tokens.shape[1:3]
+    around = _windows(h, w).to(tokens.device)  # (h*w, h*w), True in the window of a place
+    around = torch.nn.functional.pad(around, (N - h * w, 0))  # (h*w, N): class tokens stay
+    counted = mask[..., None].expand(-1, -1, N)  # (B, frames, N)
+
+    def scores(counted: Tensor) -> Tensor:  # -> (B, K), the parts in the cosine
+        flat, kept = tokens.flatten(1, 2), counted.flatten(1, 2)
+        pooling = model.image_pooling
+        vectors = masked_mean(flat, kept)[:, None] if pooling is None else pooling(flat, kept)[0]  # (B, Q, W)
+        return (normalized(model.image_projection(vectors)).unflatten(1, words.shape[1:]) * words).sum(dim=-1)
+
+    whole, lost = scores(counted), []
+    for frame in range(frames):
+        here = torch.arange(frames, device=tokens.device)[:, None] == frame  # (frames, 1)
+        lost += [whole - scores(counted & ~(here & window)) for window in around]  # (B, K) each
+    maps = torch.stack(lost, dim=-1).unflatten(-1, (frames, h, w)).transpose(1, 2)  # (B, frames, K, h, w)
+    maps = maps.reshape(B, T, -1, h, w).float()
+    return maps * seen.frame_mask[..., None, None, None]
+
+
+def _windows(h: int, w: int) -> Tensor:
+    """(h*w, h*w) bool: which tokens of a grid are in the window around each place."""
+    near = []
+    for count in (h, w):
+        radius = max(1, round(count / 7)) if count > 3 else 0
+        near.append((torch.arange(count)[:, None] - torch.arange(count)).abs() <= radius)  # (count, count)
+    return torch.einsum("ab,cd->acbd", near[0].float(), near[1].float()).reshape(h * w, h * w).bool()
 
 
 def value_maps(model, seen: Seen, text_segments: Tensor) -> Tensor:
@@ -82,51 +142,13 @@ def token_segments(model, seen: Seen) -> Tensor:
     return embeds.unflatten(1, (model.config.num_prompts, -1)).unflatten(0, tokens.shape[:3])
 
 
-def gradient_maps(model, seen: Seen, text_segments: Tensor) -> Tensor:
-    """Gradient times activation, by captum: the part of each token in the score of segment k, to first order.
-
-    The activation is what the pooling's layer norm gives; for mean pooling, the token. The token before the norm would
-    give zero everywhere: the score does not change if a token is scaled, and gradient times token is the derivative to that
-    scale.
-
-    Args:
-        model, seen, text_segments: as for `value_maps`.
-
-    Returns:
-        (B, T, K, h, w) float32.
-
-    Raises:
-        ImportError: captum is not installed.
-        ValueError: the pooling is "cls".
-    """
-    try:
-        from captum.attr import InputXGradient, LayerGradientXActivation
-    except ImportError as error:
-        raise ImportError("Gradient maps need the package captum: pip install captum, or take another kind of map.") from error
-    if model.config.image_pooling == "cls":
-        raise ValueError(NO_PLACES)
-
-    def scores(tokens: Tensor) -> Tensor:  # (B, T, N, C) -> (B, K), the part of each segment in the cosine
-        segments = normalized(seen.features(model, tokens).prompt_embeds).unflatten(1, text_segments.shape[1:])
-        return (segments * text_segments.to(segments)).sum(dim=-1)
-
-    tokens = seen.tokens.detach().clone().requires_grad_()
-    pooling = model.image_pooling
-    method = InputXGradient(scores) if pooling is None else LayerGradientXActivation(scores, pooling.norm)
-    maps = []
-    with torch.enable_grad():
-        for prompt in range(text_segments.shape[1]):
-            parts = method.attribute(tokens, target=prompt).detach().float().sum(dim=-1)  # (B, T, N) or (B, T*N)
-            parts = parts.reshape(*seen.tokens.shape[:2], -1)[..., -seen.grid[0] * seen.grid[1] :]  # (B, T, h*w)
-            maps.append(parts.unflatten(-1, seen.grid))
-    return torch.stack(maps, dim=2)
-
-
+# Kind of `mpclip.maps.KINDS` -> what makes its maps
 MAPS = {
+    "occlusion": occlusion_maps,
     "value": value_maps,
     "attention": attention_maps,
     "gradient": gradient_maps,
-}  # kind of `mpclip.maps.KINDS` -> (B, T, K, h, w)
+}
 
 
 def _placed(model, seen: Seen) -> Tensor:

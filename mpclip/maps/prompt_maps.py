@@ -50,11 +50,11 @@ def prompt_maps(
         text: what to look for.
         image: a picture, as the processor takes it: a PIL image, an array or a path.
         clip: a list of frames or the path of a video file, in place of the picture.
-        kind: "attention", "value" or "gradient"; see `mpclip.maps.kinds`.
+        kind: one of `mpclip.maps.KINDS`; see `mpclip.maps.kinds`.
 
     Raises:
         ValueError: there is no such kind; the model's pooling has no such map; both or none of image and clip are given.
-        OSError: a file is not found. ImportError: the kind "gradient" needs captum, a video file needs av.
+        OSError: a file is not found. ImportError: a video file needs av.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}; expected one of {', '.join(KINDS)}.")
@@ -78,7 +78,7 @@ def prompt_maps(
         text=text,
         pictures=seen.pictures[0],
         maps=enlarged(maps, seen.pictures.shape[2:4]).cpu().numpy(),
-        grid=seen.grid,
+        grid=tuple(maps.shape[-2:]),
         score=float(shares.sum()),
         shares=shares.cpu().numpy(),
         prompts=prompt_names(model.config),

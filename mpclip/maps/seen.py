@@ -14,6 +14,7 @@ class Seen:
     """Vision tokens of B pictures, or of B clips of T frames. A picture counts as T = 1.
 
     Attributes:
+        pixels: (B, T, 3, H, W), as the vision encoder takes them.
         tokens: (B, T, N, C) on the model's device. Class tokens and registers come first.
         frame_mask: (B, T) bool, False for padding frames.
         clip: whether these are clips, which the model embeds by `get_video_features`.
@@ -22,6 +23,7 @@ class Seen:
         pictures: (B, T, H, W, 3) float32 in 0..1, resized and cropped as the model sees them.
     """
 
+    pixels: torch.Tensor
     tokens: torch.Tensor
     frame_mask: torch.Tensor
     clip: bool
@@ -29,23 +31,26 @@ class Seen:
     grid: tuple[int, int]
     pictures: np.ndarray
 
-    def features(self, model, tokens: torch.Tensor | None = None):
+    def features(self, model, pixels: torch.Tensor | None = None, **asked):
         """Pool and project the tokens: the `MPCLIPImageOutput` of the B pictures or clips.
 
         Args:
             model: the model.
-            tokens: (B, T, N, C) in place of its own.
+            pixels: as `pixels`; the vision encoder is then run again, and gradients reach it.
+            asked: for `get_image_features` or `get_video_features`, such as `output_hidden_states`.
         """
-        tokens = self.tokens if tokens is None else tokens
         if self.clip:
-            return model.get_video_features(vision_hidden_states=tokens, frame_mask=self.frame_mask)
-        return model.get_image_features(vision_hidden_states=tokens[:, 0])
+            given = {"pixel_values_videos": pixels} if pixels is not None else {"vision_hidden_states": self.tokens}
+            return model.get_video_features(**given, frame_mask=self.frame_mask, **asked)
+        given = {"pixel_values": pixels[:, 0]} if pixels is not None else {"vision_hidden_states": self.tokens[:, 0]}
+        return model.get_image_features(**given, **asked)
 
     def __getitem__(self, chosen: Sequence[int]) -> "Seen":
         """Some of the pictures or clips, by their numbers; a number may come several times."""
-        numbers = torch.as_tensor(chosen, device=self.tokens.device)
-        mask, pictures = self.frame_mask[numbers], self.pictures[list(chosen)]
-        return Seen(self.tokens[numbers], mask, self.clip, self.leading, self.grid, pictures)
+        rows = torch.as_tensor(list(chosen))
+        here = rows.to(self.tokens.device)
+        pixels, pictures = self.pixels[rows], self.pictures[rows.numpy()]
+        return Seen(pixels, self.tokens[here], self.frame_mask[here], self.clip, self.leading, self.grid, pictures)
 
 
 def see(model, processor, images: Sequence | None = None, clips: Sequence | None = None) -> Seen:
@@ -72,12 +77,13 @@ def see(model, processor, images: Sequence | None = None, clips: Sequence | None
     else:
         batch = processor(videos=list(clips))
         pixels, mask = batch["pixel_values_videos"], batch["frame_mask"].bool()  # (B, T, 3, H, W), (B, T)
-    with torch.no_grad():  # not inference mode: the gradient maps differentiate what follows
+    with torch.no_grad():
         tokens = model.vision_tokens(pixels.flatten(0, 1).to(model.device))  # (B*T, N, C)
     leading = leading_tokens(model.config.vision_config)
     grid = token_grid(tokens.shape[1] - leading, *pixels.shape[-2:])
     pictures = as_seen(pixels.flatten(0, 1), processor.image_processor).reshape(*mask.shape, *pixels.shape[-2:], 3)
-    return Seen(tokens.unflatten(0, mask.shape), mask.to(tokens.device), clips is not None, leading, grid, pictures)
+    tokens = tokens.unflatten(0, mask.shape)  # (B, T, N, C)
+    return Seen(pixels, tokens, mask.to(tokens.device), clips is not None, leading, grid, pictures)
 
 
 def refuse_peer(encoder) -> None:
