@@ -24,7 +24,7 @@ commands = {
     train_hf.main: [[]],
     demo.__main__.main: [[]],
     eval.__main__.main: [[], *([task] for task in eval.__main__.TASKS), ["compare"]],
-    mpclip.cli.main: [[], ["train"], ["eval"], ["search"], ["search", "build"], ["search", "query"], ["maps"], ["export"], ["card"]],
+    mpclip.cli.main: [[], *([name] for name in mpclip.cli.COMMANDS), ["search", "build"], ["search", "query"]],
     mpclip.data.backbones.main: [[]],
     mpclip.data.composition.__main__.main: [[]],
     mpclip.data.openmoji.categories.main: [[]],

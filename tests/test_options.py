@@ -30,6 +30,7 @@ OTHER = {
     "negated_templates": (["no [APT-1]:", "nor [APT-2]:", "not [APT-3]:"], {}),
     "adaptive_tokens": ("input", {}),
     "boundary_layer": (1, {}),
+    "text_layers": (2, {}),
     "text_pooling": ("mean", {"num_prompts": 1}),
     "image_pooling": ("attention", {}),
     "image_tokens": ("patches", {}),
