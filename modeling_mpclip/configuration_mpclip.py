@@ -228,9 +228,9 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         return super().to_dict() | ({} if self.text_only else {"custom_pipelines": copy.deepcopy(PIPELINES)})
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
-        """Save the config, and beside it the two files from which sentence-transformers learns how to load the folder.
+        """Save the config, and beside it the three files from which sentence-transformers learns how to load the folder.
 
-        `MPCLIPModel.save_pretrained` calls this before it uploads anything, so a push includes the two files.
+        `MPCLIPModel.save_pretrained` calls this before it uploads anything, so a push includes the three files.
         """
         with saved_as_shipped(self):
             super().save_pretrained(save_directory, **kwargs)

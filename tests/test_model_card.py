@@ -506,10 +506,10 @@ def test_every_packaged_backbone_has_a_licence_of_the_hub():
 
 
 def test_drawings_are_attributed(folder, tmp_path):
-    from mpclip.data.openmoji.scenes import _attribution
+    from mpclip.data.openmoji.scenes import attribution
 
     shutil.copytree(folder / "data", tmp_path / "data")
-    (tmp_path / "data" / "ATTRIBUTION.md").write_text(_attribution([]))
+    (tmp_path / "data" / "ATTRIBUTION.md").write_text(attribution([]))
     train_hf.main(arguments(folder, tmp_path / "run", "--dataset", str(tmp_path / "data"), "--max_steps", "1"))
     text = text_of(tmp_path / "run")
     assert "The licence of the training data: `cc-by-sa-4.0`." in text

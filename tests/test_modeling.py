@@ -370,7 +370,7 @@ def test_shipped_files_need_torch_and_transformers_alone():
                 root = name.split(".")[0]
                 # transformers does not ask for what stands inside `try`. It imports numpy, and Pillow where that is installed.
                 optional = {"sentence_transformers", "safetensors", "mpclip"} if id(node) in tried else set()
-                through = {"numpy", "PIL"} if file.name in ("pictures.py", "picture_files.py") else set()
+                through = {"numpy", "PIL"} if file.name in ("pictures.py", "picture_files.py", "video_files.py") else set()
                 allowed = sys.stdlib_module_names | {"torch", "transformers"} | optional | through
                 assert root in allowed, f"{file.name}:{node.lineno} imports {root}"
 

@@ -93,7 +93,7 @@ def test_command(model, photos, tmp_path, capsys, monkeypatch):
 
 def test_command_with_pictures(model, encoder, photos, tmp_path):
     index, found, file = str(tmp_path / "index"), tmp_path / "found.json", photos / "02.webp"
-    main(["build", "--model", model, "--data", str(photos), "--index", index, "--device", "cpu"])
+    main(["build", "--model", model, "--data", str(photos), "--index", index, "--device", "cpu", "--precision", "float32"])
     query = ["query", "--index", index, "--top", "3", "--device", "cpu", "--json", str(found)]
     opened = PictureIndex(index, encoder)
 
