@@ -56,7 +56,8 @@ def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from:
     arguments, config, secret = trainer.args, trainer.model.config, trainer.args.hub_token
     model_options = asdict(options.model) | {name: getattr(config, name) for name in OPTION_NAMES}
     # These as given: the config has replaced a default of None by a value.
-    model_options |= {name: getattr(options.model, name) for name in ("logit_scale_init_value", "boundary_layer", "frame_position")}
+    as_given = ("logit_scale_init_value", "boundary_layer", "frame_position")
+    model_options |= {name: getattr(options.model, name) for name in as_given}
     if options.model.checkpoint:
         model_options |= {"text_model": None, "vision_model": None}  # not used: the towers come from the checkpoint
     counts = {
