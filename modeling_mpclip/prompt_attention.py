@@ -147,13 +147,18 @@ def mask_for_implementation(mask: torch.Tensor, implementation: str, dtype: torc
         value. For flex_attention a `BlockMask`.
 
     Raises:
-        ValueError: the implementation cannot express the mask.
+        ValueError: the implementation cannot express the mask, or flex_attention would run on a CPU.
     """
     if implementation == "sdpa":
         return mask
     if implementation == "eager":
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
     if implementation == "flex_attention":
+        if mask.device.type == "cpu":
+            raise ValueError(
+                "attn_implementation='flex_attention' is for GPUs: on CPUs with AMX, the kernels that torch compiles gave wrong "
+                "numbers. Use 'sdpa' or 'eager' on a CPU."
+            )
         from torch.nn.attention.flex_attention import create_block_mask
 
         B, _, Q, L = mask.shape

@@ -3,8 +3,6 @@
 import gc
 import json
 import multiprocessing
-import os
-import tempfile
 from pathlib import Path
 
 import huggingface_hub
@@ -33,12 +31,6 @@ from transformers import (
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
 from mpclip.data.backbones import prepare_backbone
-
-# torch keeps compiled kernels, and would take those of a lowered CPU (ATEN_CPU_CAPABILITY) for the whole one: wrong numbers.
-os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR",
-    str(Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{torch.backends.cpu.get_cpu_capability()}")),
-)
 
 CORPUS = [
     "The cat sits on the red mat of this image, and the dog does NOT mean: harm.",

@@ -133,7 +133,7 @@ def test_training_on_cached_frames_equals_training_on_pixels(folder, data, tmp_p
     for (name, ours), (_, theirs) in zip(first.model.named_parameters(), second.model.named_parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3, msg=name)
     record = json.loads((tmp_path / "cached" / "training.json").read_text())
-    assert record["ModelArguments"]["frame_position"] == "sinusoid" and record["data"]["train"] == {"images": 6, "captions": 12}
+    assert record["ModelArguments"]["frame_position"] is None and record["data"]["train"] == {"images": 6, "captions": 12}
     assert (tmp_path / "cached" / "README.md").exists()
     images, *_ = first.predict(first.eval_dataset).predictions
     paths = [str(data / f"{i}.mp4") for i in (6, 7)]

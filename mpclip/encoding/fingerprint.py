@@ -75,7 +75,12 @@ def weights_fingerprint(name: str | os.PathLike) -> str | None:
 
 
 def _add_weight(digest, key: str, weight: torch.Tensor) -> None:
-    """Add the name, dtype, shape and values of a weight to a hash."""
+    """Add the name, dtype, shape and values of a weight to a hash; of a quantised weight, those of its parts."""
+    if hasattr(weight, "__tensor_flatten__"):
+        digest.update(type(weight).__name__.encode())
+        for part in sorted(weight.__tensor_flatten__()[0]):
+            _add_weight(digest, f"{key}.{part}", getattr(weight, part))
+        return
     shape = () if key.startswith("logit_scale.") else tuple(weight.shape)  # as in checkpoints of before: same fingerprint
     digest.update(f"{key} {weight.dtype} {shape}".encode())
     digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
