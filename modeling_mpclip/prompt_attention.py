@@ -156,7 +156,7 @@ def mask_for_implementation(mask: torch.Tensor, implementation: str, dtype: torc
     if implementation == "flex_attention":
         if mask.device.type == "cpu":
             raise ValueError(
-                "attn_implementation='flex_attention' is for GPUs: on CPUs with AMX, the kernels that torch compiles gave wrong "
+                "attn_implementation='flex_attention' is for GPUs: on CPUs with AMX, kernels that torch compiles gave wrong "
                 "numbers. Use 'sdpa' or 'eager' on a CPU."
             )
         from torch.nn.attention.flex_attention import create_block_mask
