@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> dict:
     load = os.getloadavg()[0]
     transformers.logging.set_verbosity_error()  # it would report the new adaptive tokens as missing weights
     bench = Contenders(options.tower, options.device, getattr(torch, options.precision))
-    texts, data = captions(options.data)
+    texts, data = captions(options.data, max(256, options.batch_size))
     tree = bench.tree()
     clock = Clock(options.device, 0.0 if options.quick else options.seconds)
     embed = bench.batch(texts[: options.batch_size])

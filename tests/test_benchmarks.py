@@ -148,7 +148,7 @@ def test_the_speed_benchmark_runs_and_draws(tiny_shape, tmp_path, monkeypatch):
 
 def test_every_way_to_the_prompts_is_timed_against_the_tree(tiny_shape, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        branch_times, "captions", lambda data: (["a dog", "two boats on a lake", "a cat", "x"], "four captions")
+        branch_times, "captions", lambda data, count: (["a dog", "two boats on a lake", "a cat", "x"], "four captions")
     )
     options = ["--tower", "tiny", "--device", "cpu", "--precision", "float32", "--quick"]
     result = branches.main([*options, "--json", str(tmp_path / "branches.json")])

@@ -141,6 +141,9 @@ def test_readme_shows_the_measured_numbers():
 
     timed = json.loads((ROOT / "docs/cost/demo.json").read_text())
     assert f"`make demo` took {timed['seconds'] / 60:.1f} minutes" in (ROOT / "README.md").read_text()
+    fast = json.loads((ROOT / "docs/cost/demo_bfloat16.json").read_text())
+    told_of_fast = f"and {fast['seconds'] / 60:.1f} in bfloat16"
+    assert told_of_fast in (ROOT / "README.md").read_text()
     demo = json.loads((RESULTS / "openmoji_demo.json").read_text())
     flickr = [json.loads((RESULTS / f"flickr8k_{name}.json").read_text()) for name in ("smollm2", "best")]
     for measured in (demo["multi_prompt"], demo["single_prompt"], *flickr):
