@@ -1,12 +1,11 @@
 """Opening image-text data: sources that hold their pictures, splits and their parts, columns."""
 
 import json
-import os
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from shared_data import shared_data
 from tiny_pictures import picture, records, write_folder
 
 from mpclip.data.image_sources import open_table
@@ -191,15 +190,6 @@ def test_limit(tmp_path):
 
 
 # Real photographs
-
-
-def shared_data(name: str) -> Path:
-    given = os.environ.get("MPCLIP_SHARED_DATA")
-    places = [Path(given)] if given else [parent / "shared/data" for parent in Path(__file__).resolve().parents]
-    for place in places:
-        if (place / name).is_dir():
-            return place / name
-    pytest.skip(f"{name} is not there: put it in shared/data beside the repository, or set MPCLIP_SHARED_DATA")
 
 
 def test_flickr8k():

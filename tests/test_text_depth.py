@@ -8,6 +8,7 @@ from transformers import MODEL_MAPPING, AutoModel
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
 from modeling_mpclip.configuration_mpclip import first_layers
+from modeling_mpclip.family_table import family_of
 
 
 @pytest.mark.parametrize("family", [name for name in ("llama", "gemma3_text", "qwen3", "qwen3_next", "lfm2") if name in FOUND])
@@ -22,9 +23,8 @@ def test_a_cut_decoder_gives_the_states_of_its_last_layer(family):
     whole.layers[0].register_forward_hook(lambda module, args, output: seen.append(output))
     with torch.no_grad():
         whole(ids, attention_mask=mask, use_cache=False)
-        expected = (whole.norm if hasattr(whole, "norm") else whole.embedding_norm)(
-            seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-        )
+        state = seen[0][0] if isinstance(seen[0], tuple) else seen[0]  # (1, 7, H)
+        expected = getattr(whole, family_of(family).norm)(state)
         assert torch.allclose(cut(ids, attention_mask=mask, use_cache=False).last_hidden_state, expected, atol=1e-5)
 
 
