@@ -35,7 +35,7 @@ PIPELINES = {
     "image-feature-extraction": {"impl": "pipelines_mpclip.MPCLIPImageFeatureExtractionPipeline", "pt": ["AutoModel"]},
 }
 
-# LLMs of which a part is not shown to equal the first layers of the whole: layers are scaled by their number, or depend on others.
+# LLMs whose first layers alone are not shown to equal those of the whole: they are scaled by their number, or depend on others.
 UNCUT = {"gemma3n_text", "gemma4_text", "inkling2_text", "lfm3", "longcat_flash", "minicpm3"}
 
 # Whoever loads a model imports this module first. The check runs before PreTrainedConfig is used, which old versions lack.

@@ -11,7 +11,9 @@ from modeling_mpclip.configuration_mpclip import first_layers
 from modeling_mpclip.family_table import family_of
 
 
-@pytest.mark.parametrize("family", [name for name in ("llama", "gemma3_text", "qwen3", "qwen3_next", "lfm2", "zaya") if name in FOUND])
+@pytest.mark.parametrize(
+    "family", [name for name in ("llama", "gemma3_text", "qwen3", "qwen3_next", "lfm2", "zaya") if name in FOUND]
+)
 def test_a_cut_decoder_gives_the_states_of_its_last_layer(family):
     config = tiny_config(family)
     whole = plain_decoder(config)
