@@ -15,12 +15,11 @@ gradients of all weights. Batches are padded to their longest text. The ratio is
 
 import sys
 
-from benchmarks.llm_shapes import REAL, SHAPES
-from benchmarks.record import command_parser, provenance
+from benchmarks.record import add_timing_options, command_parser, provenance
 from benchmarks.timing import with_quartiles
 from eval.tables import markdown_table
 from mpclip.files import write_json
-from mpclip.hardware import add_precision, best_device, choose_precision, usable_device
+from mpclip.hardware import best_device, choose_precision
 
 
 def table(result: dict) -> str:
@@ -46,18 +45,9 @@ def main(argv: list[str] | None = None) -> dict:
         argv: words of the command line; None takes those of the process.
     """
     parser = command_parser("benchmarks.branches", __doc__)
-    parser.add_argument("--quick", action="store_true", help="two rounds for each ratio")
-    parser.add_argument("--json", metavar="OUT.json", help="where to write the result")
-    parser.add_argument("--data", help="data set with captions (default: Flickr8k if it is in data/, else OpenMoji scenes)")
-    parser.add_argument(
-        "--tower", default=REAL, choices=(REAL, *SHAPES), help="the LLM; all but the default have random weights (%(default)s)"
+    add_timing_options(
+        parser, seconds=20.0, quick="two rounds for each ratio", batch_size="captions in a batch; a quarter to train"
     )
-    parser.add_argument("--device", type=usable_device, help="where to compute (default: the GPU if there is one)")
-    add_precision(parser)
-    parser.add_argument(
-        "--seconds", type=float, default=20.0, help="for each ratio, but at least two rounds (default: %(default)s)"
-    )
-    parser.add_argument("--batch_size", type=int, default=32, help="captions in a batch; a quarter to train (%(default)s)")
     options = parser.parse_args(argv)
     options.device = options.device or best_device()
     options.precision = choose_precision(options.precision, options.device)

@@ -4,7 +4,8 @@ import argparse
 import datetime
 import shlex
 
-from mpclip.hardware import describe_machine
+from benchmarks.llm_shapes import REAL, SHAPES
+from mpclip.hardware import add_precision, describe_machine, usable_device
 
 
 def command_parser(module: str, manual: str | None) -> argparse.ArgumentParser:
@@ -17,6 +18,28 @@ def command_parser(module: str, manual: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"python -m {module}", description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def add_timing_options(parser: argparse.ArgumentParser, seconds: float, quick: str, batch_size: str) -> None:
+    """Add the options of a benchmark that times an LLM on batches of captions.
+
+    Args:
+        parser: of the benchmark.
+        seconds: the default for each ratio.
+        quick, batch_size: help texts of --quick and --batch_size.
+    """
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", metavar="OUT.json", help="where to write the result")
+    parser.add_argument("--data", help="data set with captions (default: Flickr8k if it is in data/, else OpenMoji scenes)")
+    parser.add_argument(
+        "--tower", default=REAL, choices=(REAL, *SHAPES), help="the LLM; all but the default have random weights (%(default)s)"
+    )
+    parser.add_argument("--device", type=usable_device, help="where to compute (default: the GPU if there is one)")
+    add_precision(parser)
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help="for each ratio, but at least two rounds (default: %(default)s)"
+    )
+    parser.add_argument("--batch_size", type=int, default=32, help=f"{batch_size} (default: %(default)s)")
 
 
 def as_arguments(options: dict) -> list[str]:

@@ -21,12 +21,11 @@ Slow and fast calls take turns. Each ratio is the median over rounds; from ten r
 
 import sys
 
-from benchmarks.llm_shapes import REAL, SHAPES
-from benchmarks.record import command_parser, provenance
+from benchmarks.record import add_timing_options, command_parser, provenance
 from benchmarks.timing import with_quartiles
 from eval.tables import markdown_table
 from mpclip.files import write_json
-from mpclip.hardware import add_precision, best_device, choose_precision, usable_device
+from mpclip.hardware import best_device, choose_precision
 
 RATIOS = ("masked_vs_separate", "masked_vs_separate_negation", "masked_vs_prefix_cache")
 
@@ -75,19 +74,8 @@ def main(argv: list[str] | None = None) -> dict:
         argv: words of the command line; None takes those of the process.
     """
     parser = command_parser("benchmarks.speed", __doc__)
-    parser.add_argument("--quick", action="store_true", help="small batches, few rounds, no sweeps")
-    parser.add_argument("--json", metavar="OUT.json", help="where to write the result")
+    add_timing_options(parser, seconds=30.0, quick="small batches, few rounds, no sweeps", batch_size="texts in a batch")
     parser.add_argument("--png", metavar="OUT.png", help="where to draw the sweeps")
-    parser.add_argument("--data", help="data set with captions (default: Flickr8k if it is in data/, else OpenMoji scenes)")
-    parser.add_argument(
-        "--tower", default=REAL, choices=(REAL, *SHAPES), help="the LLM; all but the default have random weights (%(default)s)"
-    )
-    parser.add_argument("--device", type=usable_device, help="where to compute (default: the GPU if there is one)")
-    add_precision(parser)
-    parser.add_argument(
-        "--seconds", type=float, default=30.0, help="for each ratio, but at least two rounds (default: %(default)s)"
-    )
-    parser.add_argument("--batch_size", type=int, default=32, help="texts in a batch (default: %(default)s)")
     parser.add_argument(
         "--attention",
         nargs="+",

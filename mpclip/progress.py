@@ -48,7 +48,8 @@ class ProgressLines:
     """
 
     def __init__(self, title: str, total: int, unit: str, initial: int = 0, file: TextIO | None = None, quiet: bool = False):
-        self.title, self.total, self.unit, self.initial, self.done = title, total, unit, initial, initial
+        self.title, self.total, self.initial, self.done = title, total, initial, initial
+        self.units = unit + ("es" if unit.endswith("ch") else "s")
         self.file, self.quiet = file or sys.stderr, quiet
         self.started = self.shown = time.monotonic()
 
@@ -71,7 +72,7 @@ class ProgressLines:
 
     def _write(self, what: str) -> None:
         if not self.quiet:
-            print(f"{self.title}: {self.done:,} of {self.total:,} {self.unit}s, {what}", file=self.file, flush=True)
+            print(f"{self.title}: {self.done:,} of {self.total:,} {self.units}, {what}", file=self.file, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -63,3 +63,10 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 @pytest.mark.parametrize("seconds, words", [(45, "45 seconds"), (126, "2.1 minutes"), (12600, "3.5 hours")])
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
+
+
+def test_several_things_are_named(clock, capsys):
+    with progress("Expanding captions", 3, "batch") as shown:
+        clock[0] += 12
+        shown.update(3)
+    assert "Expanding captions: 3 of 3 batches, done in 12 seconds" in capsys.readouterr().err

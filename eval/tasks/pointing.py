@@ -81,7 +81,7 @@ class Pointing:
         segments = embeds.unflatten(1, (encoder.segments, -1))[[distinct.index(q.text) for q in questions]]  # (N, K, d)
         items: dict[str, list] = {name: [] for name in ("share", "largest", *(HITS + kind for kind in self.kinds))}
         starts = range(0, len(rows), batch_size)
-        for start in track(starts, "making maps", len(starts), "batch"):
+        for start in track(starts, "Making maps", len(starts), "batch"):
             batch = rows[start : start + batch_size]
             seen = see(encoder.model, encoder.processor, batch["image"])
             asked = [n for n, question in enumerate(questions) if start <= question.row < start + batch_size]
