@@ -138,6 +138,7 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path):
         result(tmp_path, "a", [0, 1, 0], data="others", split="train"), "differ in data 'scenes' and 'others', split 'test' and"
     )
     refused(result(tmp_path, "b", [0, 1, 0], left_out={"rows": 1}), "differ in left_out None and")
+    refused(result(tmp_path, "e", [0, 1, 0], seed=1), "differ in seed None and 1")
     refused(result(tmp_path, "c", [0, 1]), "different numbers of items .*found 3 and 2.* not of the same data")
     bare = result(tmp_path, "d", [0, 1, 0])
     Path(bare).with_suffix(".items.npz").unlink()
