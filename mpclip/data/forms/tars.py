@@ -67,40 +67,68 @@ def _refuse_escaping(tars: list[Path]) -> None:
 def _rows(paths: list[str], stamps: list[tuple], caption_column: str | None) -> Iterator[dict[str, Any]]:
     """The rows of shards. `stamps` makes `datasets` tell a changed shard from the one in its cache."""
     for path in paths:
-        with tarfile.open(path) as tar:
-            key, files = None, {}
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if not member.isfile() or name.name.startswith("."):
-                    continue
-                base, _, ending = name.name.partition(".")
-                if key not in (None, str(name.parent / base)):
-                    yield from _row(path, key, files, caption_column)
-                    files = {}
-                key = str(name.parent / base)
-                files[ending.lower()] = tar.extractfile(member).read()
+        for key, files in files_by_name(path):
             yield from _row(path, key, files, caption_column)
 
 
-def _row(path: str, key: str | None, files: dict[str, bytes], caption_column: str | None) -> Iterator[dict[str, Any]]:
+def files_by_name(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The files of a tar that belong together, in its order: their common name, and ending in lower case -> content.
+
+    Raises:
+        tarfile.TarError, EOFError: it is no whole tar file.
+    """
+    with tarfile.open(path) as tar:
+        key, files = None, {}
+        for member in tar:
+            name = PurePosixPath(member.name)
+            if not member.isfile() or name.name.startswith("."):
+                continue
+            base, _, ending = name.name.partition(".")
+            if key not in (None, str(name.parent / base)):
+                yield key, files
+                files = {}
+            key = str(name.parent / base)
+            files[ending.lower()] = tar.extractfile(member).read()
+        if key is not None:
+            yield key, files
+
+
+def picture_ending(files: dict[str, bytes]) -> str | None:
+    """Which of the files of one name is the picture; None if none is."""
+    return next((ending for ending in files if ending.rsplit(".", 1)[-1] in PICTURES), None)
+
+
+def captions_of_files(files: dict[str, bytes], caption_column: str | None) -> list[str]:
+    """The captions in the files of one name.
+
+    Args:
+        files: ending -> content.
+        caption_column: as in `rows_of_tars`.
+
+    Raises:
+        ValueError: a text is not UTF-8, or a caption is not what it should be.
+    """
+    cells: dict[str, Any] = {ending: files[ending].decode() for ending in (*TEXTS, caption_column) if ending in files}
+    if "json" in files and (not cells or caption_column not in (None, *cells)):
+        described = json.loads(files["json"])
+        cells |= described if isinstance(described, dict) else {}
+    names = caption_columns(list(cells), None) if caption_column is None else [caption_column]
+    return [caption for name in names for caption in captions_of_cell(cells.get(name))]
+
+
+def _row(path: str, key: str, files: dict[str, bytes], caption_column: str | None) -> Iterator[dict[str, Any]]:
     """The row of the files of one name, if a picture is among them."""
-    pictures = [ending for ending in files if ending.rsplit(".", 1)[-1] in PICTURES]
-    if not pictures:
+    ending, place = picture_ending(files), f"{path}, {key}"
+    if ending is None:
         return
-    place = f"{path}, {key}"
     try:
-        cells: dict[str, Any] = {ending: files[ending].decode() for ending in (*TEXTS, caption_column) if ending in files}
-        if "json" in files and (not cells or caption_column not in (None, *cells)):
-            described = json.loads(files["json"])
-            cells |= described if isinstance(described, dict) else {}
-        names = caption_columns(list(cells), None) if caption_column is None else [caption_column]
-        captions = [caption for name in names for caption in captions_of_cell(cells.get(name))]
+        captions = captions_of_files(files, caption_column)
     except UnicodeDecodeError as error:
         raise ValueError(f"{place}: a text is not UTF-8 ({error})") from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
     yield {
-        "image": {"bytes": files[pictures[0]], "path": f"{key}.{pictures[0]}"},
+        "image": {"bytes": files[ending], "path": f"{key}.{ending}"},
         "captions": captions,
-        "file_name": f"{Path(path).name}/{key}.{pictures[0]}",
+        "file_name": f"{Path(path).name}/{key}.{ending}",
     }
