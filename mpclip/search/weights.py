@@ -18,18 +18,23 @@ def aspect_names(templates: Sequence[str], words: Sequence[str] | None = None) -
         templates: of the K prompts, with adaptive tokens [APT-1], ...
         words: those that the adaptive tokens were initialised from, if known. They stand for the tokens.
     """
-
-    def filled(token: re.Match) -> str:
-        n = int(token[1])
-        return words[n - 1] if words and n <= len(words) else f"APT-{n}"
-
-    split = [re.sub(r"\[APT-(\d+)\]", filled, template).split() for template in templates]
+    split = [template.split() for template in filled_templates(templates, words)]
     first = _shared(split)
     last = _shared([parts[first:][::-1] for parts in split])
     names = [" ".join(parts[first : len(parts) - last]).strip(" .,:;") for parts in split]
     if not all(names) or len({name.lower() for name in names}) < len(names):
         return [str(k) for k in range(1, len(templates) + 1)]
     return names
+
+
+def filled_templates(templates: Sequence[str], words: Sequence[str] | None = None) -> list[str]:
+    """Templates as people read them: [APT-1] becomes the word that it was initialised from, or APT-1 if that is not known."""
+
+    def filled(token: re.Match) -> str:
+        n = int(token[1])
+        return words[n - 1] if words and n <= len(words) else f"APT-{n}"
+
+    return [re.sub(r"\[APT-(\d+)\]", filled, template) for template in templates]
 
 
 def _shared(split: list[list[str]]) -> int:
