@@ -36,8 +36,8 @@ import signal
 import sys
 from pathlib import Path
 
+from mpclip.stop import StopSignals
 from mpclip.training.command_line import help_text, parse_options
-from mpclip.training.stop import StopSignals
 
 
 def main(argv: list[str] | None = None, prog: str = "train_hf.py") -> dict[str, float]:

@@ -14,6 +14,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from mpclip.command import Stoppable
+
 # Command -> the module whose `main(arguments, prog)` it calls, and its line in the help.
 COMMANDS = {
     "train": ("train_hf", "train on image-text pairs"),
@@ -26,13 +28,13 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command. Only the module of that command is imported.
+    """Run one command. Only the module of that command is imported. Ctrl-C ends it with a sentence.
 
     Args:
         arguments: as on the command line, without the name of the program.
 
     Raises:
-        SystemExit: with code 2 if there is no such command.
+        SystemExit: with code 2 if there is no such command; with 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else "--help"
@@ -41,7 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"usage: mpclip COMMAND ...\n\n{__doc__}\ncommands (`mpclip COMMAND --help` describes one):\n{listed}")
     elif command in COMMANDS:
         module, _ = COMMANDS[command]
-        importlib.import_module(module).main(arguments[1:], prog=f"mpclip {command}")
+        with Stoppable(f"mpclip {command}", arguments[1:]):
+            importlib.import_module(module).main(arguments[1:], prog=f"mpclip {command}")
     else:
         print(f"mpclip: no command {command!r}; expected one of: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)

@@ -36,7 +36,7 @@ told = {"metrics": trainer.evaluate()}
 import signal, torch
 from mpclip.training.finite import NotFinite
 from mpclip.training.run import train
-from mpclip.training.stop import Interrupted, StopSignals
+from mpclip.stop import Interrupted, StopSignals
 
 signals, rank, epochs, compute = StopSignals(), trainer.args.process_index, [], trainer.compute_loss
 

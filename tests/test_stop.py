@@ -12,10 +12,10 @@ from conftest import arguments
 from safetensors.torch import load_file
 
 import train_hf
+from mpclip.stop import Interrupted, StopSignals
 from mpclip.training.checkpoints import checkpoints_in
 from mpclip.training.command_line import parse_options
 from mpclip.training.resume import how_to_go_on
-from mpclip.training.stop import Interrupted, StopSignals
 from mpclip.training.trainer import MPCLIPTrainer
 
 

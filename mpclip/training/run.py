@@ -29,6 +29,7 @@ from mpclip.data.video import Clips
 from mpclip.data.video_text import VideoTextDataset, load_video_text, middle_frames
 from mpclip.files import read_json, write_json
 from mpclip.hardware import precision_told
+from mpclip.stop import Interrupted, StopSignals
 
 from .arguments import MPCLIPTrainingArguments, RunOptions
 from .batch_size import refuse_few_examples, refuse_no_negatives
@@ -42,7 +43,6 @@ from .resume import Start, find_start, mark_finished, prepare_folder
 from .saving import removing_half_saved, save_final
 from .state_cache import ClipStates, ImageStates, TextStates, cache_clip_states, cache_image_states, cache_text_states
 from .step_end import StopAtStepEnd
-from .stop import Interrupted, StopSignals
 from .trainer import MPCLIPTrainer
 from .tuning import boundary_layer, prepare_tuning
 

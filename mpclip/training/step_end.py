@@ -4,7 +4,7 @@ import signal
 
 from transformers import TrainerCallback
 
-from .stop import StopSignals
+from mpclip.stop import StopSignals
 
 
 class StopAtStepEnd(TrainerCallback):

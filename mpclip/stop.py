@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run that is stopped saves a checkpoint first.
+"""Ctrl-C and SIGTERM, at once or after a step. Training saves a checkpoint first; mpclip/command.py ends all other commands.
 
     with StopSignals() as signals:
         ...                      # a signal raises Interrupted at once
@@ -34,11 +34,13 @@ class StopSignals:
     main thread Python allows no handlers; nothing is watched there.
 
     Attributes:
-        received: number of the signal that was received while `waiting`, or None.
+        received: number of the signal that was received, or None.
+        raised: whether a signal has raised Interrupted.
     """
 
     def __init__(self):
         self.received: int | None = None
+        self.raised = False
         self._waits, self._owner, self._before = False, os.getpid(), {}
 
     def __enter__(self) -> "StopSignals":
@@ -69,7 +71,7 @@ class StopSignals:
             self.received = number
             os.write(2, TOLD)  # not print(): the signal may have come while something was being printed
         else:
-            self.received = number
+            self.received, self.raised = number, True
             raise Interrupted(number)
 
     def _handle_in_fork(self, number: int) -> None:
