@@ -14,6 +14,7 @@ from mpclip.data.picture_folder import NOT_A_FILE
 from mpclip.data.picture_size import MAX_MEGAPIXELS, pixel_limit, too_large
 from mpclip.progress import progress
 
+_DECODER = datasets.Image()
 NAMES_SHOWN = 20  # bad rows that a message names; it only counts the rest
 
 
@@ -43,24 +44,10 @@ def undecodable(rows: datasets.Dataset, max_megapixels: float = MAX_MEGAPIXELS) 
         rows: a table with `image`.
         max_megapixels: larger images are not decoded.
     """
-    decoder = datasets.Image()
     cells = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
 
     def fault(i: int) -> str | None:
-        cell = cells[i]["image"]
-        if cell is None:
-            return "no image"
-        if cell["bytes"] is None and os.path.exists(cell["path"]) and not os.path.isfile(cell["path"]):
-            return NOT_A_FILE  # opening a pipe could wait for ever
-        try:
-            to_rgb(decoder.decode_example(cell))
-        except FileNotFoundError:
-            return "no such file"
-        except PIL.UnidentifiedImageError:
-            return "not an image"
-        except Exception as error:  # Pillow's decoders raise a dozen types, SyntaxError and struct.error among them
-            return too_large(error, max_megapixels) or str(error) or type(error).__name__
-        return None
+        return picture_or_fault(cells[i]["image"], max_megapixels)[1]
 
     reasons = {}
     shown = progress("Checking images", len(rows), "image")
@@ -70,6 +57,32 @@ def undecodable(rows: datasets.Dataset, max_megapixels: float = MAX_MEGAPIXELS) 
             reasons |= {i: reason for i, reason in zip(numbers, pool.map(fault, numbers), strict=True) if reason}
             shown.update(len(numbers))
     return reasons
+
+
+def picture_or_fault(
+    cell: dict | None, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[PIL.Image.Image | None, str | None]:
+    """Decode a picture, or say what is wrong with it. Call it within `pixel_limit`.
+
+    Args:
+        cell: `bytes` and `path` of a file, as `datasets.Image(decode=False)` has them; None where there is no picture.
+        max_megapixels: the limit, for the message.
+
+    Returns:
+        The picture, RGB and upright, and None; or None, and what is wrong in a few words.
+    """
+    if cell is None or (cell["bytes"] is None and cell["path"] is None):
+        return None, "no image"
+    if cell["bytes"] is None and os.path.exists(cell["path"]) and not os.path.isfile(cell["path"]):
+        return None, NOT_A_FILE  # opening a pipe could wait for ever
+    try:
+        return to_rgb(_DECODER.decode_example(cell)), None
+    except FileNotFoundError:
+        return None, "no such file"
+    except PIL.UnidentifiedImageError:
+        return None, "not an image"
+    except Exception as error:  # Pillow's decoders raise a dozen types, SyntaxError and struct.error among them
+        return None, too_large(error, max_megapixels) or str(error) or type(error).__name__
 
 
 def named(rows: datasets.Dataset, reasons: dict[int, str]) -> str:

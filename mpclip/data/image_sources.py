@@ -79,7 +79,7 @@ def _parts(source: str, reading: ReadingOptions, need_captions: bool) -> dict[st
     listings = _listings(path)
     if listings:
         return {name: partial(_read_listing, file, path, reading, need_captions) for name, file in listings.items()}
-    if tars := _tars(source):
+    if tars := tar_files(source):
         if reading.caption_separator is None and caption_per_line(next(iter(tars.values()))[0]):
             reading = replace(reading, caption_separator="\n")
         opened = {name: partial(rows_of_tars, files, reading, need_captions) for name, files in tars.items()}
@@ -177,7 +177,7 @@ def _listing(file: Path, reading: ReadingOptions) -> Listing:
     return read_flickr(file, text) if is_flickr(text) else read_delimited(file, text, reading)
 
 
-def _tars(source: str) -> dict[str, list[Path]]:
+def tar_files(source: str) -> dict[str, list[Path]]:
     """Shards by split: of a pattern, a file, CLIP_benchmark's folders, or the top of a folder."""
     if source.endswith(TAR_SUFFIXES):
         found = [Path(file) for file in glob.glob(source)] or ([Path(source)] if Path(source).is_file() else [])
