@@ -1,12 +1,12 @@
 """Train an MP-CLIP model on image-text pairs.
 
-    python train_hf.py configs/openmoji_smollm2.yaml
-    python train_hf.py configs/flickr8k_smollm2.yaml --dataset path/to/flickr8k --num_train_epochs 5
-    python train_hf.py configs/flickr8k_smollm2.yaml configs/systems/mean_pooling.yaml --dataset path/to/flickr8k
-    python train_hf.py --text_model Qwen/Qwen3-0.6B --vision_model google/siglip-base-patch16-224 \\
-        --dataset my_pictures --train_split "train[:90%]" --eval_split "train[90%:]" \\
+    mpclip train --dataset my_photos --train_split "train[:90%]" --eval_split "train[90%:]" --output_dir runs/mine
+    mpclip train configs/flickr8k_smollm2.yaml --dataset path/to/flickr8k --num_train_epochs 5
+    mpclip train configs/flickr8k_smollm2.yaml configs/systems/mean_pooling.yaml --dataset path/to/flickr8k
+    mpclip train --text_model Qwen/Qwen3-0.6B --vision_model google/siglip-base-patch16-224 \\
+        --dataset my_photos --train_split "train[:90%]" --eval_split "train[90%:]" \\
         --adaptive_tokens input --text_tuning lora --vision_tuning full --output_dir runs/mine
-    accelerate launch train_hf.py configs/flickr8k_smollm2.yaml
+    accelerate launch train_hf.py configs/flickr8k_smollm2.yaml     # `mpclip train` is train_hf.py
 
 A recipe is a YAML file that maps options to values. A later recipe overrides an earlier one: give a setting first, then a
 system of configs/systems. Options on the command line override all recipes. Unknown options are refused.
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None, prog: str = "train_hf.py") -> dict[str, 
     """
     argv = sys.argv[1:] if argv is None else argv
     if asked := {"-h", "--help", "--help_all"} & set(argv):
-        print(help_text(__doc__, every="--help_all" in asked))
+        print(help_text(__doc__, prog, every="--help_all" in asked))
         return {}
     with StopSignals() as signals:
         try:

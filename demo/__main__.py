@@ -1,7 +1,8 @@
 """Train the multi-prompt model and its single-prompt baseline on OpenMoji scenes, and compare them on held-out scenes.
 
-    make demo
+    python -m demo                            # what `make demo` does once everything is installed
     python -m demo --train 1000 --test 200 --out runs/small_demo
+    python -m demo --out runs/another_demo
 
 The command writes everything to runs/demo:
 

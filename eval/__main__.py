@@ -1,16 +1,18 @@
 """Measure a trained model.
 
-    python -m eval retrieval --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json out.json --grid out.png
-    python -m eval retrieval --model openai/clip-vit-base-patch32 --data jxie/flickr8k --split test --json clip.json
-    python -m eval differences --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json differences.json
-    python -m eval retrieval --model runs/demo/single_prompt runs/demo/multi_prompt --data my_photos --split test --json results
-    python -m eval compare results/single_prompt.json results/multi_prompt.json --plot differences.png
+    mpclip eval retrieval --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json out.json --grid out.png
+    mpclip eval retrieval --model openai/clip-vit-base-patch32 --data jxie/flickr8k --split test --json clip.json
+    mpclip eval differences --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json differences.json
+    mpclip eval retrieval --model runs/demo/single_prompt runs/demo/multi_prompt --data my_photos --split test --json results
+    mpclip eval compare results/single_prompt.json results/multi_prompt.json --plot differences.png
     accelerate launch -m eval retrieval --model ...
 
 The JSON file holds the metrics, their 95% bootstrap intervals, and how the run is repeated. The scores of single items are
 written beside it, to OUT.items.npz. Several models give one table, with the paired difference of each to the first. Embeddings
-are kept on disk, so a killed run goes on, and another task on the same data takes seconds. The Python files of a checkpoint are
-run: measure only checkpoints that you trust.
+are kept on disk, so a run that was stopped or killed goes on, and another task on the same data takes seconds. The Python files
+of a checkpoint are run: measure only checkpoints that you trust.
+
+`mpclip eval TASK --help` explains a task and its metrics.
 """
 
 import argparse

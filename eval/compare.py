@@ -1,6 +1,8 @@
 """Compare two results of one task on the same data: paired differences with their intervals.
 
-    python -m eval compare results/single_prompt.json results/multi_prompt.json --plot differences.png
+    mpclip eval compare results/single_prompt.json results/multi_prompt.json
+    mpclip eval compare results/single_prompt.json results/multi_prompt.json --plot differences.png
+    mpclip eval compare monday.json tuesday.json
 
 Each metric's difference, second minus first, with its 95% interval: a paired bootstrap over the task's units, such as pictures.
 Both models are measured on the same draws, so what makes a picture hard for both of them cancels out. An interval without zero

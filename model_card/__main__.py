@@ -1,9 +1,9 @@
 """Write the model card of a checkpoint: README.md, and a picture of what each prompt looks at.
 
-    python -m model_card runs/mine
-    python -m eval retrieval --model runs/mine --data my_pictures --split test --json test.json
-    python -m model_card runs/mine --eval test.json --repo_id you/mine
-    python -m model_card runs/mine_text --source runs/mine
+    mpclip card runs/mine
+    mpclip eval retrieval --model runs/mine --data my_pictures --split test --json test.json
+    mpclip card runs/mine --eval test.json --repo_id you/mine
+    mpclip card runs/mine_text --source runs/mine
 
 train_hf.py writes the card at the end of every run. Write it again to add results or to change the model's name. The card is
 made of these files of the folder; what they do not record, the card calls unknown:

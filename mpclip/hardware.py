@@ -2,6 +2,7 @@
 
     python -m mpclip.hardware                # the machine, its speeds and its choice
     python -m mpclip.hardware --json
+    python -m mpclip.hardware --device cpu   # also where there is a GPU
 
 Which dtype is fastest differs between machines. bfloat16 is several times faster than float32 on a CPU with AMX and on most
 GPUs. On a CPU that has AVX2 and nothing newer it is a hundred times slower, because it is computed in software. So the speed

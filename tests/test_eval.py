@@ -240,7 +240,7 @@ def test_help_and_unknown_task(capsys):
     with pytest.raises(SystemExit):
         eval.__main__.main(["--help"])
     shown = capsys.readouterr().out
-    assert "retrieval" in shown and "differences" in shown and "python -m eval retrieval --model" in shown
+    assert "retrieval" in shown and "differences" in shown and "mpclip eval retrieval --model" in shown
     with pytest.raises(SystemExit) as stopped:
         eval.__main__.main(["retreival"])
     assert stopped.value.code == 2

@@ -1,5 +1,12 @@
 """Whether a picture's right text beats wrong ones: composition and negation.
 
+    mpclip eval composition --model runs/demo/multi_prompt --data runs/demo/scenes --split test --build \\
+        --json composition.json
+    mpclip eval composition --model runs/demo/multi_prompt --data sugar-crepe/data --image_folder coco/val2017 \\
+        --split all --json sugarcrepe.json
+    mpclip eval composition --model runs/demo/multi_prompt --data runs/demo/scenes --split test --build \\
+        --likelihood smollm2-135m --json with_text_only.json
+
 The data are a published set (SugarCrepe, VALSE, ARO, Winoground, NegBench's multiple choice), rows of your own, or, with
 --build, pictures with captions: wrong texts are then made by written rules (mpclip/data/composition). A choice is right if the
 right text's cosine with the picture is above that of every wrong text; a tie is wrong. The metrics are in percent:

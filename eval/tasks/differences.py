@@ -1,5 +1,11 @@
 """Differences between near-twin OpenMoji scenes that a model does not see.
 
+    mpclip eval differences --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json differences.json
+    mpclip eval differences --model runs/demo/multi_prompt --data runs/demo/scenes --split test --limit 100 \\
+        --json quick_look.json
+    mpclip eval differences --model runs/demo/single_prompt runs/demo/multi_prompt --data runs/demo/scenes \\
+        --split test --json results
+
 Every caption searches all scenes of the split. If the best scene is a wrong one, its differences to the caption's own scene are
 looked up. The metrics are shares of captions in percent; a tie counts against the model.
 

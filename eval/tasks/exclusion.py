@@ -1,5 +1,11 @@
 """Queries that leave something out: "a dog without a ball" and `exclude="a ball"`, on photos with captions or OpenMoji scenes.
 
+    mpclip eval exclusion --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json exclusion.json
+    mpclip eval exclusion --model runs/demo/multi_prompt --data runs/demo/scenes --split test --top 10 \\
+        --json exclusion_10.json
+    mpclip eval exclusion --model runs/mine openai/clip-vit-base-patch32 --data photos --split test --together 5 \\
+        --json results
+
 For pairs (X, Y) of things that the pictures show together and apart, three queries search all pictures of the split:
 
     plain    the text X, such as "a dog"

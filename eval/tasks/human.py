@@ -1,5 +1,9 @@
 """Human judgement: does a model's score of a picture and a caption rise with the ratings that people gave?
 
+    mpclip eval human --model runs/demo/multi_prompt --data flickr8k --split expert --json expert.json
+    mpclip eval human --model runs/demo/multi_prompt --data flickr8k --split crowdflower --json crowdflower.json
+    mpclip eval human --model runs/demo/multi_prompt --data flickr8k --split expert --prefix '' --json no_prefix.json
+
 The score is CLIPScore's: w * max(cos, 0), with a prefix before the caption. It is compared with the ratings by Kendall's tau,
 times 100. Each rating is a data point: a pair that three experts rated counts three times, with one score. --split says which
 of the two published sets is measured:

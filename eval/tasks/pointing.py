@@ -1,5 +1,11 @@
 """Whether the maps of a model point at the object that a text names.
 
+    mpclip eval pointing --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json pointing.json
+    mpclip eval pointing --model runs/demo/multi_prompt --data runs/demo/scenes --split test --kinds occlusion value \\
+        --json two_kinds.json
+    mpclip eval pointing --model runs/demo/multi_prompt --data runs/demo/scenes --split test \\
+        --template "a picture of {}" --limit 50 --json pointing_50.json
+
 The pointing game (Zhang et al., arXiv 1608.00507) on OpenMoji scenes, whose boxes are known. For every object of every scene,
 the map of the picture and the text "a dog" is made; it hits if its highest place lies in the object's box. Metrics are shares
 of objects in percent:

@@ -1,5 +1,11 @@
 """What each prompt adds: recall by each segment alone, without each, by the first m, and what each segment stands for.
 
+    mpclip eval prompts --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json prompts.json \\
+        --grid prompts.png
+    mpclip eval prompts --model runs/demo/multi_prompt --data runs/demo/scenes --split 'test[50%:]' \\
+        --fit_split 'test[:50%]' --json fitted.json
+    mpclip eval prompts --model runs/mine --data photos --split test --limit 500 --json quick_look.json
+
 Captions search all pictures of the split and pictures all captions. The metrics are mean recalls (of R@1, R@5 and R@10, both
 ways) in percent; a tie counts against the model:
 

@@ -1,5 +1,11 @@
 """Recall and ranks of text-to-image and image-to-text retrieval on pictures with captions.
 
+    mpclip eval retrieval --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json retrieval.json \\
+        --grid found.png
+    mpclip eval retrieval --model runs/demo/single_prompt runs/demo/multi_prompt --data runs/demo/scenes --split test \\
+        --json results
+    mpclip eval retrieval --model openai/clip-vit-base-patch32 --data coco --split test --folds 5 --json coco_1k.json
+
 Every caption searches all pictures of the split, and every picture all captions. A tie counts against the model. The metrics of
 both directions (t2i: text to image, i2t: image to text):
 

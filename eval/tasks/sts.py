@@ -1,5 +1,10 @@
 """Correlation of the similarity of two sentences with human scores (STS).
 
+    mpclip eval sts --model runs/demo/multi_prompt --data data/stsb --split dev --json sts.json
+    mpclip eval sts --model sentence-transformers/all-MiniLM-L6-v2 runs/mine_text --data data/stsb --split dev \\
+        --json results
+    mpclip eval sts --model runs/demo/multi_prompt --data my_pairs.csv --split all --json mine.json
+
 Both sentences of a pair are embedded, and the cosine of the two embeddings is compared with the pair's score. No picture is
 needed, so text-only models are measured too. The metrics are correlations in percent:
 

@@ -1,5 +1,11 @@
 """Retrieval of video clips by text and back, and whether the order of frames is understood.
 
+    mpclip eval video --model runs/moving_multi_prompt --data runs/moving --split test --num_frames 4 --json video.json
+    mpclip eval video --model runs/demo/multi_prompt --data clips --split test --num_frames 4 --mean_over_frames \\
+        --json mean.json
+    mpclip eval video --model runs/demo/multi_prompt --data clips --split test --frame_sampling keyframes \\
+        --json keyframes.json
+
 Every caption searches all clips of the split, and every clip all captions. A tie counts against the model. The metrics of both
 directions (t2v: text to video, v2t: video to text) are those of `eval retrieval`:
 

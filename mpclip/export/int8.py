@@ -1,6 +1,8 @@
 """Writes a checkpoint whose LLM has int8 weights, a quarter of the size of float32.
 
     mpclip export int8 runs/demo/multi_prompt runs/demo/multi_prompt_int8
+    mpclip export int8 you/your-model your_model_int8
+    mpclip export int8 runs/demo/text runs/demo/text_int8     # of what `mpclip export text` has written
 
 The new checkpoint loads like any other, if torchao is installed. The linear layers of the LLM have int8 weights and one scale
 per output channel; their inputs are not quantised. Embeddings, norms, projections, pooling and vision encoder do not change.

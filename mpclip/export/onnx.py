@@ -2,6 +2,7 @@
 
     mpclip export onnx runs/demo/multi_prompt text.onnx
     mpclip export onnx runs/demo/multi_prompt image.onnx --tower image
+    mpclip export onnx you/your-model text.onnx
 
 text     input_ids, attention_mask (B, N) int64  ->  text_embeds (B, D) float32, L2-normalised
 image    pixel_values (B, C, H, W) float32       ->  image_embeds (B, D) float32, L2-normalised

@@ -1,6 +1,8 @@
 """Writes a checkpoint with the text tower alone, for tasks without pictures (semantic similarity, text retrieval).
 
     mpclip export text runs/mine runs/mine_text
+    mpclip export text you/your-model your_model_text
+    mpclip export text runs/demo/multi_prompt runs/demo/text
 
 The new checkpoint has neither vision weights nor an image processor, and gives the same text embeddings as the original one.
 Load it with `AutoModel` and call `get_text_features`, or encode, train and save it with `SentenceTransformer`.

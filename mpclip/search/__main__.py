@@ -1,9 +1,9 @@
 """Search a collection of pictures by text or by picture: build an index, query it.
 
-    python -m mpclip.search build --model runs/demo/multi_prompt --data photos --index runs/photos
-    python -m mpclip.search build --model you/your-model --data jxie/flickr8k --split test --index runs/flickr --kind hnsw
-    python -m mpclip.search query --index runs/photos "a street" --weights color=1.5 --exclude cars --html found.html
-    python -m mpclip.search query --index runs/photos "the same in winter" --image photo.jpg --top 20
+    mpclip search build --model runs/demo/multi_prompt --data photos --index runs/photos
+    mpclip search build --model you/your-model --data jxie/flickr8k --split test --index runs/flickr --kind hnsw
+    mpclip search query --index runs/photos "a street" --weights color=1.5 --exclude cars --html found.html
+    mpclip search query --index runs/photos "the same in winter" --image photo.jpg --top 20
 
 A build that was killed goes on where it was when started again. Started again later, it adds new pictures, drops those that are
 gone, and takes up captions that were corrected. A picture is known by its content: one that was moved or renamed, and one of a
@@ -35,6 +35,22 @@ from mpclip.search.weights import listed, read_weights, split_off
 if TYPE_CHECKING:
     from mpclip.search.search import Answer
 
+BUILD = """Make an index of pictures, or bring one up to date.
+
+    mpclip search build --model runs/demo/multi_prompt --data photos --index runs/photos
+    mpclip search build --model you/your-model --data jxie/flickr8k --split test --index runs/flickr --kind hnsw
+    mpclip search build --model runs/mine --data photos --index runs/photos --verify     # later: what is new, gone or damaged
+
+After Ctrl-C or a kill, the same command goes on: pictures are embedded once, but for the last few hundred.
+"""
+QUERY = """Find pictures by texts, by pictures, or by both.
+
+    mpclip search query --index runs/photos "a street" "a dog on a beach" --html found.html
+    mpclip search query --index runs/photos "a street" --exclude cars --weights 1,1,1.5,1,1,1 --json found.json
+    mpclip search query --index runs/photos "the same in winter" --image photo.jpg --top 20
+    mpclip search query --index runs/photos --file queries.txt --html found.html
+"""
+
 
 def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.search") -> None:
     """The command. torch is loaded when `build` or `query` runs, and not for `--help`.
@@ -45,7 +61,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="build|query", required=True)
 
-    build = commands.add_parser("build", help="make an index, or bring one up to date")
+    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    build = commands.add_parser("build", help="make an index, or bring one up to date", description=BUILD, **raw)
     build.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id; its Python files are run")
     build.add_argument("--data", required=True, help="folder of pictures; with --split a data set: folder, parquet, Hub id")
     build.add_argument("--split", help="split of a data set, such as validation or test")
@@ -64,7 +81,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
     add_reading_options(build)
     build.set_defaults(run=_build)
 
-    query = commands.add_parser("query", help="find pictures")
+    query = commands.add_parser("query", help="find pictures", description=QUERY, **raw)
     query.add_argument("texts", nargs="*", metavar="TEXT", help="a query; may be repeated")
     query.add_argument("--index", required=True, metavar="FOLDER", help="folder of the index")
     query.add_argument("--file", type=Path, help="more queries, one per line")

@@ -53,11 +53,12 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def help_text(manual: str, every: bool = False) -> str:
+def help_text(manual: str, prog: str, every: bool = False) -> str:
     """The help of `train_hf.py`: its manual, followed by its options.
 
     Args:
         manual: the docstring of `train_hf.py`.
+        prog: name of the command.
         every: also list the options of transformers' TrainingArguments. This takes some seconds, because it imports torch.
     """
     classes = OWN_OPTIONS
@@ -65,6 +66,6 @@ def help_text(manual: str, every: bool = False) -> str:
         from .arguments import MPCLIPTrainingArguments
 
         classes = (ModelArguments, DataArguments, MPCLIPTrainingArguments)
-    listed = HfArgumentParser(classes, prog="train_hf.py", usage="train_hf.py [RECIPE.yaml ...] [--option VALUE ...]")
+    listed = HfArgumentParser(classes, prog=prog, usage=f"{prog} [RECIPE.yaml ...] [--option VALUE ...]")
     more = "" if every else "\nThe options of transformers.TrainingArguments work too; --help_all lists them.\n"
     return f"{manual}\n{listed.format_help()}{more}"

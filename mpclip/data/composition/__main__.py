@@ -1,7 +1,8 @@
 """Write a set of right and wrong texts that is built from pictures with captions.
 
     python -m mpclip.data.composition --from data/flickr8k --split "validation[50%:]" --out choices.jsonl
-    python -m eval composition --model runs/mine --data choices.jsonl --image_folder data/flickr8k --split all --json out.json
+    python -m mpclip.data.composition --from runs/demo/scenes --split test --seed 1 --out scenes.jsonl
+    mpclip eval composition --model runs/mine --data choices.jsonl --image_folder data/flickr8k --split all --json out.json
 
 Each line is {"file_name", "kind", "right", "wrong"}. Read and correct it, or write such lines of your own. `python -m eval
 composition --build` builds the same set without a file.

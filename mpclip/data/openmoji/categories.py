@@ -1,7 +1,8 @@
 """OpenMoji drawings with class labels, for zero-shot classification. They are made on your machine and nothing is downloaded.
 
     python -m mpclip.data.openmoji.categories --out runs/openmoji_categories
-    python -m eval zero_shot --model runs/demo/multi_prompt --data runs/openmoji_categories --split test --json zero_shot.json
+    mpclip eval zero_shot --model runs/demo/multi_prompt --data runs/openmoji_categories --split test --json zero_shot.json
+    mpclip search build --model runs/demo/multi_prompt --data runs/openmoji_categories/images --index runs/drawings
 
 A picture of 224 x 224 pixels shows one drawing, in the middle of a white background. There is one picture of each drawing. The
 command writes an image folder:

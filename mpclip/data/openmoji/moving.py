@@ -1,7 +1,8 @@
 """Clips of moving OpenMoji drawings with captions in which direction decides. They are made on your machine.
 
     python -m mpclip.data.openmoji.moving --out runs/moving
-    python train_hf.py configs/moving_smollm2.yaml
+    python -m mpclip.data.openmoji.moving --out runs/few --train 200 --test 40 --seed 1
+    mpclip train configs/moving_smollm2.yaml
 
 A clip has 8 frames of 224 x 224 pixels. One drawing moves, on a coloured background; another one may stand beside it. Clips
 come in pairs: the second clip is the first one played backwards. So the frames of both are the same, and only their order

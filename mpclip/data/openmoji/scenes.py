@@ -3,6 +3,7 @@
     python -m mpclip.data.openmoji.scenes --out runs/demo/scenes
     python -m mpclip.data.openmoji.scenes --out runs/demo/scenes --train 3000 --validation 300 --test 600 --seed 0 \\
         --contact_sheet runs/demo/scenes.png
+    mpclip train configs/openmoji_smollm2.yaml
 
 A scene is a picture of 224 x 224 pixels. It shows one to three OpenMoji drawings, small or large, on a coloured background.
 Its captions say all of this. Scenes come in families of three to five: a base and its twins. Each twin has one difference
