@@ -33,6 +33,11 @@ def add_common_options(parser: argparse.ArgumentParser, takes: str) -> None:
         help="where to write the result: OUT.json, with several models OUT.NAME.json for each; or a folder, in which each "
         "model has a file NAME.json",
     )
+    add_embedding_options(parser)
+
+
+def add_embedding_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for how data are read and embedded. Of those above it needs `model` alone."""
     parser.add_argument("--batch_size", type=count, default=64, help="pictures or texts at a time (default: %(default)s)")
     add_precision(parser)
     parser.add_argument(
