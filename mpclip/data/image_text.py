@@ -18,9 +18,11 @@ A source is one of these:
 * anything else that `datasets.load_dataset` opens: folders of images by class, or the id of a data set on the Hub.
 
 Each picture becomes one row, however many rows or files the source has for it. Parts of a split thus share no picture.
-Loading decodes every image once. So a picture that cannot be read is found, and named, before training starts.
+Loading decodes every image once, unless `check_images` is False. A picture that cannot be read is then found, and named, when
+training comes to it.
 """
 
+import logging
 import math
 import random
 import warnings
@@ -31,15 +33,22 @@ import datasets
 import PIL.Image
 import torch
 
-from mpclip.data.image_checks import named, to_rgb, undecodable, without_captions
+from mpclip.data.image_checks import NAMES_SHOWN, named, picture_or_fault, to_rgb, undecodable, without_captions
 from mpclip.data.image_sources import open_table
-from mpclip.data.picture_size import read_pictures_of
+from mpclip.data.picture_size import pixel_limit, read_pictures_of
 from mpclip.data.reading import ReadingOptions
 from mpclip.data.same_pictures import merge_same_pictures
 from mpclip.data.skipped import tell_skipped
 from mpclip.data.splits import part_of_split
 
-__all__ = ["ImageTextDataset", "load_image_text", "to_rgb"]
+__all__ = ["ImageTextDataset", "UnreadablePicture", "load_image_text", "random_crop", "to_rgb"]
+
+logger = logging.getLogger("train_hf")
+REPLACED = "the picture cannot be read, and the next one that can takes its place"
+
+
+class UnreadablePicture(OSError):
+    """A picture cannot be read in training. The message names it."""
 
 
 def load_image_text(
@@ -48,6 +57,7 @@ def load_image_text(
     *,
     need_captions: bool = True,
     limit: int | None = None,
+    check_images: bool = True,
     **reading: Any,
 ) -> datasets.Dataset:
     """Open one split of an image-text data set. Every image of it decodes and every row has a caption.
@@ -59,6 +69,7 @@ def load_image_text(
         need_captions: False also keeps rows without a caption, and opens tables without a column of captions. `captions` is
             then an empty list.
         limit: number of images to look at, from the start of the split; None for all.
+        check_images: False decodes none of the images, so that the table may have some that cannot be read.
         reading: the options of `mpclip.data.reading.ReadingOptions`, all with defaults:
 
             * `image_column`, `caption_column`: names of columns, needed if they are not the usual ones. A cell is one caption,
@@ -92,7 +103,8 @@ def load_image_text(
     rows = rows.select(range(min(limit or len(rows), len(rows))))
 
     faults = {"without a caption": without_captions(rows)} if need_captions else {}
-    faults["with an image that cannot be decoded"] = undecodable(rows, how.max_megapixels)
+    if check_images:
+        faults["with an image that cannot be decoded"] = undecodable(rows, how.max_megapixels)
     read_pictures_of(how.max_megapixels)
     for what, reasons in faults.items():
         if not reasons:
@@ -124,6 +136,8 @@ class ImageTextDataset(torch.utils.data.Dataset):
         with_images: False neither reads images nor puts them into the items. For image features that are already cached.
         smallest_crop: below 1, each image is a random crop with at least this share of its area, drawn anew each epoch.
             Images are never mirrored, since captions say left and right.
+        bad_images: what happens to a row whose picture cannot be read. "fail": an error. "skip": the item is that of the next
+            row whose picture can be read, every time that the row is drawn; it is named in the log once.
 
     Raises:
         ValueError: `rows` lacks a column, or `captions` has another value.
@@ -136,6 +150,7 @@ class ImageTextDataset(torch.utils.data.Dataset):
         seed: int = 0,
         with_images: bool = True,
         smallest_crop: float = 1.0,
+        bad_images: Literal["fail", "skip"] = "fail",
     ):
         needed = ["image", "captions"] if with_images else ["captions"]
         if missing := [name for name in needed if name not in rows.column_names]:
@@ -146,7 +161,9 @@ class ImageTextDataset(torch.utils.data.Dataset):
         self.captions = captions
         self.seed = seed
         self.smallest_crop = smallest_crop
+        self.bad_images = bad_images
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._faulty = torch.zeros(len(rows), dtype=torch.bool).share_memory_()  # (rows,), set by all workers
 
     @property
     def epoch(self) -> int:
@@ -159,37 +176,90 @@ class ImageTextDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def unreadable(self) -> list[int]:
+        """The rows whose pictures could not be read so far, by this process or its workers."""
+        return self._faulty.nonzero()[:, 0].tolist()
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`index` (int), `captions` (list[str]) and, unless `with_images` is False, `image` (PIL, RGB)."""
-        row = self.rows[index]
+        """`index` (int), `captions` (list[str]) and, unless `with_images` is False, `image` (PIL, RGB).
+
+        Raises:
+            UnreadablePicture: the picture cannot be read, and `bad_images` is "fail"; or none of the rows can be read.
+            FileNotFoundError: in the first of these cases, if there is no such file.
+        """
+        if self.bad_images == "skip" and "image" in self.rows.column_names:
+            index, row = self._readable(index)
+        else:
+            row = self._row(index)
         captions = row["captions"]
         if self.captions == "random":
             captions = [captions[self._drawn(index, len(captions))]]
         item = {"index": index, "captions": captions}
         if "image" in row:
-            item["image"] = self._cropped(to_rgb(row["image"]), index)
+            image = to_rgb(row["image"])
+            item["image"] = random_crop(image, self.smallest_crop, f"crop {self.seed} {self.epoch} {index}")
         return item
+
+    def _row(self, index: int) -> dict[str, Any]:
+        try:
+            return self.rows[index]
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # Pillow's decoders raise a dozen types
+            name = named(self.rows, {index: str(error) or type(error).__name__})
+            raise UnreadablePicture(f"{name}: the picture cannot be read. Repair it, or pass bad_images='skip'") from error
+
+    def _readable(self, index: int) -> tuple[int, dict[str, Any]]:
+        """The first row from `index` on, in a circle, whose picture can be read, and its number."""
+        for step in range(len(self.rows)):
+            place = (index + step) % len(self.rows)
+            if self._faulty[place]:
+                continue
+            try:
+                with pixel_limit(PIL.Image.MAX_IMAGE_PIXELS / 1e6):
+                    return place, self.rows[place]
+            except Exception as error:  # Pillow's decoders raise a dozen types
+                self._faulty[place] = True
+                if len(self.unreadable) <= NAMES_SHOWN:
+                    logger.warning("%s: %s", named(self.rows, {place: self._fault(place, error)}), REPLACED)
+        raise UnreadablePicture(f"None of the {len(self.rows)} pictures can be read.")
+
+    def _fault(self, index: int, error: Exception) -> str:
+        """What is wrong with a picture, in the words of the check at the start."""
+        limit = PIL.Image.MAX_IMAGE_PIXELS / 1e6
+        cell = self.rows.with_format(None).cast_column("image", datasets.Image(decode=False))[index]["image"]
+        with pixel_limit(limit):
+            return picture_or_fault(cell, limit)[1] or str(error)
 
     def caption_lengths(self) -> list[int]:
         """For each row the length, in characters, of the caption that "random" draws in this epoch."""
         captions = self.rows.with_format(None)["captions"]
         return [len(row[self._drawn(i, len(row))]) for i, row in enumerate(captions)]
 
-    def _cropped(self, image: PIL.Image.Image, index: int) -> PIL.Image.Image:
-        if self.smallest_crop == 1:
-            return image
-        draw = random.Random(f"crop {self.seed} {self.epoch} {index}")
-        area = draw.uniform(self.smallest_crop, 1)
-        widest = min(0.3, -math.log(area))  # sides from 3:4 to 4:3, none longer than the image's
-        stretch = math.exp(draw.uniform(-widest, widest))
-        width = max(1, round((area * stretch) ** 0.5 * image.width))
-        height = max(1, round((area / stretch) ** 0.5 * image.height))
-        left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
-        return image.crop((left, top, left + width, top + height))
-
     def _drawn(self, index: int, count: int) -> int:
         """Which of `count` captions row `index` gets in this epoch."""
         return random.Random(f"{self.seed} {self.epoch} {index}").choice(range(count))
+
+
+def random_crop(image: PIL.Image.Image, smallest: float, seed: str) -> PIL.Image.Image:
+    """A random part of a picture.
+
+    Args:
+        image: the picture.
+        smallest: share of its area that the crop has at least; 1 for the whole picture.
+        seed: of the draw.
+    """
+    if smallest == 1:
+        return image
+    draw = random.Random(seed)
+    area = draw.uniform(smallest, 1)
+    widest = min(0.3, -math.log(area))  # sides from 3:4 to 4:3, none longer than the image's
+    stretch = math.exp(draw.uniform(-widest, widest))
+    width = max(1, round((area * stretch) ** 0.5 * image.width))
+    height = max(1, round((area / stretch) ** 0.5 * image.height))
+    left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _images_to_rgb(batch: dict[str, list]) -> dict[str, list]:
