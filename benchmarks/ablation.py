@@ -29,6 +29,7 @@ With several splits, the split "all" is the mean over them. A plot of the same n
 """
 
 from benchmarks.systems import Task, compare_systems
+from mpclip.command import start
 
 RETRIEVAL = Task("benchmarks.ablation", "benchmarks.retrieval_cells", __doc__, ("mean_recall", "t2i_R@1", "i2t_R@1"))
 
@@ -46,4 +47,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -25,6 +25,7 @@ from benchmarks.record import as_arguments, command_parser, provenance
 from benchmarks.results_tables import weights_table
 from eval.intervals import bootstrap_interval
 from eval.weight_search import WEIGHTS, choose, retrieval_score
+from mpclip.command import start
 from mpclip.data.openmoji.objects import CATEGORIES, Drawings
 from mpclip.files import write_json
 from mpclip.hardware import add_precision, choose_precision
@@ -194,4 +195,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -16,6 +16,7 @@ from benchmarks.record import as_arguments, command_parser, provenance
 from eval.intervals import t_interval
 from eval.tables import markdown_table
 from modeling_mpclip.model_options import choices
+from mpclip.command import start
 from mpclip.files import read_json, write_json
 from mpclip.training.options import DataArguments
 
@@ -163,4 +164,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import branches, cache_formats, flops, guards, serving, speed
 from benchmarks.record import command_parser
+from mpclip.command import start
 from mpclip.files import read_json, write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "cost.md"
@@ -65,4 +66,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.record import command_parser
 from eval.result import load_result
 from eval.tables import decimals_of, markdown_table, with_interval
+from mpclip.command import start
 from mpclip.files import write_text
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -135,4 +136,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.record import command_parser, provenance
 from eval.tables import markdown_table
 from eval.tasks.exclusion import Exclusion
+from mpclip.command import start
 from mpclip.files import write_json
 from mpclip.hardware import add_precision, choose_precision
 
@@ -200,4 +201,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

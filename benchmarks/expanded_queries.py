@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.record import as_arguments, command_parser, provenance
 from benchmarks.results_tables import expansion_table
 from eval.intervals import bootstrap_interval
+from mpclip.command import start
 from mpclip.data.backbones import prepare_backbone
 from mpclip.files import read_json, write_json
 from mpclip.hardware import choose_precision
@@ -122,4 +123,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,6 +19,7 @@ paper's tables, a multiply-add counts as one operation.
 
 from benchmarks.record import as_arguments, command_parser, provenance
 from eval.tables import markdown_table
+from mpclip.command import start
 from mpclip.files import write_json
 
 SOURCE_MODEL, SOURCE_TEXT_TOKENS = "Gemma-2B", 22  # the paper's
@@ -83,4 +84,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

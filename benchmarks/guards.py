@@ -23,6 +23,7 @@ import sys
 
 from benchmarks.record import command_parser, provenance
 from eval.tables import markdown_table
+from mpclip.command import start
 from mpclip.files import write_json
 
 GOAL = 5  # percent of the whole, for each check that is not asked for
@@ -61,4 +62,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -17,6 +17,7 @@ import time
 
 from benchmarks.record import command_parser, provenance
 from eval.tables import markdown_table
+from mpclip.command import start
 from mpclip.files import write_json
 
 CELLS = ((256, None), (256, 128), (4096, 128))  # pairs per step, pairs per chunk
@@ -121,4 +122,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

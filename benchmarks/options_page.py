@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.record import command_parser
 from eval.tables import markdown_table
 from modeling_mpclip.model_options import OPTION_NAMES, choices, range_of
+from mpclip.command import start
 from mpclip.files import write_text
 from mpclip.training.options import DataArguments, ModelArguments, TrainingDefaults
 
@@ -64,4 +65,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -33,6 +33,7 @@ from pathlib import Path
 from benchmarks.placeholders import PLACES, fill_in, results_in
 from benchmarks.record import command_parser
 from eval.tables import markdown_table
+from mpclip.command import start
 from mpclip.files import read_json, write_text
 
 NOTE = "<!-- Written by `python -m benchmarks.results_page` from {source} and the JSON files. Change those, not this page. -->"
@@ -196,4 +197,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

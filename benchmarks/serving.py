@@ -25,6 +25,7 @@ import sys
 from benchmarks.record import command_parser, provenance
 from benchmarks.timing import with_quartiles
 from eval.tables import markdown_table
+from mpclip.command import start
 from mpclip.files import write_json
 
 REFERENCE = "torch float32"  # the engine
@@ -68,4 +69,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -24,6 +24,7 @@ import sys
 from benchmarks.record import add_timing_options, command_parser, provenance
 from benchmarks.timing import with_quartiles
 from eval.tables import markdown_table
+from mpclip.command import start
 from mpclip.files import write_json
 from mpclip.hardware import best_device, choose_precision
 
@@ -107,4 +108,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -11,6 +11,7 @@ once. With `train_sampling_strategy: group_by_length`, batches hold little paddi
 """
 
 from benchmarks.systems import Task, compare_systems
+from mpclip.command import start
 
 STS = Task("benchmarks.sts", "benchmarks.sts_cells", __doc__, ("spearman",))
 
@@ -25,4 +26,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.record import command_parser
 from eval.tables import markdown_table
+from mpclip.command import start
 from mpclip.files import write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "towers.md"
@@ -94,4 +95,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,7 +19,10 @@ An interrupted run continues where it stopped. A finished run shows its results 
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+from mpclip.command import Stoppable
 
 SCENES = {"train": 4000, "test": 600}
 
@@ -34,11 +37,14 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to (default: %(default)s)")
     parser.add_argument("--train", type=int, default=SCENES["train"], help="number of training scenes (default: %(default)s)")
     parser.add_argument("--test", type=int, default=SCENES["test"], help="number of held-out scenes (default: %(default)s)")
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
+    with Stoppable("python -m demo", arguments) as stoppable:
+        stoppable.kept = f"What is finished is kept in {options.out}."
 
-    from demo.compare import compare  # imports torch
+        from demo.compare import compare  # imports torch
 
-    return compare(options.out, options.train, options.test)
+        return compare(options.out, options.train, options.test, stoppable)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from mpclip.data.openmoji import scenes as openmoji_scenes
 from mpclip.files import aside, read_json, write_json
 from mpclip.hardware import best_device, describe_machine, speeds
 from mpclip.progress import duration
+from mpclip.stop import StopSignals
 from mpclip.training.command_line import parse_options
 from mpclip.training.resume import shaping_options
 from mpclip.training.run import build_trainer, train
@@ -33,13 +34,14 @@ SYSTEMS = {
 }
 
 
-def compare(out: Path, train_scenes: int, test_scenes: int) -> dict:
+def compare(out: Path, train_scenes: int, test_scenes: int, signals: StopSignals | None = None) -> dict:
     """Run the demo.
 
     Args:
         out: folder to write to.
         train_scenes: number of scenes to train on.
         test_scenes: number of held-out scenes.
+        signals: end a training after a step, with a checkpoint. By default they are not watched.
 
     Returns:
         The content of results.json: recalls, intervals and mistakes of each system, and how they were measured.
@@ -66,7 +68,7 @@ def compare(out: Path, train_scenes: int, test_scenes: int) -> dict:
         _say(f"{i + 2}/4  {system.replace('_', ' ')}: training and held-out retrieval", stages)
         argv = [RECIPE, *difference, "--dataset", str(scenes), "--cache_dir", str(out / "cache")]
         argv += ["--output_dir", str(out / system)]
-        embeds, was_trained = _embeddings(argv, rows, stages)
+        embeds, was_trained = _embeddings(argv, rows, stages, signals)
         trained_now |= not was_trained
         results[system] = _measure(embeds, rows)
         if system == "multi_prompt":
@@ -94,7 +96,7 @@ def compare(out: Path, train_scenes: int, test_scenes: int) -> dict:
     return results
 
 
-def _embeddings(argv: list[str], rows, stages: Stages) -> tuple[dict, bool]:
+def _embeddings(argv: list[str], rows, stages: Stages, signals: StopSignals | None) -> tuple[dict, bool]:
     """Train a system, unless it is trained already, and embed the held-out scenes.
 
     The embeddings are saved beside the checkpoint with the options that shaped them. They are read only if the options are the
@@ -104,6 +106,7 @@ def _embeddings(argv: list[str], rows, stages: Stages) -> tuple[dict, bool]:
         argv: the command line of train_hf.py.
         rows: the held-out scenes.
         stages: times the stages of the system.
+        signals: as for `compare`.
 
     Returns:
         image_embeds (I, D), text_embeds (T, D) and caption_image (T,); and whether the system was trained already.
@@ -121,7 +124,7 @@ def _embeddings(argv: list[str], rows, stages: Stages) -> tuple[dict, bool]:
     with stages.stage(f"{folder.name}: states of the frozen towers"):
         trainer = build_trainer(options, write_card=write_card)
     with stages.stage(f"{folder.name}: training"):
-        train(trainer, options=options, command=["python", "train_hf.py", *argv])
+        train(trainer, options=options, command=["python", "train_hf.py", *argv], signals=signals)
     with stages.stage(f"{folder.name}: held-out scenes"):
         image_embeds, text_embeds, caption_image = map(torch.from_numpy, trainer.predict(trainer.eval_dataset).predictions)
     embeds = {"image_embeds": image_embeds, "text_embeds": text_embeds, "caption_image": caption_image}

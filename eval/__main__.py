@@ -21,6 +21,7 @@ import sys
 
 from eval.options import add_common_options, add_compare_options
 from mpclip.cli import manual
+from mpclip.command import Stoppable
 
 # Task -> module and class. The first line of the module's docstring is the task's line in the help.
 TASKS = {
@@ -76,9 +77,14 @@ def main(arguments: list[str] | None = None, prog: str = "python -m eval") -> No
         prog: name of the command in messages.
 
     Raises:
-        SystemExit: code 2 for a wrong command line; code 1 and one line for an error that the user can fix.
+        SystemExit: code 2 for a wrong command line; code 1 and one line for an error that the user can fix; 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    with Stoppable(prog, arguments) as stoppable:
+        _run(arguments, prog, stoppable)
+
+
+def _run(arguments: list[str], prog: str, stoppable: Stoppable) -> None:
     parser = make_parser(prog)
     options = parser.parse_args(arguments)
     try:
@@ -89,8 +95,10 @@ def main(arguments: list[str] | None = None, prog: str = "python -m eval") -> No
             if options.plot:
                 print(f"\nwritten: {options.plot}")
             return
-        from eval.evaluate import evaluate, finish_job, report
+        from eval.evaluate import cache_of, evaluate, finish_job, report
 
+        if cache := cache_of(options):
+            stoppable.kept = f"Embeddings are kept in {cache}, but for those of the last half minute."
         results = evaluate(options, task_class(options.task), ["python", "-m", "eval", *arguments])
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"{parser.prog} {options.task}: {' '.join(str(error).split())}") from error

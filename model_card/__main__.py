@@ -22,6 +22,8 @@ The picture assets/attention.png is kept if it exists. Delete it to have it draw
 
 import argparse
 
+from mpclip.command import start
+
 
 def main(arguments: list[str] | None = None, prog: str = "python -m model_card") -> None:
     """The command.
@@ -65,4 +67,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m model_card")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

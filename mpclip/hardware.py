@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
+from mpclip.command import start
 from mpclip.files import cache_folder, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -265,4 +266,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -29,6 +29,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from modeling_mpclip.source_names import refuse_missing_folder
+from mpclip.command import start
 from mpclip.data.backbone_conversions import convert_efficientnet_lite0, convert_gguf
 from mpclip.files import cache_folder, read_json, sha256_file, write_json
 
@@ -268,4 +269,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

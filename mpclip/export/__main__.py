@@ -15,6 +15,7 @@ import importlib
 from pathlib import Path
 
 from mpclip.cli import manual
+from mpclip.command import start
 
 # Name of the export -> its line in the help.
 EXPORTS = {
@@ -59,4 +60,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.expor
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

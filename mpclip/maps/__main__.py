@@ -22,6 +22,7 @@ import argparse
 from pathlib import Path
 
 from mpclip.argument_types import count
+from mpclip.command import start
 from mpclip.hardware import usable_device
 from mpclip.maps import BEST, KINDS
 
@@ -88,4 +89,4 @@ def run(options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -22,10 +22,12 @@ the index names. Give only checkpoints and indexes you trust, or name the checkp
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpclip.argument_types import count
+from mpclip.command import Stoppable
 from mpclip.data.reading import add_reading_options, reading_given, reading_of
 from mpclip.files import write_json
 from mpclip.hardware import add_precision, usable_device
@@ -58,6 +60,12 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
     Args:
         arguments: those after `python -m mpclip.search`; by default the ones of this process.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with Stoppable(prog, arguments) as stoppable:
+        _run(arguments, prog, stoppable)
+
+
+def _run(arguments: list[str], prog: str, stoppable: Stoppable) -> None:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="build|query", required=True)
 
@@ -110,6 +118,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.searc
     query.set_defaults(run=_query, texts_after_weights=[])
 
     options = parser.parse_args(arguments)
+    if options.run is _build:
+        stoppable.kept = f"What is embedded is kept in {options.index}, but for the last few hundred pictures."
     try:
         options.run(options)
     except (ImportError, OSError, ValueError) as error:  # what the user can mend, on one line

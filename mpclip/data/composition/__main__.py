@@ -12,6 +12,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from mpclip.command import start
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command.
@@ -64,4 +66,4 @@ def write_choices(source: str, split: str, out: str, seed: int = 0) -> dict[str,
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from mpclip.command import start
 from mpclip.data.openmoji.generate import PlacedObject, Scene
 from mpclip.data.openmoji.objects import CATEGORIES, Drawings
 from mpclip.data.openmoji.pictures import PICTURE_PIXELS, render_scene
@@ -75,4 +76,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

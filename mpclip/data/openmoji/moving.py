@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mpclip.command import start
 from mpclip.data.openmoji.captions import COLOUR_WORDS, with_article
 from mpclip.data.openmoji.generate import BACKGROUNDS, PlacedObject, Scene, split_of
 from mpclip.data.openmoji.objects import OBJECTS, Drawings
@@ -277,4 +278,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

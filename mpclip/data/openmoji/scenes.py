@@ -38,6 +38,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from mpclip.command import start
 from mpclip.data.openmoji.generate import Scene, differences_between, generate_scenes
 from mpclip.data.openmoji.objects import OBJECTS, Drawings
 from mpclip.data.openmoji.pictures import contact_sheet, render_scene
@@ -190,4 +191,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
