@@ -61,9 +61,7 @@ def drawn_samples(
         while block:
             at, following = block[0][0], []
             draw = random.Random(f"{seed} {number} {reader} {block_number}")
-            for i, place in enumerate(
-                random.Random(f"{seed} {number} {reader} {block_number}").sample(range(len(block)), len(block))
-            ):
+            for i, place in enumerate(draw.sample(range(len(block)), len(block))):
                 (_, sample), block[place] = block[place], None
                 following += islice(samples, 1)
                 if i >= drawn:

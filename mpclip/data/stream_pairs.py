@@ -1,4 +1,4 @@
-"""`StreamedPairs`: the shards of a data set as batches of pairs of a picture and a caption, for the workers of a data loader."""
+"""`StreamedPairs`: the shards of a data set as batches of pairs of a picture and a caption, for workers of a data loader."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -21,8 +21,8 @@ class StreamedPairs(torch.utils.data.IterableDataset):
     left at the end of its pass and fills no batch is left out, so that no batch has a picture twice and each has all its
     negatives. The order and the captions depend on the seed, the pass and the number of readers alone.
 
-    An epoch is a number of batches, `batches_per_epoch`. It is the same for all processes, whatever the lengths of their shards:
-    a reader that is through with its pass begins the next one.
+    An epoch is a number of batches, `batches_per_epoch`. It is the same for all processes, whatever the lengths of their
+    shards: a reader that is through with its pass begins the next one.
 
     Args:
         shards: from `open_shards`.
@@ -66,8 +66,8 @@ class StreamedPairs(torch.utils.data.IterableDataset):
             at_a_time = f"{processes} processes with {self.lanes} workers each" if workers else f"{processes} processes"
             raise ValueError(
                 f"{at_a_time} read {self.readers} shards at a time, but there are {len(shards.names)} shards. Set "
-                f"--dataloader_num_workers to {len(shards.names) // processes} or less, use fewer processes, or write more shards: "
-                "python -m mpclip.data.shards --shards N"
+                f"--dataloader_num_workers to {len(shards.names) // processes} or less, use fewer processes, or write more "
+                "shards: python -m mpclip.data.shards --shards N"
             )
         self.samples_per_epoch = samples_per_epoch or shards.total
         if self.samples_per_epoch is None:
@@ -79,8 +79,8 @@ class StreamedPairs(torch.utils.data.IterableDataset):
         if not self.batches_per_epoch:
             raise ValueError(
                 f"{self.samples_per_epoch} samples are {self.samples_per_epoch // self.readers} for each of {self.readers} "
-                f"readers (processes times workers), fewer than a batch of {batch_size}. Lower --per_device_train_batch_size or "
-                "--dataloader_num_workers"
+                f"readers (processes times workers), fewer than a batch of {batch_size}. Lower --per_device_train_batch_size "
+                "or --dataloader_num_workers"
             )
 
     def __len__(self) -> int:
@@ -91,9 +91,9 @@ class StreamedPairs(torch.utils.data.IterableDataset):
         """Batches of one reader: that of the worker that calls, or the only one.
 
         Yields:
-            `examples`: `batch_size` dicts with `name`, `image` (PIL, RGB) and `captions`, one str in a list; `lane`: which reader
-            of this process; `position`: from which it goes on behind this batch; `faults`: what was left out since its last
-            batch, as pairs of what it is and its name.
+            `examples`: `batch_size` dicts with `name`, `image` (PIL, RGB) and `captions`, one str in a list; `lane`: which
+            reader of this process; `position`: from which it goes on behind this batch; `faults`: what was left out since its
+            last batch, as pairs of what it is and its name.
 
         Raises:
             UnreadablePicture: something cannot be read, with `bad_images="fail"`; or a pass fills no batch.
@@ -111,8 +111,8 @@ class StreamedPairs(torch.utils.data.IterableDataset):
             if sample is None:  # the end of a pass
                 if started and not batches:
                     raise UnreadablePicture(
-                        f"A pass over the shards of a reader has {len(examples)} samples that can be used, fewer than a batch of "
-                        f"{self.batch_size}. {'; '.join(name for _, name in faults[:5])}"
+                        f"A pass over the shards of a reader has {len(examples)} samples that can be used, fewer than a batch "
+                        f"of {self.batch_size}. {'; '.join(name for _, name in faults[:5])}"
                     )
                 examples, batches, started = [], 0, True
                 continue

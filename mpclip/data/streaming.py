@@ -223,10 +223,7 @@ def _open(source: str, split: str, reading: ReadingOptions) -> Shards:
         return TableShards(rows, _numbered(rows), None, reading, None)
     if tars := tar_files(source):
         return TarShards(_of_split(tars, split), reading)
-    found = (
-        [Path(file) for file in sorted(glob.glob(source))] if source.endswith(".parquet") else sorted(path.glob("*.parquet"))
-    )
-    if found:
+    if found := [Path(file) for file in glob.glob(source if source.endswith(".parquet") else f"{source}/*.parquet")]:
         files = _of_split(files_by_split(found), split)
         rows = _load("parquet", split="train", data_files={"train": [str(file) for file in files]})
         total = sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
@@ -236,8 +233,8 @@ def _open(source: str, split: str, reading: ReadingOptions) -> Shards:
     if path.exists() or not re.fullmatch(HUB_ID, source):
         what = "no tars and no parquet files" if path.exists() else "nothing"
         raise FileNotFoundError(
-            f"{what} at {source}: a stream reads webdataset tars, parquet files or a data set of the Hub. Any other data set is "
-            "made into tars by: python -m mpclip.data.shards --data DATA --split SPLIT --out FOLDER"
+            f"{what} at {source}: a stream reads webdataset tars, parquet files or a data set of the Hub. Any other data set "
+            "is made into tars by: python -m mpclip.data.shards --data DATA --split SPLIT --out FOLDER"
         )
     rows = _load(source, split=split)
     told = (rows.info.splits or {}).get(split)
