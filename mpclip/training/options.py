@@ -106,6 +106,23 @@ class DataArguments(ReadingOptions):
         "Which frames are taken of a clip. 'uniform': at even distances. 'keyframes': of those that the file stores whole, "
         "which is faster for long clips.",
     )
+    check_images: bool = option(
+        False,
+        "Decode all pictures of the training split before training begins, and leave out (or refuse) those that cannot be read. "
+        "Default: training begins at once, and a picture that cannot be read is treated as bad_images says when it is needed. "
+        "The evaluation split is always checked.",
+    )
+    streaming: bool = option(
+        False,
+        "Read the training split shard by shard: webdataset tars, parquet files or a data set of the Hub. Nothing is copied or "
+        "read before it is needed (docs/streaming.md).",
+    )
+    shuffle_buffer: Count = option(
+        1000, "Samples, undecoded, that each reader of a stream holds in memory and draws from. 1: the order of the shards."
+    )
+    samples_per_epoch: Count | None = option(
+        None, "Samples of all processes that make an epoch of a stream. Default: all, where their number is known."
+    )
     group_column: str | None = option(
         None, "Column whose value names a row's group. Rows of a group share a batch, as hard negatives of one another."
     )
