@@ -33,6 +33,14 @@ test: setup  ## the test suite, offline
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal \
 		--numprocesses $$($(BIN)/python -c "import os; print(min(8, os.cpu_count() + 1))")
 
+$(VENV)/.app: $(VENV)/.demo
+	$(BIN)/pip install --quiet --editable '.[app]'
+	@touch $@
+
+app: $(VENV)/.app  ## search the demo's pictures in a browser
+	@test -f runs/demo/results.json || { echo "The app shows the demo's models, and there are none yet. First: make demo"; exit 1; }
+	$(BIN)/mpclip app --model runs/demo/multi_prompt --model runs/demo/single_prompt --images runs/demo/scenes --split test
+
 peers: setup  ## transformers' own common tests on our classes
 	$(BIN)/python tests/peers
 
@@ -55,4 +63,4 @@ bench: setup  ## measure the costs and write docs/cost.md; half an hour on two c
 clean:  ## delete runs/; .venv and ~/.cache/mpclip stay
 	rm -rf runs
 
-.PHONY: help setup demo test peers check bench clean
+.PHONY: help setup demo app test peers check bench clean

@@ -23,6 +23,7 @@ COMMANDS = {
     "search": ("mpclip.search.__main__", "build an index of pictures and query it"),
     "report": ("mpclip.report.__main__", "write what a model finds, where it fails and what it costs, as one page"),
     "maps": ("mpclip.maps.__main__", "draw where in a picture each prompt's answer comes from"),
+    "app": ("mpclip.app.__main__", "search pictures in a browser, or write a Hugging Face Space that does"),
     "export": ("mpclip.export.__main__", "make a checkpoint small and fast to serve: onnx, int8, text"),
     "card": ("model_card.__main__", "write the model card of a checkpoint"),
 }

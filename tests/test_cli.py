@@ -61,7 +61,7 @@ def test_one_entry_for_all_commands(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["trane"])
     assert stopped.value.code == 2
-    assert "no command 'trane'; expected one of: train, eval, search, maps, export, card" in capsys.readouterr().err
+    assert f"no command 'trane'; expected one of: {', '.join(COMMANDS)}" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["eval", "retrieval"])
     assert "usage: mpclip eval retrieval" in capsys.readouterr().err
