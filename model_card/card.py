@@ -209,7 +209,9 @@ def _data_in_words(training: dict) -> dict:
     where = {"Hub": f"[{name}](https://huggingface.co/datasets/{name})", "local": f"{code(name)} (a local data set)"}
     line = where.get(source.get("where"), code(name)) + f", split {code(arguments['train_split'])}"
     if "train" in source:
-        line += f": {source['train']['images']:,} images with {source['train']['captions']:,} captions"
+        captions = source["train"]["captions"]
+        with_captions = "" if captions is None else f" with {captions:,} captions"
+        line += f": {source['train']['images']:,} images{with_captions}{' per epoch' if captions is None else ''}"
     if arguments["group_column"]:
         line += f"; batches hold groups of {arguments['group_size']} rows with equal {code(arguments['group_column'])}"
     return {"line": line, "licence": source.get("license"), "attribution": source.get("attribution")}

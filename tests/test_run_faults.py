@@ -63,7 +63,7 @@ def test_pictures_that_are_skipped_do_not_count(folder, tmp_path):
         Image.new("RGB", (8, 8), COLORS[int(row["file_name"][0])]).save(tmp_path / "data" / row["file_name"])
     (tmp_path / "data" / "2.png").write_bytes(b"no picture")
     (tmp_path / "data" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ("--dataset", str(tmp_path / "data"), "--eval_split", "none")
+    options = ("--dataset", str(tmp_path / "data"), "--eval_split", "none", "--check_images", "true")
     with pytest.warns(match=r"1 of 4 rows"), pytest.raises(SystemExit, match=r"There are 3 pictures .*fewer than a batch of 4"):
         train_hf.main(arguments(folder, tmp_path / "out", *options))
 

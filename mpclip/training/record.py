@@ -49,7 +49,7 @@ def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from:
         * `ModelArguments`, `DataArguments`, `MPCLIPTrainingArguments`: the options; those of the model with the values of its
           config;
         * `base_models` and `data`, in the form of `describe_source`; `data` has in addition the numbers of images and captions
-          in `train` and `eval`;
+          in `train` and `eval`; of a stream the images of an epoch, and None for the captions, which nobody has counted;
         * `trained_parameters`, `processes`, `machine`, `date`, `resumed_from`;
         * `gflops`: the machine's speed in each dtype, from which `precision` was chosen.
     """
@@ -61,7 +61,7 @@ def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from:
     if options.model.checkpoint:
         model_options |= {"text_model": None, "vision_model": None}  # not used: the towers come from the checkpoint
     counts = {
-        name: {"images": len(data), "captions": sum(map(len, data.rows.with_format(None)["captions"]))}
+        name: _count(data)
         for name, data in {"train": trainer.train_dataset, "eval": trainer.eval_dataset}.items()
         if data is not None
     }
@@ -81,6 +81,15 @@ def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed_from": resumed_from and Path(resumed_from).name,
     }
+
+
+def _count(data) -> dict[str, int | None]:
+    """The numbers of images and captions of a data set, and of images that could not be read in training, if there are any."""
+    if not hasattr(data, "rows"):
+        return {"images": len(data), "captions": None}
+    unreadable = len(getattr(data, "unreadable", []))
+    counts = {"images": len(data), "captions": sum(map(len, data.rows.with_format(None)["captions"]))}
+    return counts | ({"unreadable": unreadable} if unreadable else {})
 
 
 def _git_commit() -> str | None:

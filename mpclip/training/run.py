@@ -12,6 +12,7 @@ import logging
 import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from .resume import Start, find_start, mark_finished, prepare_folder
 from .saving import removing_half_saved, save_final
 from .state_cache import ClipStates, ImageStates, TextStates, cache_clip_states, cache_image_states, cache_text_states
 from .step_end import StopAtStepEnd
+from .streamed import StreamedTrainer, first_pictures, streamed_pairs
 from .trainer import MPCLIPTrainer
 from .tuning import boundary_layer, prepare_tuning
 
@@ -92,7 +94,7 @@ def build_model(options: ModelArguments, max_text_length: int) -> tuple[MPCLIPMo
 
 
 def open_rows(options: DataArguments, split: str) -> datasets.Dataset:
-    """Open a split of the data set and check its images, or its clips if `video_column` is given.
+    """Open a split of the data set; check its images if `check_images` is set, and its clips if `video_column` is given.
 
     Args:
         options: name the data set and its columns.
@@ -106,7 +108,7 @@ def open_rows(options: DataArguments, split: str) -> datasets.Dataset:
     """
     if options.video_column:
         return load_video_text(options.dataset, split, video_column=options.video_column, **reading_of(options))
-    return load_image_text(options.dataset, split, **reading_of(options))
+    return load_image_text(options.dataset, split, check_images=options.check_images, **reading_of(options))
 
 
 def cached_states(
@@ -169,12 +171,17 @@ def build_trainer(
     # Before the slow part: it raises an error if the repository cannot be written to.
     hub_pusher = HubPusher(options.training, data.cache_dir) if options.training.push_to_hub else None
     set_seed(arguments.seed)
-    rows = {"train": open_split(data, data.train_split)}
-    what = "clips" if data.video_column else "pictures"
-    refuse_few_examples(len(rows["train"]), arguments, f"{what} with captions in {data.dataset}, split {data.train_split!r}")
+    checked = replace(data, check_images=True)
+    rows, stream = {}, streamed_pairs(options) if data.streaming else None
+    if stream is None:
+        rows["train"] = open_split(checked if cached_images else data, data.train_split)
+        what = "clips" if data.video_column else "pictures"
+        refuse_few_examples(
+            len(rows["train"]), arguments, f"{what} with captions in {data.dataset}, split {data.train_split!r}"
+        )
     if data.eval_split:
-        rows["eval"] = open_split(data, data.eval_split)
-        if not data.video_column:
+        rows["eval"] = open_split(checked, data.eval_split)
+        if not data.video_column and stream is None:
             warn_of_shared_pictures(rows["train"], rows["eval"], data.train_split, data.eval_split)
 
     base, processor = build_model(model_options, data.max_text_length)
@@ -187,15 +194,21 @@ def build_trainer(
         negated = split == "train" and base.config.negation_weight > 0  # evaluation does not use negated prompts
         return MPCLIPCollator(processor, *cached_states(base, processor, rows[split], options=options, negated=negated))
 
-    shown = rows.get("eval", rows["train"])  # what the model card draws pictures from
-    return MPCLIPTrainer(
+    shown = rows.get("eval", rows.get("train"))  # what the model card draws pictures from
+    if shown is None:
+        shown = first_pictures(stream, 3)
+    if stream is None:
+        examples, make_trainer = _examples(rows["train"], "random", data, arguments.seed, cached_images), MPCLIPTrainer
+    else:
+        examples, make_trainer = stream, StreamedTrainer
+    return make_trainer(
         model=model,
         args=arguments,
-        train_dataset=_examples(rows["train"], "random", data, arguments.seed, cached_images),
+        train_dataset=examples,
         eval_dataset=_examples(rows["eval"], "all", data, arguments.seed, cached_images) if "eval" in rows else None,
-        data_collator=collator("train"),
+        data_collator=collator("train") if stream is None else MPCLIPCollator(processor),
         eval_collator=collator("eval") if "eval" in rows else None,
-        train_groups=_groups(rows["train"], data.group_column),
+        train_groups=_groups(rows["train"], data.group_column) if stream is None else None,
         group_size=data.group_size,
         named_rows=rows,
         hub_pusher=hub_pusher,
@@ -238,6 +251,7 @@ def train(
         if writes:
             prepare_folder(options, start)
         metrics = _fit(trainer, start.checkpoint, signals)
+        _tell_unreadable(trainer)
         if trainer.eval_dataset is not None:
             metrics = trainer.evaluate()
             trainer.save_metrics("eval", metrics, combined=False)
@@ -273,12 +287,22 @@ def _fit(trainer: MPCLIPTrainer, checkpoint: str | None, signals: StopSignals | 
     return result.metrics if trained else read_json(folder / "train_results.json")
 
 
+def _tell_unreadable(trainer: MPCLIPTrainer) -> None:
+    """Say how many pictures could not be read in training. They were named when they were met."""
+    if faulty := getattr(trainer.train_dataset, "unreadable", []):
+        logger.warning(
+            "%d of %d pictures could not be read; each time, the next one that could took its place. --check_images true leaves "
+            "them out before training.",
+            *(len(faulty), len(trainer.train_dataset)),
+        )
+
+
 def _examples(rows: datasets.Dataset, captions: str, data: DataArguments, seed: int, cached_images: bool) -> ImageTextDataset:
     """The examples of a split, with pictures or clips where these are not cached."""
     if data.video_column:
         return VideoTextDataset(rows, captions, seed, not cached_images, data.num_frames, data.frame_sampling)
     crop = data.smallest_crop if captions == "random" else 1.0
-    return ImageTextDataset(rows, captions, seed, not cached_images, crop)
+    return ImageTextDataset(rows, captions, seed, not cached_images, crop, data.bad_images)
 
 
 def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:
