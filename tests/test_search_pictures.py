@@ -14,6 +14,7 @@ import pytest
 from search_fixtures import PICTURES, add_picture
 
 import mpclip.data.picture_folder
+import mpclip.encoding.decoding
 import mpclip.search.embed
 from mpclip.data.image_text import load_image_text
 from mpclip.data.picture_folder import NOT_A_FILE, find_pictures
@@ -192,7 +193,8 @@ def test_a_training_set_reads_what_it_allows(photos, monkeypatch):
 
 def test_few_large_pictures_wait_in_memory(monkeypatch):
     """However large the batch, no more pictures are read ahead, nor wait to be embedded, than the memory is meant to hold."""
-    monkeypatch.setattr(mpclip.search.embed, "PIXELS_AHEAD", 5_000)
+    for module in (mpclip.encoding.decoding, mpclip.search.embed):
+        monkeypatch.setattr(module, "PIXELS_AHEAD", 5_000)
     waiting, most, lock = set(), [], threading.Lock()
     monkeypatch.setattr(mpclip.search.embed, "thumbnail", lambda picture, side: b"")
     names = [str(i) for i in range(40)]

@@ -1,17 +1,14 @@
 """Embeds pictures into chunks: read and hashed by all cores, embedded in batches, written down every few hundred."""
 
 import io
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
 
 from modeling_mpclip.picture_files import open_rgb
 from mpclip.data.identity import picture_key
-from mpclip.data.picture_size import MAX_MEGAPIXELS, pixel_limit, too_large
+from mpclip.data.picture_size import MAX_MEGAPIXELS
+from mpclip.encoding.decoding import PIXELS_AHEAD, decoded, pixels_of
 from mpclip.progress import progress
 from mpclip.search.chunks import chunk_files, write_chunk
 from mpclip.search.integrity import Integrity
@@ -21,8 +18,6 @@ from mpclip.search.queries import QueryEncoder
 CHUNK = 512  # pictures whose embeddings a kill may cost
 THUMBNAIL = 256  # pixels of its longer side
 NAMES_SHOWN = 20
-PHOTO = 12_000_000  # pixels of a photo
-PIXELS_AHEAD = 400_000_000  # of pictures that are read and wait: about a GB of memory
 
 
 class ChunkWriter:
@@ -47,7 +42,7 @@ class ChunkWriter:
         self._waiting.append((name, picture))
         for column, value in zip(self._rows.values(), (key, stamp, small), strict=True):
             column.append(value)
-        if len(self._waiting) == self.batch_size or sum(map(_pixels, self._waiting)) > PIXELS_AHEAD:
+        if len(self._waiting) == self.batch_size or sum(pixels_of(picture) for _, picture in self._waiting) > PIXELS_AHEAD:
             self._embed()
         if len(self._rows["key"]) == CHUNK:
             self.write()
@@ -104,47 +99,16 @@ def embed_pictures(
 
     keys: dict[str, str] = {}
     unreadable: dict[str, str] = {}
-    shown = progress("Embedding pictures", len(names), "picture")
-    with pixel_limit(max_megapixels), shown, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, future in _ahead(pool, read, names, 2 * writer.batch_size):
+    with progress("Embedding pictures", len(names), "picture") as shown:
+        for name, made, wrong in decoded(names, read, 2 * writer.batch_size, max_megapixels):
             shown.update(1)
-            try:
-                key, picture, small = future.result()
-            except Exception as error:  # Pillow's decoders raise a dozen types
-                unreadable[name] = too_large(error, max_megapixels) or _reason(error)
+            if wrong is not None:
+                unreadable[name] = wrong
                 continue
+            key, picture, small = made
             keys[name] = key
             if key not in known:
                 known.add(key)
                 writer.add(name, picture, key, pictures.stamps[name], small)
         writer.write()
     return keys, unreadable
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return "not a picture that Pillow reads"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # without the path, which the name says
-    return str(error) or type(error).__name__
-
-
-def _ahead(pool: ThreadPoolExecutor, read: Callable, names: Iterable[str], count: int) -> Iterator[tuple[str, Future]]:
-    """Names in order with what `read` makes of them. Reading begins `count` names early, or fewer where pictures are large."""
-    begun: deque[tuple[str, Future]] = deque()
-    guess = PHOTO  # the size of a picture that is not read yet: about that of those before
-
-    def pixels(future: Future) -> float:
-        return guess if not future.done() else 0 if future.exception() else _pixels(future.result())
-
-    for name in names:
-        begun.append((name, pool.submit(read, name)))
-        while len(begun) > count or sum(pixels(future) for _, future in begun) > PIXELS_AHEAD:
-            yield begun[0]
-            guess = (guess + pixels(begun.popleft()[1])) / 2
-    yield from begun
-
-
-def _pixels(named: tuple) -> int:
-    """Of the picture that stands second."""
-    return named[1].width * named[1].height if named[1] else 0
