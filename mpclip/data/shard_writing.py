@@ -87,9 +87,9 @@ def write_shards(
     if left_out:
         listed = ", ".join(f"{name} ({fault})" for name, fault in list(left_out.items())[:NAMES_SHOWN])
         logger.warning("%s, split %r: %d of %d pictures are left out: %s", source, split, len(left_out), len(rows), listed)
-    manifest = read_json(out / MANIFEST)
-    others = {name: samples for name, samples in manifest.get("shards", {}).items() if split_of_file(name) != part}
-    write_json(out / MANIFEST, {"shards": others | made, "samples": sum({**others, **made}.values())})
+    manifest = _beside(out / f"manifest.{format}", MANIFEST)
+    others = {name: n for name, n in read_json(manifest).get("shards", {}).items() if split_of_file(name) != part}
+    write_json(manifest, {"shards": others | made, "samples": sum({**others, **made}.values())})
     return {"shards": count, "samples": sum(made.values()), "left_out": len(left_out), "written": written}
 
 
@@ -118,7 +118,7 @@ def _write_shard(
     Returns:
         The content of its `*_stats.json`, and whether it was written.
     """
-    note = shard.with_name(f"{shard.stem}_stats.json")
+    note = _beside(shard, f"{shard.stem}_stats.json")
     missing = {row: "no such file" for row, cell in enumerate(rows["image"]) if not _there(cell)}
     there = rows.select([row for row in range(len(rows)) if row not in missing]) if missing else rows
     texts = json.dumps([there.remove_columns("image")[:], recoding, number], default=str)
@@ -134,6 +134,11 @@ def _write_shard(
     told = {"count": len(rows), "successes": count, "left_out": faults, "bytes": size, "made_of": made_of}
     write_json(note, told)
     return told, True
+
+
+def _beside(shard: Path, name: str) -> Path:
+    """A file beside a shard. Beside parquet it is hidden: `datasets` reads every other JSON file of such a folder as data."""
+    return shard.with_name(f".{name}" if shard.suffix == ".parquet" else name)
 
 
 def _samples(
