@@ -20,6 +20,7 @@ from mpclip.command import Stoppable
 COMMANDS = {
     "train": ("train_hf", "train on image-text pairs"),
     "eval": ("eval.__main__", "measure a model: retrieval and other tasks"),
+    "embed": ("mpclip.embed", "embed many pictures into parquet files, by any number of workers"),
     "search": ("mpclip.search.__main__", "build an index of pictures and query it"),
     "report": ("mpclip.report.__main__", "write what a model finds, where it fails and what it costs, as one page"),
     "maps": ("mpclip.maps.__main__", "draw where in a picture each prompt's answer comes from"),
