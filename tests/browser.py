@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 120_000  # milliseconds; playwright's own 30 seconds are too few on a machine that is busy
 HERE = ("localhost", "127.0.0.1", "::1", None)  # hosts that count as this machine; files and data have none
 
 
@@ -69,12 +70,13 @@ def browser_pages() -> Iterator[Callable[..., WatchedPage]]:
     if program is None:
         pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=PATIENCE)
 
         def open_page(address: str, width: int = 1280, height: int = 800, dark: bool = False, **context) -> WatchedPage:
             """Open an address; `context` is for playwright's `new_context`, such as `is_mobile`."""
             scheme = "dark" if dark else "light"
             window = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **context)
+            window.set_default_timeout(PATIENCE)
             page = WatchedPage(window.new_page())
             page.goto(address)
             return page
