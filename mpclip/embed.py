@@ -22,6 +22,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mpclip.argument_types import count
+from mpclip.command import start
 from mpclip.data.reading import MAX_MEGAPIXELS
 from mpclip.hardware import add_precision, best_device, usable_device
 
@@ -142,4 +143,4 @@ def own_device(environment: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

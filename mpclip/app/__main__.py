@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 
 from mpclip.app import MOST_MODELS
+from mpclip.command import start
 from mpclip.hardware import add_precision, usable_device
 
 
@@ -79,4 +80,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

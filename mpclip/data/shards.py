@@ -3,7 +3,7 @@
     python -m mpclip.data.shards --data photos --split train --out shards
     python -m mpclip.data.shards --data photos --split train --out shards --samples_per_shard 5000 --shuffle 0
     python -m mpclip.data.shards --data photos --split train --out shards --longest_side 512 --quality 90
-    mpclip train --streaming true --dataset shards --eval_split none ...
+    mpclip train --streaming true --dataset shards --eval_split none --max_steps 1000 --output_dir runs/streamed
 
 Shards are webdataset tars in img2dataset's layout (00000.tar with 000000000.jpg, .txt and .json, beside it 00000_stats.json),
 or parquet files. A picture with several captions has them in a file .captions too, as a JSON list. The files of pictures are
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from mpclip.argument_types import count
 from mpclip.cli import manual
+from mpclip.command import start
 from mpclip.data.reading import add_reading_options, reading_of
 
 
@@ -73,4 +74,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
