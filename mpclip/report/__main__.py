@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, command: list[str]) -> str:
     from mpclip.encoding import encode_dataset, refuse_unfit
 
     from . import content
-    from .cost import RUNS, cost
+    from .cost import AT_ONCE, RUNS, cost
     from .page import write_report
 
     refuse_unfit(options.model)
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace, command: list[str]) -> str:
         except ValueError as error:  # such as a pooling that reads no places
             page["no_maps"] = f"This model has no such maps. {error}"
     stage(6, "what it costs")
-    few = [row["image"] for row in (rows[i] for i in range(min(16, len(rows))))]
+    few = [rows[i]["image"] for i in range(min(AT_ONCE, len(rows)))]
     page |= {"cost": cost(encoder, captions, few), "runs": RUNS, "machine": machine_in_words(how)}
     (name,) = short_names([options.model])
     page |= {"name": name, "data_name": Path(options.data).name or options.data, "split": options.split, "limit": options.limit}

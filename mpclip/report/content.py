@@ -121,9 +121,8 @@ def of_failures(embeds: dict, rows, labels: list[str]) -> dict:
     shown = []
     for one in found.shown:
         gains = one.found_parts - one.wanted_parts  # (K,)
-        scores = f"Score of the wanted picture {one.wanted_parts.sum():.2f}, of the found one {one.found_parts.sum():.2f}."
         misled = [label for label, gain in zip(labels, gains, strict=True) if gain > 0]
-        note = "Upper bars: the wanted picture; lower bars: the found one; numbers: the lead of the found one. " + scores
+        note = f"Score of the wanted picture {one.wanted_parts.sum():.2f}, of the found one {one.found_parts.sum():.2f}."
         if len(labels) > 1:
             note += f" {len(misled)} of {len(labels)} prompts prefer the found one."
         chart = pairs_of_bars(labels, one.wanted_parts.tolist(), one.found_parts.tolist(), note)

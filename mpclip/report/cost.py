@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 RUNS = 5  # of which the median counts
-AT_ONCE = 16  # texts or pictures of a batch
+AT_ONCE = 8  # texts or pictures of a batch
 
 
 @dataclass
