@@ -17,12 +17,11 @@ not be read. The Python files that come with the checkpoint are run (trust_remot
 import argparse
 import logging
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
 from mpclip.argument_types import count
-from mpclip.command import start
+from mpclip.command import Stoppable
 from mpclip.data.reading import MAX_MEGAPIXELS
 from mpclip.hardware import add_precision, best_device, usable_device
 
@@ -39,6 +38,12 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.embed
         arguments: words of the command line; by default those of this process.
         prog: name of the command in its help.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with Stoppable(prog, arguments) as stoppable:  # SIGTERM too, with which Slurm ends a job: locks are given back
+        _run(arguments, prog, stoppable)
+
+
+def _run(arguments: list[str], prog: str, stoppable: Stoppable) -> None:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id; its Python files are run")
     parser.add_argument("--data", required=True, help="tars, parquet files, or a folder of pictures")
@@ -67,6 +72,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.embed
     options = parser.parse_args(arguments)
     if options.ray and (options.part or options.device):
         parser.error("--ray shares out the work and the devices itself: leave out --part and --device")
+    stoppable.kept = f"Finished shards are kept in {options.out}."
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         done = _on_ray(options) if options.ray else _here(options)
@@ -94,7 +100,6 @@ def _here(options: argparse.Namespace) -> "Done":
     from mpclip.encoding.shard_shares import own_first, part_of, share_of_job
     from mpclip.encoding.shards import ShardWorker, precision_of_output
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Slurm ends a job: locks are given back
     shards = _shards(options)
     shards = part_of(shards, options.part) if options.part else own_first(shards, share_of_job())
     device = options.device or own_device(os.environ)
@@ -143,4 +148,4 @@ def own_device(environment: dict) -> str:
 
 
 if __name__ == "__main__":
-    start(main)
+    main()
