@@ -1,4 +1,4 @@
-"""The gradient cache: a batch in chunks gives the loss and the gradients of the plain step, dropout included."""
+"""The gradient cache and the loss in tiles: a batch in chunks gives loss and gradients of the plain step, dropout included."""
 
 import copy
 
@@ -8,9 +8,10 @@ from conftest import arguments, make_model
 from torch import nn
 
 from modeling_mpclip.contrastive_losses import total_loss
-from mpclip.training import build_trainer, parse_options
-from mpclip.training.gradient_cache import cached_step
+from mpclip.training import build_trainer, parse_options, tiled_loss
+from mpclip.training.gradient_cache import cached_step, chunks_of_rows, chunks_of_tokens, without_padding
 from mpclip.training.sentence_pairs import SentencePairTrainer
+from mpclip.training.tiled_loss import loss_of_pairs, total_loss_in_tiles
 
 EVERYTHING = {"negation_weight": 0.7, "diversity_weight": 0.3, "adaptive_tokens": "boundary"}
 B, ROWS = 7, 3  # the last chunk is short
@@ -55,7 +56,7 @@ def test_gradients_are_those_of_the_plain_step(loss, dropout):
     found = cached_step(
         model,
         batch,
-        ROWS,
+        chunks_of_rows(B, ROWS),
         lambda embeds: loss_of(embeds, model.logit_scale),
         list(model.logit_scale.parameters()),
         negated=True,
@@ -72,21 +73,22 @@ def test_gradients_are_those_of_the_plain_step(loss, dropout):
 def test_a_batch_norm_in_training_mode_is_refused():
     model = make_model(vision="efficientnet").train()
     model.vision_model.train()
-    with pytest.raises(ValueError, match=r"forward_chunk: vision_model\..*batch norm in training mode"):
-        cached_step(model, make_batch(4), 2, None, [])
+    with pytest.raises(ValueError, match=r"A batch in chunks: vision_model\..*batch norm in training mode"):
+        cached_step(model, make_batch(4), chunks_of_rows(4, 2), None, [])
 
 
 TUNINGS = {
     "last layer": ["--elastic_prompts", "true"],
     "LoRA on cached states": ["--text_tuning", "lora", "--lora_layers", "1", "--cache_states", "true", "--loss", "sigmoid"],
 }
+CHUNKS = {"last layer": ["--forward_chunk", "3"], "LoRA on cached states": ["--forward_chunk_tokens", "100"]}
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_training_in_chunks_equals_training(folder, tmp_path, tuning):
     """Through the Trainer, with gradient accumulation: the same weights after two steps, and the same log."""
     weights, logs = [], []
-    for chunk in ([], ["--forward_chunk", "3"]):
+    for chunk in ([], CHUNKS[tuning]):
         extra = ["--gradient_accumulation_steps", "2", "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no"]
         extra += [
             "--load_best_model_at_end",
@@ -111,11 +113,100 @@ def test_training_in_chunks_equals_training(folder, tmp_path, tuning):
         assert chunked == pytest.approx(plain, rel=1e-4, abs=1.1e-4)  # the log rounds to 4 digits
 
 
-def test_other_losses_refuse_chunks(tmp_path):
-    from mpclip.training import MPCLIPTrainingArguments
+def test_other_losses_and_two_sizes_refuse_chunks(tmp_path):
+    from mpclip.training import MPCLIPTrainer, MPCLIPTrainingArguments
 
-    training = MPCLIPTrainingArguments(
-        str(tmp_path), use_cpu=True, eval_strategy="no", load_best_model_at_end=False, forward_chunk=2
-    )
+    options = {"use_cpu": True, "eval_strategy": "no", "load_best_model_at_end": False, "precision": "float32"}
+    training = MPCLIPTrainingArguments(str(tmp_path), forward_chunk=2, **options)
     with pytest.raises(ValueError, match=r"forward_chunk=2.*SentencePairTrainer"):
         SentencePairTrainer(make_model(), training, data_collator=list)
+    training.forward_chunk_tokens = 99
+    with pytest.raises(ValueError, match=r"forward_chunk=2 and forward_chunk_tokens=99 .* Give one of them"):
+        MPCLIPTrainer(make_model(), training, data_collator=list)
+
+
+def test_chunks_of_tokens():
+    lengths = torch.tensor([3, 9, 1, 9, 4, 0])
+    chunks = chunks_of_tokens(lengths, 28, prompt_tokens=5)
+    assert [chunk.tolist() for chunk in chunks] == [[1, 3], [4, 0, 2], [5]]
+    with pytest.raises(ValueError, match=r"forward_chunk_tokens=13: one text of this batch has 14 tokens .* Set it to 14"):
+        chunks_of_tokens(lengths, 13, prompt_tokens=5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_columns_of_padding_are_left_out(side):
+    ids, mask = torch.arange(8).view(2, 4), torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    ids, mask = (x.flip(1) if side == "left" else x for x in (ids, mask))
+    pixels = torch.ones(2, 3)
+    found = without_padding({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels})
+    assert found["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]] if side == "right" else [[1, 1, 1], [0, 0, 1]]
+    assert found["input_ids"].shape == (2, 3) and found["pixel_values"] is pixels
+    empty = {"input_ids": ids, "attention_mask": torch.zeros_like(mask)}
+    assert without_padding(empty)["input_ids"].shape == (2, 4)
+
+
+# Loss -> options of the model.
+LOSSES = {
+    "softmax": {"negation_weight": 0.7, "diversity_weight": 0.3},
+    "softmax, hinge": {"negation_weight": 0.7, "negation_form": "hinge"},
+    "sigmoid": {"loss": "sigmoid", "negation_weight": 0.7},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("others", [None, "two more"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loss_in_tiles_is_the_plain_loss(loss, others, dtype):
+    """Values and gradients, with captions that recur, a loss of the first prompts, and the pairs of other processes."""
+    config = make_model(layers=1, **LOSSES[loss]).config
+    generator = torch.Generator().manual_seed(0)
+    b, K, D = 11, config.num_prompts, config.projection_dim
+    ids = torch.randint(0, 6, (3 * b,), generator=generator)
+    segments = torch.randn(3, 3 * b, K, D // K, generator=generator, dtype=dtype)
+    results = []
+    for compute in (total_loss, total_loss_in_tiles):
+        leaves = [part.clone().requires_grad_() for part in segments]
+        scale, bias = (torch.full((), value, dtype=dtype, requires_grad=True) for value in (5.0, -1.0))
+        whole = [nn.functional.normalize(part.flatten(1), dim=-1) for part in leaves]
+        names = ("text_embeds", "image_embeds", "negated_text_embeds")
+        embeds = {name: part[:b] for name, part in zip(names, whole, strict=True)}
+        embeds |= {"text_prompt_embeds": leaves[0][:b], "image_prompt_embeds": leaves[1][:b]}
+        to_logits = lambda x, scale=scale, bias=bias: scale * x + bias  # noqa: E731
+        if others is None:
+            embeds["logits_per_image"] = to_logits(embeds["image_embeds"] @ embeds["text_embeds"].T)
+            given = ()
+        else:
+            # What is gathered of a tensor of this process: here, what stands behind it in the tensors of all.
+            everything = [*whole, *(nn.functional.normalize(part[:, :2].flatten(1), dim=-1) for part in leaves[:2]), ids]
+
+            def gathered(x, everything=everything):
+                alike = (part for part in everything if part.shape[1:] == x.shape[1:])
+                one = next(part for part in alike if torch.allclose(part[:b].double(), x.double(), atol=1e-6)).to(x.dtype)
+                return [one[b : 2 * b], one[2 * b :]]
+
+            given = (gathered,)
+        three = {"tile": 4 * b * (1 if others is None else 3)}  # tiles of four rows, and of three
+        tile = three if compute is total_loss_in_tiles else {}
+        found = compute(embeds, config, to_logits, 2, ids[:b], *given, **tile)
+        found["loss"].backward()
+        results.append(({k: v.detach() for k, v in found.items()}, [x.grad for x in (*leaves, scale, bias)]))
+    (plain, expected), (tiled, gradients) = results
+    assert plain.keys() == tiled.keys() > {"negation_loss"}
+    close = {"atol": 2e-6, "rtol": 1e-5}  # total_loss computes in float32, whatever is given
+    for name, value in plain.items():
+        torch.testing.assert_close(tiled[name].to(value.dtype), value, **close)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, **close)
+
+
+def test_large_losses_are_computed_in_tiles(monkeypatch):
+    model, used = make_model(layers=1), []
+    monkeypatch.setattr(tiled_loss, "TILED_ABOVE", 16)
+    monkeypatch.setattr(tiled_loss, "total_loss_in_tiles", lambda *given: used.append(len(given[0]["text_embeds"])))
+    for pairs, processes in ((4, 1), (5, 1), (3, 2)):
+        embeds = {name: torch.zeros(pairs, 12) for name in ("text_embeds", "image_embeds")}
+        others = None if processes == 1 else lambda x: [x]
+        loss_of_pairs(embeds, model.config, model.logit_scale, others=others, processes=processes)
+    assert used == [5, 3]

@@ -177,6 +177,11 @@ class TrainingDefaults:
         "Pairs that are embedded at a time. A batch of any size then takes little more memory than one of this many pairs, at "
         "the cost of a second forward pass; the gradients stay the same. Default: the whole batch.",
     )
+    forward_chunk_tokens: Count | None = option(
+        None,
+        "The same by the number of text-side tokens, padding and prompts included, in place of a number of pairs: short texts "
+        "then make larger chunks, and long ones cannot overflow the memory.",
+    )
     per_device_eval_batch_size: Count = option(64, "Images or texts per batch in evaluation.")
     num_train_epochs: Positive = option(10.0, "Passes over the images. Every pass draws a new caption for each image.")
     warmup_steps: NonNegative = option(0.1, "Steps of linear warm-up; below 1, a share of all steps.")

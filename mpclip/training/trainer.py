@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from eval.metrics import retrieval_compute_metrics
-from modeling_mpclip.contrastive_losses import draw_first_prompts, total_loss
+from modeling_mpclip.contrastive_losses import draw_first_prompts
 from modeling_mpclip.modeling_mpclip import MPCLIPModel
 from mpclip.data.image_text import ImageTextDataset
 from mpclip.encoding import ModelEncoder, encode_dataset
@@ -22,10 +23,13 @@ from .checkpoints import fault_of_weights
 from .collator import MPCLIPCollator, WithIds
 from .finite import Batch, FiniteSteps, refuse_embeddings, refuse_weights
 from .gathering import of_first_process, others_gathered, others_in_ring, refuse_uneven
-from .gradient_cache import refuse_chunks, step_in_chunks
+from .gradient_cache import in_chunks, refuse_chunks, step_in_chunks
 from .hub_push import HubPusher
+from .late_states import LateStates
 from .samplers import GroupSampler, LengthSampler
+from .tiled_loss import loss_of_pairs
 from .tuning import learning_rate_group
+from .watch import Watch
 
 logger = logging.getLogger("train_hf")
 
@@ -94,8 +98,10 @@ class MPCLIPTrainer(Trainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        if self.args.forward_chunk is not None:
-            refuse_chunks(self, has_own_loss=type(self).compute_loss is not MPCLIPTrainer.compute_loss)
+        refuse_chunks(self, has_own_loss=type(self).compute_loss is not MPCLIPTrainer.compute_loss)
+        self.late_states = None
+        if in_chunks(self.args) and isinstance(self.data_collator, MPCLIPCollator):
+            self.late_states = LateStates(self.data_collator)
         self.write_card = write_card
         self.eval_collator = eval_collator or self.data_collator
         self.train_groups, self.group_size = train_groups, group_size
@@ -104,6 +110,9 @@ class MPCLIPTrainer(Trainer):
         self.add_callback(SetEpoch())
         self.finite_steps = FiniteSteps(self)
         self.add_callback(self.finite_steps)
+        self.watch = Watch(self) if self.args.report_to else None
+        if self.watch is not None:
+            self.add_callback(self.watch)
         self.hub_pusher = hub_pusher
         if hub_pusher is not None:
             self.add_callback(hub_pusher)
@@ -145,7 +154,7 @@ class MPCLIPTrainer(Trainer):
         if self.args.world_size > 1 and self.is_world_process_zero():
             logger.info("%s", batch_told(len(self.train_dataset), self.args))
         collator = self.data_collator
-        self.data_collator = WithIds(collator)
+        self.data_collator = WithIds(self.late_states or collator)
         try:
             return super().get_train_dataloader()
         finally:
@@ -154,13 +163,21 @@ class MPCLIPTrainer(Trainer):
     def training_step(self, model, inputs, *args, **kwargs) -> torch.Tensor:
         """As `Trainer.training_step`. What [`FiniteSteps`] looks at is kept until the optimizer's step."""
         rows, self._embeds = inputs.pop("row", None), []
-        chunk = self.args.forward_chunk
-        if chunk is not None and chunk < pairs_per_process(self.args):
-            loss = step_in_chunks(self, model, self._prepare_inputs(inputs), chunk)
+        if self.watch is not None:
+            base = self.accelerator.unwrap_model(model)
+            self.watch.saw(inputs, len(base.prompt_tree(negated=bool(base.config.negation_weight))))
+        if in_chunks(self.args):
+            read = dict if self.late_states is None else self.late_states.read
+            loss = step_in_chunks(self, model, inputs, lambda rows: self._prepare_inputs(read(rows)))
         else:
             loss = super().training_step(model, inputs, *args, **kwargs)
         self.finite_steps.batches.append(Batch(loss, rows, self._embeds))
         return loss
+
+    def get_batch_samples(self, *args, **kwargs):
+        """As Trainer's; the time that it takes is the time in which the model waits for data."""
+        with self.watch.waiting() if self.watch is not None else nullcontext():
+            return super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The total loss of the config, with the negatives of all processes (gathering.py). Its parts are kept for the log.
@@ -178,12 +195,14 @@ class MPCLIPTrainer(Trainer):
         """The total loss of embeddings by their names in [`MPCLIPOutput`], 0-dimensional; `caption_ids` as for `total_loss`."""
         base = self.accelerator.unwrap_model(model)
         self._embeds = [embeds["image_embeds"].detach(), embeds["text_embeds"].detach()]
+        if self.watch is not None:
+            self.watch.segments = embeds["text_prompt_embeds"].detach()  # (B, K, D/K)
         first_prompts, others = draw_first_prompts(base.config, model.training), None
         if self.args.world_size > 1:
             refuse_uneven(len(embeds["text_embeds"]), pairs_per_process(self.args))
             others = others_in_ring if base.config.loss == "sigmoid" else others_gathered
             first_prompts = of_first_process(first_prompts, self.args.device)
-        losses = total_loss(embeds, base.config, base.logit_scale, first_prompts, caption_ids, others)
+        losses = loss_of_pairs(embeds, base.config, base.logit_scale, first_prompts, caption_ids, others, self.args.world_size)
         for part in LOSS_PARTS:
             if part in losses:
                 self._parts.setdefault(part, []).append(losses[part].detach())
@@ -199,6 +218,8 @@ class MPCLIPTrainer(Trainer):
             self._parts.clear()
             scale = next(p for n, p in self.model.named_parameters() if n.endswith("log_scale") and p.requires_grad)
             logs["logit_scale"] = round(scale.exp().item(), 2)
+            if self.watch is not None:
+                logs |= self.watch.values()
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, *args, **kwargs):
