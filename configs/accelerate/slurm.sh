@@ -4,8 +4,8 @@
 #     sbatch configs/accelerate/slurm.sh configs/flickr8k_smollm2.yaml --dataset my_photos
 #     sbatch --nodes 8 configs/accelerate/slurm.sh ...
 #
-# Ten minutes before its time is over Slurm sends SIGTERM to the processes: the run saves a checkpoint after its step and ends. The
-# same command goes on from it.
+# Ten minutes before its time is over Slurm sends SIGTERM to the processes: the run saves a checkpoint after its step and ends.
+# The same command goes on from it.
 #SBATCH --job-name=mpclip
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
