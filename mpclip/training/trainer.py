@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import datasets
@@ -27,6 +27,7 @@ from .gradient_cache import in_chunks, refuse_chunks, step_in_chunks
 from .hub_push import HubPusher
 from .late_states import LateStates
 from .samplers import GroupSampler, LengthSampler
+from .sharding import is_sharded, whole
 from .tiled_loss import loss_of_pairs
 from .tuning import learning_rate_group
 from .watch import Watch
@@ -217,7 +218,7 @@ class MPCLIPTrainer(Trainer):
             logs |= {part: round(mean.item(), 4) for part, mean in means.items()}
             self._parts.clear()
             scale = next(p for n, p in self.model.named_parameters() if n.endswith("log_scale") and p.requires_grad)
-            logs["logit_scale"] = round(scale.exp().item(), 2)
+            logs["logit_scale"] = round(whole(scale).exp().item(), 2)
             if self.watch is not None:
                 logs |= self.watch.values()
         super().log(logs, *args, **kwargs)
@@ -270,20 +271,28 @@ class MPCLIPTrainer(Trainer):
     def predictions(self, dataset) -> tuple:
         """The arguments of `compute_metrics` for an evaluation set: predictions, and labels or None."""
         images = getattr(dataset, "clips", None) if self.eval_collator.image_states is None else range(len(dataset))
-        options = {"shared": True, "quiet": self.args.disable_tqdm}
+        # Processes that share the weights compute the same batches at the same time.
+        options = {"shared": not is_sharded(self.model), "quiet": self.args.disable_tqdm}
         embeds = encode_dataset(self.encoder(), dataset.rows, self.args.eval_batch_size, images, **options)
         refuse_embeddings(embeds, dataset, self.named_rows.get("eval"), self.args)
         return tuple(embeds[name].numpy() for name in ("image_embeds", "text_embeds", "caption_image")), None
 
     def encoder(self) -> ModelEncoder:
         """An encoder of the current model, with the inputs of the evaluation collator and the precision of the training."""
+        model = self.accelerator.unwrap_model(self.model)
         return ModelEncoder(
-            self.accelerator.unwrap_model(self.model),
+            model,
             self.processing_class,
             text_inputs=self.eval_collator.text_inputs,
             image_inputs=self.eval_collator.image_inputs,
-            context=self.compute_loss_context_manager,
+            context=self._evaluating if is_sharded(model) else self.compute_loss_context_manager,
         )
+
+    @contextmanager
+    def _evaluating(self):
+        """The context of the training for shared weights, which FSDP cannot gather in inference mode."""
+        with torch.inference_mode(False), torch.no_grad(), self.compute_loss_context_manager():
+            yield
 
     # Saving -----------------------------------------------------------------------------------------------------------
 
