@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import make_model, make_processor, make_tokenizer, save_towers
+from document_snippets import make_models, snippets, use_towers
 
 from benchmarks import options_page
 from benchmarks import results_page as report
@@ -16,10 +16,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs/results"
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").glob("*.md")))]
 PAGES += [str(page.relative_to(ROOT)) for folder in (RESULTS, ROOT / "docs/evaluation") for page in sorted(folder.glob("*.md"))]
-
-
-def snippets(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
@@ -166,12 +162,8 @@ def test_snippets_are_python(page):
 def test_every_snippet_of_the_readme_runs(tmp_path, monkeypatch):
     """As they stand, in one folder; the demo's model and the pretrained towers are tiny ones."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = make_tokenizer()
-    make_model(num_prompts=6, tokenizer=tokenizer).save_pretrained("runs/demo/multi_prompt")
-    make_processor(tokenizer).save_pretrained("runs/demo/multi_prompt")
-    save_towers(tmp_path / "towers")
-    towers = {"smollm2-135m": tmp_path / "towers/text", "efficientnet-lite0": tmp_path / "towers/vision"}
-    monkeypatch.setattr("mpclip.data.backbones.resolve_backbone", lambda name: str(towers[name]))
+    make_models(tmp_path)
+    use_towers(tmp_path, monkeypatch)
     found = []
     for snippet in snippets("README.md"):
         names: dict = {}
