@@ -3,6 +3,7 @@
     encoder = QueryEncoder("you/your-model")            queries.py    a checkpoint: pictures, texts -> vectors
     pictures = open_pictures("photos")                  pictures.py   a folder or a data set: what there is to embed
     build_index("you/your-model", "photos", "idx")      build.py      pictures -> chunks -> store
+    build_from_embeddings("you/your-model", "emb", "idx")   from_embeddings.py   files of `mpclip embed` -> chunks -> store
     index = PictureIndex("idx", encoder)                search.py     queries -> hits
     write_page([...], "results.html")                   page.py       hits -> one HTML file
 

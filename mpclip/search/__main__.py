@@ -42,6 +42,7 @@ BUILD = """Make an index of pictures, or bring one up to date.
     mpclip search build --model runs/demo/multi_prompt --data photos --index runs/photos
     mpclip search build --model you/your-model --data jxie/flickr8k --split test --index runs/flickr --kind hnsw
     mpclip search build --model runs/mine --data photos --index runs/photos --verify     # later: what is new, gone or damaged
+    mpclip search build --model runs/mine --embeddings runs/laion --index runs/laion_index --kind ivfpq --processes 8
 
 After Ctrl-C or a kill, the same command goes on: pictures are embedded once, but for the last few hundred.
 """
@@ -72,7 +73,9 @@ def _run(arguments: list[str], prog: str, stoppable: Stoppable) -> None:
     raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     build = commands.add_parser("build", help="make an index, or bring one up to date", description=BUILD, **raw)
     build.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id; its Python files are run")
-    build.add_argument("--data", required=True, help="folder of pictures; with --split a data set: folder, parquet, Hub id")
+    source = build.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help="folder of pictures; with --split a data set: folder, parquet, Hub id")
+    source.add_argument("--embeddings", metavar="FOLDER", help="what mpclip embed has written; nothing is embedded again")
     build.add_argument("--split", help="split of a data set, such as validation or test")
     build.add_argument("--index", required=True, metavar="FOLDER", help="folder of the index")
     build.add_argument("--store", choices=STORES, default="faiss", help="library that searches (default: %(default)s)")
@@ -81,6 +84,9 @@ def _run(arguments: list[str], prog: str, stoppable: Stoppable) -> None:
         choices=KINDS,
         default="flat",
         help="flat: exact; hnsw: a graph, far faster on a million pictures; ivfpq: a sixteenth of the memory (default: flat)",
+    )
+    build.add_argument(
+        "--processes", type=count, default=1, help="that read --embeddings and make codes of ivfpq (default: %(default)s)"
     )
     build.add_argument("--batch_size", type=count, default=64, help="pictures at a time (default: %(default)s)")
     add_precision(build)
@@ -138,6 +144,9 @@ class WeightsThenTexts(argparse.Action):
 
 
 def _build(options: argparse.Namespace) -> None:
+    if options.embeddings:
+        _build_from_embeddings(options)
+        return
     from mpclip.search.build import build_index, precision_of_build
 
     if options.split is None and (given := reading_given(options).keys() - {"follow_links", "max_megapixels"}):
@@ -160,6 +169,25 @@ def _build(options: argparse.Namespace) -> None:
         f"{options.index}: {built['pictures']:,} pictures{names}, {built['embedded']:,} of them embedded now; "
         f"{built['removed']:,} removed, {len(built['unreadable']):,} unreadable"
     )
+
+
+def _build_from_embeddings(options: argparse.Namespace) -> None:
+    from mpclip.search.from_embeddings import build_from_embeddings
+
+    if given := ["split"] * (options.split is not None) + sorted(reading_given(options)):
+        raise ValueError(f"{', '.join(given)}: options of --data; --embeddings were made with their own")
+    built = build_from_embeddings(
+        options.model,
+        options.embeddings,
+        options.index,
+        store=options.store,
+        kind=options.kind,
+        processes=options.processes,
+        device=options.device,
+        verify=options.verify,
+    )
+    names = f" under {built['names']:,} names" if built["names"] > built["pictures"] else ""
+    print(f"{options.index}: {built['pictures']:,} pictures{names} of {built['files']:,} files, {built['read']:,} read now")
 
 
 def _query(options: argparse.Namespace) -> None:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import filelock
 import numpy as np
+import pyarrow as pa
 
 from mpclip.data.reading import ReadingOptions
 from mpclip.hardware import choose_precision, describe_machine
-from mpclip.search.chunks import ROW_BITS, Chunks, checksum, chunk_files
+from mpclip.search.chunks import ROW_BITS, Chunks, Live, checksum, chunk_files
 from mpclip.search.embed import NAMES_SHOWN, ChunkWriter, embed_pictures
 from mpclip.search.integrity import Integrity
 from mpclip.search.known import Known
 from mpclip.search.manifest import LOCK, checksums, read_manifest, write_manifest
 from mpclip.search.pictures import open_pictures
-from mpclip.search.places import Place, write_places
+from mpclip.search.places import Place, places_to_arrow, write_places
 from mpclip.search.queries import QueryEncoder
 from mpclip.search.stores import KINDS, MIN_IVFPQ, STORES, library
 
@@ -68,9 +69,7 @@ def build_index(
         ImportError: the store's library is not installed.
         TimeoutError: another build is writing the index.
     """
-    if store not in STORES or kind not in KINDS:
-        raise ValueError(f"store={store!r}, kind={kind!r}: expected one of {list(STORES)} and one of {list(KINDS)}")
-    library(store)  # rather than after hours of embedding
+    refuse_unknown(store, kind)
     index = Path(index)
     how = ReadingOptions(**reading)
     pictures = open_pictures(data, split, **reading)
@@ -78,8 +77,10 @@ def build_index(
     index.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(index / LOCK, timeout=1):  # a query holds it for a moment, to note dates of files
-            settings, integrity = _begin(index, encoder, data, split, verify)
-            _drop_damaged(settings, integrity)
+            settings, integrity = begin(index, encoder, data, split, verify)
+            if "shards" in settings:
+                raise ValueError(f"{index} is an index of files of embeddings, not of pictures. {ELSEWHERE}")
+            drop_damaged(settings, integrity)
             known = Known(index, settings)
             keys = _recognise(known, pictures, settings, _place(data), index)
             todo = [name for name in pictures.stamps if keys.get(name) not in known.ids]
@@ -94,7 +95,7 @@ def build_index(
             if not places:
                 raise ValueError(f"{data}: none of its {len(todo)} pictures could be read: {_named(unreadable)}")
             live = np.unique([place.id for place in places])  # (pictures,) int64, sorted
-            _finish(settings, integrity, chunks, live, places, store, kind)
+            finish(settings, integrity, chunks, live, places_to_arrow(places), store, kind)
     except filelock.Timeout:
         raise TimeoutError(f"another build is writing {index}: wait until it is done") from None
     gone = {i for name, i in known.names.items() if name not in pictures.stamps} - set(live.tolist())
@@ -105,6 +106,13 @@ def build_index(
         "removed": len(gone),
         "unreadable": unreadable,
     }
+
+
+def refuse_unknown(store: str, kind: str) -> None:
+    """Refuse a store or a kind that there is not, or whose library is not installed: rather than after hours of embedding."""
+    if store not in STORES or kind not in KINDS:
+        raise ValueError(f"store={store!r}, kind={kind!r}: expected one of {list(STORES)} and one of {list(KINDS)}")
+    library(store)
 
 
 def precision_of_build(asked: str, index: str | Path, device: str | None = None) -> str:
@@ -147,7 +155,7 @@ def _places(pictures, keys: dict[str, str], ids: dict[str, int]) -> list[Place]:
     ]
 
 
-def _begin(index: Path, encoder: QueryEncoder, data: str, split: str | None, verify: bool) -> tuple[dict, Integrity]:
+def begin(index: Path, encoder: QueryEncoder, data: str, split: str | None, verify: bool) -> tuple[dict, Integrity]:
     """The settings of an index, new or there already; it must be of this model, and its data of this split."""
     exists, chunks = (index / "index.json").exists(), index / "chunks"
     for unfinished in index.glob("**/.*.part"):
@@ -181,7 +189,7 @@ def _begin(index: Path, encoder: QueryEncoder, data: str, split: str | None, ver
     return settings, integrity
 
 
-def _drop_damaged(settings: dict, integrity: Integrity) -> None:
+def drop_damaged(settings: dict, integrity: Integrity) -> None:
     """Removes what is not as it was written; a damaged store is forgotten, as if the last build had not finished."""
     index = integrity.index
     for path in integrity.damaged({path: checksum(path) for path in chunk_files(index / "chunks").values()}):
@@ -199,8 +207,15 @@ def _drop_damaged(settings: dict, integrity: Integrity) -> None:
             settings["vectors"] = None
 
 
-def _finish(
-    settings: dict, integrity: Integrity, chunks: Chunks, live: np.ndarray, places: list[Place], store: str, kind: str
+def finish(
+    settings: dict,
+    integrity: Integrity,
+    chunks: Chunks,
+    live: np.ndarray,
+    places: pa.RecordBatch,
+    store: str,
+    kind: str,
+    processes: int = 1,
 ) -> None:
     """Makes the store of the pictures `live` (n,) aside, names it by its content, and then makes it known by index.json."""
     if kind == "ivfpq" and len(live) < MIN_IVFPQ:
@@ -215,7 +230,7 @@ def _finish(
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         width = next(chunks.iterate(live[:1]))[1].shape[1]
-        STORES[store].build(aside, len(live), width, kind, lambda: chunks.iterate(live))
+        STORES[store].build(aside, len(live), width, kind, Live(chunks, live), processes)
         np.save(aside / "ids.npy", live)
         settings["checksums"] = checksums(aside)
         shutil.rmtree(vectors, ignore_errors=True)  # damaged, or of a build that was killed before it made it known

@@ -79,6 +79,31 @@ def chunk_files(folder: Path) -> dict[int, Path]:
     return {int(path.stem.partition("-")[0]): path for path in sorted(folder.glob("*-*.arrow"))}
 
 
+class Live:
+    """The vectors of the pictures `live` (n,) of some chunks, as stores take them: each call goes over them afresh.
+
+    It can be sent to another process, and `part` gives the vectors for one of several.
+    """
+
+    def __init__(self, chunks: "Chunks", live: np.ndarray):
+        self._chunks, self._folder, self._live = chunks, chunks.folder, live
+
+    def __call__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return self._chunks.iterate(self._live)
+
+    def part(self, i: int, of: int) -> "Live":
+        """Part i, from 0 on, of `of`: whole chunks."""
+        numbers = self._live >> ROW_BITS
+        chosen = np.array_split(np.unique(numbers), of)[i]
+        return Live(self._chunks, self._live[np.isin(numbers, chosen)])
+
+    def __getstate__(self) -> dict:
+        return {"_folder": self._folder, "_live": self._live}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(Chunks(state["_folder"]), state["_live"])
+
+
 class Chunks:
     """The chunks of an index, read by the ids of pictures.
 
@@ -130,14 +155,15 @@ class Chunks:
 
     def embeddings(self, ids: Iterable[int]) -> np.ndarray:
         """(n, D) fp32 of pictures."""
-        return np.stack([_matrix(self._table(i >> ROW_BITS))[i & (1 << ROW_BITS) - 1] for i in map(int, ids)])
+        rows = [_matrix(self._table(i >> ROW_BITS))[i & (1 << ROW_BITS) - 1] for i in map(int, ids)]
+        return np.stack(rows).astype(np.float32, copy=False)
 
     def iterate(self, live: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(ids (n,) int64, embeddings (n, D) fp32) chunk by chunk, of the sorted ids `live`; each chunk with any."""
         numbers = live >> ROW_BITS
         for number in np.unique(numbers).tolist():
             ids = live[np.searchsorted(numbers, number) : np.searchsorted(numbers, number, "right")]
-            yield ids, _matrix(self._open(number))[ids & (1 << ROW_BITS) - 1]
+            yield ids, _matrix(self._open(number))[ids & (1 << ROW_BITS) - 1].astype(np.float32, copy=False)
 
     def drop_all_but(self, live: np.ndarray) -> None:
         """Deletes the chunks without any of the ids `live`."""
@@ -146,6 +172,6 @@ class Chunks:
 
 
 def _matrix(batch: pa.RecordBatch) -> np.ndarray:
-    """(n, D) fp32: a view of the file."""
+    """(n, D), a view of the file; fp32, or fp16 where files of embeddings had that."""
     column = batch["embedding"]
     return column.flatten().to_numpy().reshape(len(column), -1)

@@ -99,8 +99,11 @@ def _heading(answer: Answer) -> str:
 
 def _hit(rank: int, hit: Hit, scale: float, names: dict[int, str]) -> str:
     shown = escape(hit.caption)
+    # An index of files of embeddings has no thumbnails.
+    alt = shown or escape(hit.picture)
+    picture = f'<img src="{_data_uri(hit.thumbnail)}" alt="{alt}" loading="lazy">' if hit.thumbnail else ""
     return (
-        f'<li><figure><img src="{_data_uri(hit.thumbnail)}" alt="{shown or escape(hit.picture)}" loading="lazy">'
+        f"<li><figure>{picture}"
         f'<figcaption><div class="facts"><b>{rank}</b>{_bars(hit.aspects, scale, names)}<span>{hit.score:.3f}</span></div>'
         f'{shown}<div class="name">{escape(" = ".join([hit.picture, *hit.also]))}</div></figcaption></figure></li>'
     )

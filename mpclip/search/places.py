@@ -33,12 +33,17 @@ class Place(NamedTuple):
     stamp: str
 
 
-def write_places(index: Path, places: list[Place]) -> Path:
+def write_places(index: Path, places: pa.RecordBatch) -> Path:
     """Writes the places of all pictures of an index, whole or not at all. Returns the file."""
+    return write_arrow(index / "places", "names", places)
+
+
+def places_to_arrow(places: list[Place]) -> pa.RecordBatch:
+    """Places as the rows of the file."""
     ids, names, captions, keys, stamps = zip(*sorted(places, key=lambda place: place.id), strict=True)
     columns = {"id": pa.array(ids, pa.int64()), "name": names_to_arrow(names), "stamp": names_to_arrow(stamps)}
     columns |= {"caption": pa.array(captions, pa.large_string()), "key": pa.array(keys, pa.large_string())}
-    return write_arrow(index / "places", "names", pa.record_batch(columns))
+    return pa.record_batch(columns)
 
 
 class Places:

@@ -1,6 +1,6 @@
 """Vector stores: embeddings and ids in the form that is searched by inner product.
 
-A store is a class with `build(folder, count, width, kind, vectors)` and, once built, `search(queries, top)`.
+A store is a class with `build(folder, count, width, kind, vectors, processes)` and, once built, `search(queries, top)`.
 
     flat    every vector, exactly; right up to about a million pictures
     hnsw    a graph of neighbours beside the vectors: far faster, with some misses and 256 bytes more per picture
@@ -8,7 +8,9 @@ A store is a class with `build(folder, count, width, kind, vectors)` and, once b
 """
 
 import importlib
+import multiprocessing
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from math import isqrt
 from pathlib import Path
 
@@ -31,7 +33,8 @@ class FaissStore:
         self._index = faiss.read_index(str(folder / "vectors.faiss"))
 
     @staticmethod
-    def build(folder: Path, count: int, width: int, kind: str, vectors: Vectors) -> None:
+    def build(folder: Path, count: int, width: int, kind: str, vectors: Vectors, processes: int = 1) -> None:
+        """With several processes, each makes the codes of a part of the vectors for "ivfpq"; `vectors` is then a `Live`."""
         faiss = library("faiss")
 
         if kind == "flat":
@@ -45,6 +48,9 @@ class FaissStore:
             index = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, lists, _code_bytes(width), 8, faiss.METRIC_INNER_PRODUCT)
             index.nprobe = max(1, lists // 8)
             index.train(_sample(vectors, count, 64 * max(lists, 256)))
+            if processes > 1:
+                _add_in_processes(index, folder, vectors, processes)
+                vectors = lambda: iter(())  # noqa: E731 (all are in the index)
         for ids, embeddings in vectors():
             index.add_with_ids(np.ascontiguousarray(embeddings), ids)
         faiss.write_index(index, str(folder / "vectors.faiss"))
@@ -65,7 +71,8 @@ class LanceStore:
         self._lists = _lists(self._table.count_rows())
 
     @staticmethod
-    def build(folder: Path, count: int, width: int, kind: str, vectors: Vectors) -> None:
+    def build(folder: Path, count: int, width: int, kind: str, vectors: Vectors, processes: int = 1) -> None:
+        """LanceDB uses all cores by itself: `processes` says nothing here."""
         lancedb, indexes = library("lancedb"), importlib.import_module("lancedb.index")
 
         schema = pa.schema({"id": pa.int64(), "vector": pa.list_(pa.float32(), width)})
@@ -101,6 +108,32 @@ def library(store: str):
         return importlib.import_module(store)
     except ImportError as error:
         raise ImportError(f"the store {store!r} is not installed: pip install 'mpclip[search]'") from error
+
+
+def _add_in_processes(index, folder: Path, vectors, processes: int) -> None:
+    """Adds vectors to a trained index of lists: each process adds its part to a copy, and the copies are merged."""
+    faiss = library("faiss")
+
+    trained = folder / "trained.faiss"
+    faiss.write_index(index, str(trained))
+    jobs = [(trained, folder / f"part-{i}.faiss", vectors.part(i, processes), processes) for i in range(processes)]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for part in pool.map(_add_part, jobs):
+            index.merge_from(faiss.read_index(str(part)), 0)
+            part.unlink()
+    trained.unlink()
+
+
+def _add_part(job: tuple) -> Path:
+    faiss = library("faiss")
+
+    trained, part, vectors, processes = job
+    faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // processes))
+    index = faiss.read_index(str(trained))
+    for ids, embeddings in vectors():
+        index.add_with_ids(np.ascontiguousarray(embeddings), ids)
+    faiss.write_index(index, str(part))
+    return part
 
 
 def _lists(count: int) -> int:
