@@ -1,5 +1,6 @@
 """`StreamedPairs`: the shards of a data set as batches of pairs of a picture and a caption, for workers of a data loader."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -69,7 +70,20 @@ class StreamedPairs(torch.utils.data.IterableDataset):
                 f"--dataloader_num_workers to {len(shards.names) // processes} or less, use fewer processes, or write more "
                 "shards: python -m mpclip.data.shards --shards N"
             )
-        self.samples_per_epoch = samples_per_epoch or shards.total
+        self.given = samples_per_epoch
+        self._settle()
+
+    def of(self, shards: Shards) -> "StreamedPairs":
+        """The same stream of other shards, which have states of the samples of these."""
+        other = copy.copy(self)
+        other.shards = shards
+        other._settle()
+        return other
+
+    def _settle(self) -> None:
+        """Compute the length of an epoch."""
+        shards, batch_size = self.shards, self.batch_size
+        self.samples_per_epoch = self.given or shards.total
         if self.samples_per_epoch is None:
             raise ValueError(
                 "the number of samples is unknown, since nothing beside the shards tells it. Set --samples_per_epoch, or "
@@ -91,7 +105,8 @@ class StreamedPairs(torch.utils.data.IterableDataset):
         """Batches of one reader: that of the worker that calls, or the only one.
 
         Yields:
-            `examples`: `batch_size` dicts with `name`, `image` (PIL, RGB) and `captions`, one str in a list; `lane`: which
+            `examples`: `batch_size` dicts with `name`, `captions`, one str in a list, and `image` (PIL, RGB), or cached
+            `image_states` and `text_states`; `lane`: which
             reader of this process; `position`: from which it goes on behind this batch; `faults`: what was left out since its
             last batch, as pairs of what it is and its name.
 
@@ -139,10 +154,15 @@ class StreamedPairs(torch.utils.data.IterableDataset):
         """A sample as a pair, in the pass of this number; None if it cannot be used."""
         if sample.fault is not None:
             return note("samples without a caption", f"{sample.name} ({sample.fault})")
+        chosen = random.Random(f"{self.seed} {number} {sample.name}").choice(range(len(sample.captions)))
+        example = {"name": sample.name, "captions": [sample.captions[chosen]]}
+        if sample.text_states is not None:
+            example["text_states"] = sample.text_states[chosen]
+        if sample.image_states is not None:
+            return example | {"image_states": sample.image_states}
         with pixel_limit(self.max_megapixels):
             picture, fault = picture_or_fault(sample.picture, self.max_megapixels)
         if fault is not None:
             return note("pictures that cannot be decoded", f"{sample.name} ({fault})")
-        caption = random.Random(f"{self.seed} {number} {sample.name}").choice(sample.captions)
         cropped = random_crop(picture, self.smallest_crop, f"crop {self.seed} {number} {sample.name}")
-        return {"name": sample.name, "captions": [caption], "image": cropped}
+        return example | {"image": cropped}

@@ -54,12 +54,15 @@ class Sample:
         picture: `bytes` and `path` as in `datasets.Image(decode=False)`; None if there is none.
         captions: not empty, unless there is a fault.
         fault: what is wrong with the captions, in a few words; None if nothing is.
+        image_states, text_states: cached states of the picture and of each caption, as bytes; None where they are not cached.
     """
 
     name: str
     picture: dict[str, Any] | None
     captions: list[str]
     fault: str | None = None
+    image_states: Any = None
+    text_states: list | None = None
 
 
 class TarShards:

@@ -51,15 +51,24 @@ class TextStates:
         Raises:
             KeyError: a text is not in the cache.
         """
-        rows = self.store[[self.row_of[text] for text in texts]]
-        lengths = [len(row) - self.stored_nodes for row in rows]
-        N = max(lengths)
-        columns = [torch.cat([torch.arange(n), n + torch.tensor(self.nodes, dtype=torch.long)]) for n in lengths]
-        padded = torch.stack(
-            [torch.cat([row.new_zeros(N - n, row.shape[1]), row[c]]) for row, n, c in zip(rows, lengths, columns, strict=True)]
-        )  # (B, N + T, H)
-        mask = torch.tensor([[0] * (N - n) + [1] * n for n in lengths])  # (B, N)
-        return {"text_hidden_states": padded, "attention_mask": mask}
+        return padded_texts(self.store[[self.row_of[text] for text in texts]], self.stored_nodes, self.nodes)
+
+
+def padded_texts(rows: list[torch.Tensor], stored_nodes: int, nodes: list[int]) -> dict[str, torch.Tensor]:
+    """States of B texts, (text tokens + T', H) each -> `text_hidden_states` (B, N + T, H) and `attention_mask` (B, N).
+
+    Args:
+        rows: of the texts.
+        stored_nodes, nodes: as for `TextStates`.
+    """
+    lengths = [len(row) - stored_nodes for row in rows]
+    N = max(lengths)
+    columns = [torch.cat([torch.arange(n), n + torch.tensor(nodes, dtype=torch.long)]) for n in lengths]
+    padded = torch.stack(
+        [torch.cat([row.new_zeros(N - n, row.shape[1]), row[c]]) for row, n, c in zip(rows, lengths, columns, strict=True)]
+    )  # (B, N + T, H)
+    mask = torch.tensor([[0] * (N - n) + [1] * n for n in lengths])  # (B, N)
+    return {"text_hidden_states": padded, "attention_mask": mask}
 
 
 def cache_text_states(
@@ -94,6 +103,30 @@ def cache_text_states(
         ValueError: a parameter below the boundary is trained; its states would be wrong after the first step. Or the layers of
             the tower do not run one by one.
     """
+    tower, key = model.text_model, text_key(model)
+    texts = sorted(set(texts), key=lambda text: (len(text), text))  # so that a batch has texts of about the same length
+    ids = tokenizer(texts, truncation=True)["input_ids"]
+    key = {"kind": "text", **key, "ids": _sha256(json.dumps(ids).encode())}
+    tree = model.prompt_tree(negated)
+    identity = tree_identity(tree, tower)
+    key = complete_key({**key, "tree": identity}, len(texts), format, precision)
+    key, waiting = find_store(folder, key, lambda found: _nodes_in(found, identity) is not None)
+    run = text_runner(model, tree, device, precision, tokens_per_batch)
+
+    def compute(rows: range) -> Iterable[torch.Tensor]:
+        return run([ids[i] for i in rows])
+
+    store = open_store(folder, key, tower.config.hidden_size, compute, "text states", waiting)
+    row_of = {text: i for i, text in enumerate(texts)}
+    return TextStates(store, row_of, len(key["tree"]["token_ids"]), _nodes_in(key, identity))
+
+
+def text_key(model) -> dict:
+    """What the states of texts depend on in a model: weights, config and layer, as JSON values.
+
+    Raises:
+        ValueError: as for `cache_text_states`.
+    """
     tower = model.text_model
     if tower.path != "tree":
         raise ValueError(
@@ -116,20 +149,19 @@ def cache_text_states(
             f"{len(trained)} parameters below layer {tower.split_layer} are trained ({trained[0]}, ...), so cached states "
             "would become invalid. Freeze them, lower boundary_layer, or set cache_text_states=false."
         )
-    texts = sorted(set(texts), key=lambda text: (len(text), text))  # so that a batch has texts of about the same length
-    ids = tokenizer(texts, truncation=True)["input_ids"]
-    key = {
-        "kind": "text",
-        "weights": _hash_of(tower, below),
-        "config": _config_without_path(tower.config),
-        "ids": _sha256(json.dumps(ids).encode()),
-        "layer": tower.split_layer,
-    }
-    tree = model.prompt_tree(negated)
-    identity = _identity(tree, tower)
-    key = complete_key({**key, "tree": identity}, len(texts), format, precision)
-    key, waiting = find_store(folder, key, lambda found: _nodes_in(found, identity) is not None)
+    return {"weights": _hash_of(tower, below), "config": _config_without_path(tower.config), "layer": tower.split_layer}
 
+
+def text_runner(
+    model, tree: PromptTree, device: torch.device | str, precision: str, tokens_per_batch: int | None = None
+) -> Callable[[list[list[int]]], Iterable[torch.Tensor]]:
+    """A function from the token ids of texts to their states at the boundary layer, (text tokens + T, H) each, on the CPU.
+
+    Args:
+        model, device, precision, tokens_per_batch: as for `cache_text_states`.
+        tree: its prompts, T nodes.
+    """
+    tower = model.text_model
     tokens_per_batch = tokens_per_batch or (1024 if torch.device(device).type == "cpu" else 8192)
 
     @functools.cache
@@ -137,13 +169,13 @@ def cache_text_states(
         return _frozen_twin(tower, device, getattr(torch, precision))
 
     @torch.inference_mode()
-    def compute(rows: range) -> Iterable[torch.Tensor]:
+    def run(ids: list[list[int]]) -> Iterable[torch.Tensor]:
         twin = frozen_tower()
         batch: list[list[int]] = []
-        for i in rows:
-            batch.append(ids[i])
+        for i, of_text in enumerate(ids, 1):
+            batch.append(of_text)
             longest = max(map(len, batch)) + len(tree)
-            if longest * (len(batch) + 1) > tokens_per_batch or i == rows[-1]:
+            if longest * (len(batch) + 1) > tokens_per_batch or i == len(ids):
                 N = max(map(len, batch))
                 padded = torch.tensor([[0] * (N - len(row)) + row for row in batch], device=twin.device).view(len(batch), N)
                 mask = torch.tensor([[0] * (N - len(row)) + [1] * len(row) for row in batch], device=twin.device)
@@ -152,12 +184,10 @@ def cache_text_states(
                 yield from (states[j, N - len(row) :] for j, row in enumerate(batch))
                 batch = []
 
-    store = open_store(folder, key, tower.config.hidden_size, compute, "text states", waiting)
-    row_of = {text: i for i, text in enumerate(texts)}
-    return TextStates(store, row_of, len(key["tree"]["token_ids"]), _nodes_in(key, identity))
+    return run
 
 
-def _identity(tree: PromptTree, tower) -> dict:
+def tree_identity(tree: PromptTree, tower) -> dict:
     """The tree as JSON values, with the hash of its embedding in place of the id of each adaptive token.
 
     The states depend on the embedding, not on the id.
@@ -172,7 +202,7 @@ def _nodes_in(found: dict, identity: dict) -> list[int] | None:
 
     Args:
         found: key of a store.
-        identity: the tree, from `_identity`.
+        identity: the tree, from `tree_identity`.
     """
     try:
         return PromptTree.from_dict(found["tree"]).locate(PromptTree.from_dict(identity))
@@ -192,11 +222,15 @@ class ImageStates:
 
     def batch(self, indices: list[int]) -> dict[str, torch.Tensor]:
         """B row numbers -> `vision_hidden_states` (B, N, C), and `pixel_attention_mask` (B, N) if some have fewer tokens."""
-        rows = self.store[indices]
-        if len({len(row) for row in rows}) == 1:
-            return {"vision_hidden_states": torch.stack(rows)}
-        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)  # (B, N)
-        return {"vision_hidden_states": pad_sequence(rows, batch_first=True), "pixel_attention_mask": mask}
+        return padded_pictures(self.store[indices])
+
+
+def padded_pictures(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tokens of B pictures, (N, C) each -> `vision_hidden_states` (B, N, C), and the mask if some have fewer tokens."""
+    if len({len(row) for row in rows}) == 1:
+        return {"vision_hidden_states": torch.stack(rows)}
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)  # (B, N)
+    return {"vision_hidden_states": pad_sequence(rows, batch_first=True), "pixel_attention_mask": mask}
 
 
 class ClipStates:
@@ -309,22 +343,46 @@ def _vision_store(
         tokens_of: a function from pictures to their tokens, and a range of rows -> the tokens of each row.
         model, image_processor, folder, format, device, precision: as for `cache_image_states`.
     """
+    key = complete_key({**key, **vision_key(model, image_processor)}, count, format, precision)
+    run = vision_runner(model, image_processor, device, precision)
+
+    def compute(wanted: range) -> Iterable[torch.Tensor]:
+        yield from tokens_of(run, wanted)
+
+    key, waiting = find_store(folder, key)
+    return open_store(folder, key, model.image_token_dim, compute, "image states", waiting)
+
+
+def vision_key(model, image_processor) -> dict:
+    """What the tokens of pictures depend on in a model and its image processor, as JSON values.
+
+    Raises:
+        ValueError: the vision encoder is trained.
+    """
     trained = [name for name, parameter in model.vision_model.named_parameters() if parameter.requires_grad]
     if trained:
         raise ValueError(f"The vision encoder is trained ({trained[0]}, ...); freeze it or set cache_states=false.")
-    key = {
-        **key,
+    return {
         "weights": _hash_of(model.vision_model, model.vision_model.state_dict()),
         "config": _config_without_path(model.vision_model.config),
         "processor": image_processor.to_json_string(),
     }
-    key = complete_key(key, count, format, precision)
-    dtype = getattr(torch, precision)
+
+
+def vision_runner(
+    model, image_processor, device: torch.device | str, precision: str
+) -> Callable[[list], Iterable[torch.Tensor]]:
+    """A function from pictures to the tokens of each, on the CPU.
+
+    Args:
+        model, image_processor, device, precision: as for `cache_image_states`.
+    """
 
     @functools.cache
     def frozen_tower():
-        return _frozen_twin(model.vision_model, device, dtype).to(memory_format=torch.channels_last)
+        return _frozen_twin(model.vision_model, device, getattr(torch, precision)).to(memory_format=torch.channels_last)
 
+    @torch.inference_mode()
     def run(images: list) -> Iterable[torch.Tensor]:
         """Pictures -> the (N, C) tokens of each, without tokens of padding."""
         twin = frozen_tower()
@@ -333,12 +391,7 @@ def _vision_store(
         mask = inputs.get("pixel_attention_mask")
         return tokens if mask is None else [row[m.bool()] for row, m in zip(tokens, mask.cpu(), strict=True)]
 
-    @torch.inference_mode()
-    def compute(wanted: range) -> Iterable[torch.Tensor]:
-        yield from tokens_of(run, wanted)
-
-    key, waiting = find_store(folder, key)
-    return open_store(folder, key, model.image_token_dim, compute, "image states", waiting)
+    return run
 
 
 def _config_without_path(config) -> dict:

@@ -30,6 +30,7 @@ from .batch_size import refuse_no_negatives
 from .checkpoints import NUMBERED
 from .collator import WithIds
 from .resume import OtherRun
+from .stream_states import StreamedStates, cache_stream_states
 from .trainer import MPCLIPTrainer
 
 logger = logging.getLogger("train_hf")
@@ -253,10 +254,35 @@ def streamed_pairs(options: RunOptions) -> StreamedPairs:
     return pairs
 
 
+def with_states(
+    pairs: StreamedPairs, options: RunOptions, model, processor, negated: bool
+) -> tuple[StreamedPairs, StreamedStates]:
+    """Compute the cached states of a stream, or find them.
+
+    Args:
+        pairs: the stream.
+        options: of the run.
+        model: frozen where its states are stored.
+        processor: its processor.
+        negated: include the negated prompts.
+
+    Returns:
+        The stream of the states, and the collator for it.
+
+    Raises:
+        ValueError: as `cache_stream_states`.
+    """
+    images, training = options.model.vision_tuning == "frozen", options.training
+    how = {"images": images, "negated": negated, "device": training.device, "precision": training.precision}
+    shards, collator = cache_stream_states(model, processor, pairs.shards, options.data, **how)
+    return pairs.of(shards), collator
+
+
 def first_pictures(pairs: StreamedPairs, count: int) -> list[dict[str, Any]]:
     """The first pictures of a stream, as rows for the model card."""
+    shards = getattr(pairs.shards, "source", pairs.shards)  # of cached states
     with pixel_limit(pairs.max_megapixels):
-        decoded = (picture_or_fault(sample.picture, pairs.max_megapixels)[0] for sample in pairs.shards.samples(0))
+        decoded = (picture_or_fault(sample.picture, pairs.max_megapixels)[0] for sample in shards.samples(0))
         return [{"image": picture} for picture in islice((picture for picture in decoded if picture), count)]
 
 
