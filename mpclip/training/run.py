@@ -44,7 +44,7 @@ from .resume import Start, find_start, mark_finished, prepare_folder
 from .saving import removing_half_saved, save_final
 from .state_cache import ClipStates, ImageStates, TextStates, cache_clip_states, cache_image_states, cache_text_states
 from .step_end import StopAtStepEnd
-from .streamed import StreamedTrainer, first_pictures, streamed_pairs
+from .streamed import StreamedTrainer, first_pictures, streamed_pairs, with_states
 from .trainer import MPCLIPTrainer
 from .tuning import boundary_layer, prepare_tuning
 
@@ -194,6 +194,10 @@ def build_trainer(
         negated = split == "train" and base.config.negation_weight > 0  # evaluation does not use negated prompts
         return MPCLIPCollator(processor, *cached_states(base, processor, rows[split], options=options, negated=negated))
 
+    stream_collator = MPCLIPCollator(processor)
+    if stream is not None and data.cache_states:
+        negated = base.config.negation_weight > 0
+        stream, stream_collator = with_states(stream, options, base, processor, negated)
     shown = rows.get("eval", rows.get("train"))  # what the model card draws pictures from
     if shown is None:
         shown = first_pictures(stream, 3)
@@ -206,7 +210,7 @@ def build_trainer(
         args=arguments,
         train_dataset=examples,
         eval_dataset=_examples(rows["eval"], "all", data, arguments.seed, cached_images) if "eval" in rows else None,
-        data_collator=collator("train") if stream is None else MPCLIPCollator(processor),
+        data_collator=collator("train") if stream is None else stream_collator,
         eval_collator=collator("eval") if "eval" in rows else None,
         train_groups=_groups(rows["train"], data.group_column) if stream is None else None,
         group_size=data.group_size,
@@ -291,8 +295,8 @@ def _tell_unreadable(trainer: MPCLIPTrainer) -> None:
     """Say how many pictures could not be read in training. They were named when they were met."""
     if faulty := getattr(trainer.train_dataset, "unreadable", []):
         logger.warning(
-            "%d of %d pictures could not be read; each time, the next one that could took its place. --check_images true leaves "
-            "them out before training.",
+            "%d of %d pictures could not be read; each time, the next one that could took its place. --check_images true "
+            "leaves them out before training.",
             *(len(faulty), len(trainer.train_dataset)),
         )
 
