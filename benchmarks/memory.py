@@ -49,6 +49,32 @@ def fill_stores(folder: Path, pairs: int) -> None:
         open_store(folder / kind, key, width, lambda rows, states=states: (states.roll(i, 0) for i in rows), f"{kind} states")
 
 
+def states_in(folder: Path):
+    """The stores of `fill_stores`, as a `LateStates`, whose `read` gives the inputs of rows."""
+    from mpclip.training.collator import MPCLIPCollator
+    from mpclip.training.late_states import LateStates
+    from mpclip.training.state_cache import ImageStates, TextStates
+    from mpclip.training.state_store import StateStore
+
+    texts = StateStore(next((folder / "text").iterdir()), TEXT_WIDTH)
+    images = StateStore(next((folder / "image").iterdir()), VISION_WIDTH)
+    row_of = {f"text {i}": i for i in range(len(texts))}
+    states = TextStates(texts, row_of, PROMPT_TOKENS, list(range(PROMPT_TOKENS))), ImageStates(images)
+    return LateStates(MPCLIPCollator(None, *states))
+
+
+def step_model():
+    """The packaged towers with six prompts, of which the LLM's last layer is trained."""
+    from modeling_mpclip import MPCLIPModel
+    from mpclip.data.backbones import resolve_backbone
+    from mpclip.training import ModelArguments, prepare_tuning
+
+    text, vision = resolve_backbone("smollm2-135m"), resolve_backbone("efficientnet-lite0")
+    boundary = {"adaptive_tokens": "boundary", "boundary_layer": 29}  # of 30 layers
+    model = MPCLIPModel.from_pretrained_towers(str(text), str(vision), num_prompts=6, **boundary)
+    return prepare_tuning(model, ModelArguments(text_tuning="last")).train()
+
+
 def measure(pairs: int, chunk: int | None, steps: int, folder: Path) -> dict:
     """Train `steps` steps in this process.
 
@@ -64,27 +90,13 @@ def measure(pairs: int, chunk: int | None, steps: int, folder: Path) -> dict:
     """
     import torch
 
-    from modeling_mpclip import MPCLIPModel
-    from mpclip.data.backbones import resolve_backbone
-    from mpclip.training import ModelArguments, prepare_tuning
-    from mpclip.training.collator import MPCLIPCollator
     from mpclip.training.gradient_cache import cached_step, chunks_of_rows
-    from mpclip.training.late_states import LateStates
-    from mpclip.training.state_cache import ImageStates, TextStates
-    from mpclip.training.state_store import StateStore
     from mpclip.training.tiled_loss import loss_of_pairs
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    text, vision = resolve_backbone("smollm2-135m"), resolve_backbone("efficientnet-lite0")
-    boundary = {"adaptive_tokens": "boundary", "boundary_layer": 29}  # of 30 layers
-    model = MPCLIPModel.from_pretrained_towers(str(text), str(vision), num_prompts=6, **boundary)
-    prepare_tuning(model, ModelArguments(text_tuning="last")).train()
-    texts = StateStore(next((folder / "text").iterdir()), TEXT_WIDTH)
-    images = StateStore(next((folder / "image").iterdir()), VISION_WIDTH)
-    row_of = {f"text {i}": i for i in range(len(texts))}
-    states = TextStates(texts, row_of, PROMPT_TOKENS, list(range(len(model.prompt_tree())))), ImageStates(images)
-    read = LateStates(MPCLIPCollator(None, *states)).read
+    model = step_model()
+    read = states_in(folder).read
     batch = {name: torch.arange(pairs) for name in ("text_row", "image_row")}
     optimizer = torch.optim.AdamW(weight for weight in model.parameters() if weight.requires_grad)
 
@@ -154,6 +166,11 @@ def table(cells: list[dict]) -> str:
     return markdown_table(head, rows)
 
 
+def summary(result: dict) -> str:
+    """The table, and how the peak grows with the batch."""
+    return f"{table(result['cells'])}\n\nThe peak at 4096 pairs is {result['ratio']:.2f} times that at 256, both in chunks."
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = command_parser("benchmarks.memory", __doc__)
@@ -175,9 +192,10 @@ def main(argv: list[str] | None = None) -> None:
             cells.append(json.loads(printed.splitlines()[-1]))
     small, large = (next(cell for cell in cells if cell["chunk"] and cell["pairs"] == n) for n in (256, 4096))
     ratio = large["peak_mb"] / small["peak_mb"]
-    print(f"{table(cells)}\n\nThe peak at 4096 pairs is {ratio:.2f} times that at 256, both in chunks.")
+    result = provenance("benchmarks.memory", argv) | {"cells": cells, "ratio": ratio}
+    print(summary(result))
     if options.json:
-        write_json(options.json, provenance("benchmarks.memory", argv) | {"cells": cells, "ratio": ratio})
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":
