@@ -60,7 +60,11 @@ bench: setup  ## measure the costs and write docs/cost.md; half an hour on two c
 	$(BIN)/python -m benchmarks.guards --json docs/cost/guards.json
 	$(BIN)/python -m benchmarks.cost_page
 
+docs: setup  ## the documents as a site, in build/site/html
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m benchmarks.site
+
 clean:  ## delete runs/; .venv and ~/.cache/mpclip stay
 	rm -rf runs
 
-.PHONY: help setup demo app test peers check bench clean
+.PHONY: help setup demo app test peers check docs bench clean
