@@ -34,6 +34,7 @@ def shards(tmp_path_factory):
 
 def streamed(folder, shards, out, *extra: str) -> list[str]:
     stream = ("--streaming", "true", "--dataset", str(shards), "--shuffle_buffer", "4", "--eval_split", "none")
+    stream += ("--eval_strategy", "no", "--load_best_model_at_end", "false")
     return arguments(folder, out, *stream, "--save_strategy", "steps", "--save_steps", "4", "--save_total_limit", "9", *extra)
 
 
@@ -87,9 +88,7 @@ def test_a_stream_goes_on_only_as_it_began(folder, shards, tmp_path):
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_what_a_stream_cannot_follow_is_refused_first(
-    folder, shards, tmp_path, monkeypatch, extra, message
-):
+def test_what_a_stream_cannot_follow_is_refused_first(folder, shards, tmp_path, monkeypatch, extra, message):
     monkeypatch.setattr("mpclip.training.run.build_model", None)
     with pytest.raises(SystemExit, match=message):
         train_hf.main(streamed(folder, shards, tmp_path / "out", *extra))
