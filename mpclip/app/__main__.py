@@ -14,9 +14,11 @@ The Python files of the checkpoints are run (trust_remote_code=True). Give only 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from mpclip.app import MOST_MODELS
+from mpclip.command import Stoppable
 from mpclip.command import start
 from mpclip.hardware import add_precision, usable_device
 
@@ -51,17 +53,19 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.app")
     Raises:
         SystemExit: code 2 for a wrong command line; code 1 and one line for an error that the user can fix.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser(prog)
     options = parser.parse_args(arguments)
     if len(options.model) > MOST_MODELS:
         parser.error(f"--model: {len(options.model)} models; expected at most {MOST_MODELS}, which are shown side by side")
     try:
-        run(options)
+        with Stoppable(prog, arguments) as stoppable:
+            run(options, stoppable)
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"{parser.prog}: {' '.join(str(error).split())}") from error
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, stoppable: Stoppable) -> None:
     """Write a Space, or open the collections and serve until the user stops the program."""
     if options.space is not None:
         from mpclip.app.space import write_space
@@ -75,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
     from mpclip.app.page import build_page
     from mpclip.app.server import serve
 
+    stoppable.kept = "Pictures that are embedded are kept, but for the last few hundred."
     opened = open_collections(options.model, options.images, options.split, options.precision, options.device)
     serve(build_page(opened), options.host, options.port)
 

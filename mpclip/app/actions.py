@@ -95,7 +95,7 @@ def refuse_long(texts: Sequence[str]) -> None:
 def captioned(hits: Sequence[Hit]) -> list[tuple[bytes, str]]:
     """Of each hit its thumbnail, a JPEG, and a line: rank, score, and the caption or else the name."""
     return [
-        (hit.thumbnail, f"{rank}. {hit.caption or hit.picture} ({hit.score:.3f})") for rank, hit in enumerate(hits, start=1)
+        (hit.thumbnail, f"{rank} · {hit.score:.3f} · {hit.caption or hit.picture}") for rank, hit in enumerate(hits, start=1)
     ]
 
 

@@ -29,7 +29,13 @@ ABOUT_MAPS = (
 )
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
-.hits .caption-label, .maps .caption-label { white-space: normal; max-height: 4.5em; overflow: hidden; }
+.pictures .grid-wrap { max-height: none !important; overflow: visible !important; }
+.pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(150px, 45%), 1fr)) !important; }
+.pictures .gallery-item, .pictures .thumbnail-item { height: 100%; }
+.pictures .thumbnail-item { aspect-ratio: auto !important; display: flex !important; flex-direction: column; }
+.pictures .thumbnail-item > img { aspect-ratio: 1; height: auto !important; object-fit: contain !important; flex: none; }
+.pictures .caption-label { position: static !important; max-width: none !important; max-height: none !important;
+  padding: .4rem .5rem !important; border: 0 !important; background: none !important; text-align: left; white-space: normal; }
 """
 
 
@@ -90,7 +96,7 @@ def _search_tab(opened: Sequence[Collection]) -> None:
                         allow_preview=False,
                         interactive=False,
                         buttons=[],
-                        elem_classes="hits",
+                        elem_classes=["hits", "pictures"],
                     )
                 )
                 found.append(gr.State([]))
@@ -132,7 +138,11 @@ def _map_controls() -> dict:
                 label="Text of the maps", info="Empty: the query itself.", max_length=actions.MOST_CHARACTERS, min_width=240
             )
             kind = gr.Dropdown(
-                list(KINDS), value=BEST, label="Kind of map", info="docs/evaluation/pointing.md compares them.", min_width=240
+                list(KINDS),
+                value=BEST,
+                label="Kind of map",
+                info="docs/evaluation/pointing.md compares them.",
+                min_width=240,
             )
         gallery = gr.Gallery(
             label="Maps of each prompt",
@@ -140,8 +150,9 @@ def _map_controls() -> dict:
             object_fit="contain",
             height="auto",
             interactive=False,
+            visible=False,
             buttons=["fullscreen"],
-            elem_classes="maps",
+            elem_classes=["maps", "pictures"],
         )
     return {"text": text, "kind": kind, "gallery": gallery, "told": told_}
 
@@ -168,7 +179,7 @@ def _search(
     shown = [
         gr.Gallery([(_opened(small), line) for small, line in actions.captioned(hits)], selected_index=None) for hits in found
     ]
-    return [text.strip(), *found, *shown, [], ABOUT_MAPS]
+    return [text.strip(), *found, *shown, gr.Gallery([], visible=False), ABOUT_MAPS]
 
 
 def _shows_maps(one: Collection) -> Callable:
@@ -180,9 +191,8 @@ def _shows_maps(one: Collection) -> Callable:
         hit = hits[clicked.index]
         maps = actions.maps_of(one, hit, text.strip() or asked, kind)
         about = f"**{_plain(hit.caption or hit.picture)}**, by {_plain(one.name)}"
-        return gr.Gallery(
-            [(_in_bytes(picture), line) for picture, line in maps], selected_index=None
-        ), f"{about}\n\n{ABOUT_MAPS}"
+        shown = [(_in_bytes(picture), line) for picture, line in maps]
+        return gr.Gallery(shown, visible=True, selected_index=None), f"{about}\n\n{ABOUT_MAPS}"
 
     return told(show)
 

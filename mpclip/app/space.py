@@ -20,6 +20,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 
 from mpclip.app.collections import short_names
+from mpclip.command import next_steps
 from mpclip.data.picture_folder import PICTURE_ENDINGS
 from mpclip.encoding import refuse_unfit
 from mpclip.files import write_text
@@ -108,12 +109,12 @@ def write_space(folder: str | Path, models: Sequence[str], images: str, split: s
         folder / "README.md",
         README.format(front=front, title=title, count=len(pictures.stamps), models=names, rights=told),
     )
-    return (
-        f"{folder}: a Space of {len(pictures.stamps):,} pictures.\n"
-        f"Try it:    python {folder / 'app.py'}\n"
-        "Publish:   hf repos create you/name --type space --sdk gradio\n"
-        f"           hf upload you/name {folder} . --type space"
-    )
+    steps = [
+        (["python", str(folder / "app.py")], "tries it here"),
+        (["hf", "repos", "create", "you/name", "--type", "space", "--sdk", "gradio"], "makes the Space"),
+        (["hf", "upload", "you/name", str(folder), ".", "--type", "space"], "fills it"),
+    ]
+    return f"{folder}: a Space of {len(pictures.stamps):,} pictures\n\n{next_steps(steps)}"
 
 
 def front_matter(title: str, models: Sequence[str], pictures: int) -> str:
