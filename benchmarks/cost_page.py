@@ -1,4 +1,4 @@
-"""Write the tables of docs/cost.md from docs/cost/*.json.
+"""Write the tables of docs/cost.md and docs/embedding_many.md from docs/cost/*.json.
 
     python -m benchmarks.flops --json docs/cost/flops.json
     python -m benchmarks.cost_page
@@ -9,7 +9,7 @@ The table of a measurement NAME replaces what stands between the marks `<!-- NAM
 import re
 from pathlib import Path
 
-from benchmarks import branches, cache_formats, flops, guards, serving, speed
+from benchmarks import branches, cache_formats, flops, guards, large_index, serving, speed
 from benchmarks.record import command_parser
 from mpclip.command import start
 from mpclip.files import read_json, write_text
@@ -24,36 +24,40 @@ TABLES = {
     "serving": serving.table,
     "guards": guards.table,
 }
+MANY_PAGE = PAGE.with_name("embedding_many.md")
+MANY_TABLES = {"large_index": large_index.table}
 
 
-def section(name: str) -> str:
+def section(name: str, tables: dict = TABLES | MANY_TABLES) -> str:
     """The table of a measurement and how it was measured; without a JSON file, the command that measures it.
 
     Args:
-        name: a key of `TABLES`.
+        name: a key of `tables`.
+        tables: measurement -> what makes Markdown of its JSON.
     """
     result = read_json(PAGE.parent / "cost" / f"{name}.json")
     if not result:
         return f"Not measured yet: `python -m benchmarks.{name} --json docs/cost/{name}.json`"
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    return f"{TABLES[name](result)}\n\n<sub>`{result['command']}`, {result['date'][:10]}, {machine}</sub>"
+    return f"{tables[name](result)}\n\n<sub>`{result['command']}`, {result['date'][:10]}, {machine}</sub>"
 
 
-def filled(page: str) -> str:
+def filled(page: str, tables: dict = TABLES) -> str:
     """The page with the tables of the JSON files as they are now.
 
     Args:
-        page: the text of docs/cost.md.
+        page: the text of docs/cost.md, or of the page of `tables`.
+        tables: its measurements, such as `TABLES`.
 
     Raises:
         ValueError: the page lacks the marks of a measurement.
     """
-    for name in TABLES:
+    for name in tables:
         marks = f"<!-- {name} -->", f"<!-- /{name} -->"
         pattern = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", re.DOTALL)
         if not pattern.search(page):
-            raise ValueError(f"{PAGE.name} has no place for {name}: it lacks {marks[0]} and {marks[1]}. Put them back.")
-        text = f"{marks[0]}\n{section(name)}\n{marks[1]}"
+            raise ValueError(f"the page has no place for {name}: it lacks {marks[0]} and {marks[1]}. Put them back.")
+        text = f"{marks[0]}\n{section(name, tables)}\n{marks[1]}"
         page = pattern.sub(lambda _, text=text: text, page)
     return page
 
@@ -61,8 +65,9 @@ def filled(page: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     command_parser("benchmarks.cost_page", __doc__).parse_args(argv)
-    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
-    print(f"written: {PAGE}")
+    for page, tables in ((PAGE, TABLES), (MANY_PAGE, MANY_TABLES)):
+        write_text(page, filled(page.read_text(encoding="utf-8"), tables))
+        print(f"written: {page}")
 
 
 if __name__ == "__main__":

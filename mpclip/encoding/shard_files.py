@@ -25,7 +25,7 @@ from mpclip.files import aside, write_text
 NOTE = b"mpclip"
 FORMAT = 1
 GROUP = 1024  # rows of a row group: what must be read to get one row
-NAMED = 100  # unreadable samples that the note names; the side file names all
+NAMED = 100  # unreadable samples of a shard that its note names; the side file names all
 STORED = ("float16", "float32")
 
 
@@ -64,23 +64,38 @@ def write_embeddings(path: Path, table: pa.Table, note: dict, unreadable: list[t
 
     Args:
         path: NAME.parquet.
-        table: from `columns_of`.
-        note: what the embeddings depend on, as JSON. The numbers of rows and of unreadable samples are added.
-        unreadable: keys, each with what is wrong with the sample.
+        table, note, unreadable: as for `write_noted`.
     """
     side = side_file(path)
     if unreadable:
-        lines = [json.dumps({"key": key, "fault": fault}, ensure_ascii=False) for key, fault in unreadable]
-        write_text(side, "\n".join(lines) + "\n")
-    counts = {"format": FORMAT, "rows": table.num_rows, "unreadable": len(unreadable)}
-    counts["unreadable_named"] = dict(unreadable[:NAMED])
+        write_unreadable(side, unreadable)
+    with aside(path) as written:
+        write_noted(written, table, note, unreadable[:NAMED], len(unreadable))
+    if not unreadable:
+        side.unlink(missing_ok=True)  # of an earlier version of the shard
+
+
+def write_noted(where, table: pa.Table, note: dict, named: list[tuple[str, str]], unreadable: int) -> None:
+    """Write a table of embeddings with its note.
+
+    Args:
+        where: a path, or a file that is open.
+        table: from `columns_of`.
+        note: what the embeddings depend on, as JSON. The numbers of rows and of unreadable samples are added.
+        named: keys of unreadable samples, each with what is wrong with it.
+        unreadable: how many there are; more than the note names, perhaps.
+    """
+    counts = {"format": FORMAT, "rows": table.num_rows, "unreadable": unreadable, "unreadable_named": dict(named)}
     noted = table.replace_schema_metadata({NOTE: json.dumps(note | counts, ensure_ascii=False)})
     texts = [name for name in table.column_names if pa.types.is_string(table[name].type)]
     how = {"compression": _compression(table), "use_dictionary": texts, "write_page_checksum": True}
-    with aside(path) as written:
-        pq.write_table(noted, written, row_group_size=GROUP, **how)
-    if not unreadable:
-        side.unlink(missing_ok=True)  # of an earlier version of the shard
+    pq.write_table(noted, where, row_group_size=GROUP, **how)
+
+
+def write_unreadable(file: Path, unreadable: list[tuple[str, str]]) -> None:
+    """Write the side file: a line of JSON for each unreadable sample."""
+    lines = [json.dumps({"key": key, "fault": fault}, ensure_ascii=False) for key, fault in unreadable]
+    write_text(file, "\n".join(lines) + "\n")
 
 
 def side_file(path: Path) -> Path:

@@ -30,6 +30,7 @@ from mpclip.files import stamp, xxh128_file
 
 KEY_COLUMNS = ("__key__", "key", "id", "image_id", "file_name")
 URL_COLUMNS = ("url", "URL")
+TAR_END = 1024  # zeros at the end of a tar
 ROWS_READ = 256  # rows of a parquet file that are in memory at a time
 
 
@@ -107,6 +108,7 @@ class TarShard(FileShard):
     """A tar of webdataset."""
 
     def samples(self) -> Iterator[Sample]:
+        self._refuse_cut_off()
         try:
             for key, files in files_by_name(self.path):
                 ending = picture_ending(files)
@@ -123,6 +125,13 @@ class TarShard(FileShard):
                 yield sample
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(f"{self.path} is no whole tar file ({error}): copy or download it again") from error
+
+    def _refuse_cut_off(self) -> None:
+        """A tar ends with blocks of zeros. Without them, `tarfile` takes one that was cut off between two files for whole."""
+        with open(self.path, "rb") as file:
+            file.seek(max(0, self.bytes - TAR_END))
+            if file.read() != bytes(TAR_END):
+                raise ValueError(f"{self.path} is no whole tar file (its end is missing): copy or download it again")
 
 
 class ParquetShard(FileShard):
@@ -174,7 +183,7 @@ class FolderShard(Shard):
 
     def identity(self, known: dict) -> dict:
         listed = json.dumps([[_text(name), *stamp] for name, stamp in self._stamps.items()])
-        return {"files": len(self.names), "xxh3": xxhash.xxh3_128_hexdigest(listed)}
+        return {"files": len(self.names), "xxh3": xxhash.xxh3_128_hexdigest(listed.encode())}
 
     @cached_property
     def _stamps(self) -> dict[str, list[int]]:

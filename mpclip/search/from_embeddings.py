@@ -172,9 +172,10 @@ def _places(folder: Path, shards: dict[str, dict], index: Path) -> tuple[pa.Reco
         table = pa.Table.from_batches(read_embeddings(folder / file, columns))
         ids.append(np.arange(table.num_rows, dtype=np.int64) + (chunk << ROW_BITS))
         keys += table["sha256"].to_pylist()
-        stem = Path(file).stem
+        # Ray's files have rows of several shards, which their keys and places name.
+        shard_name = "" if there["source"].get("engine") == "ray" else f"{Path(file).stem}/"
         rows = zip(*(table[name].to_pylist() for name in ("key", "place", "url")), strict=True)
-        names += [url or f"{stem}/{place or key}" for key, place, url in rows]
+        names += [url or f"{shard_name}{place or key}" for key, place, url in rows]
         captions += [caption or "" for caption in table["caption"].to_pylist()] if there["captions"] else [""] * table.num_rows
     _, first, which = np.unique(np.array(keys, dtype="S32"), return_index=True, return_inverse=True)
     of_picture = np.concatenate(ids)[first]  # (pictures,)
