@@ -4,11 +4,9 @@ Captions that recur are no negatives of each other, in one process and in severa
 """
 
 import json
-import os
-from pathlib import Path
 
-import fresh_process
 import pytest
+import several_processes
 import torch
 from conftest import arguments, make_model, make_processor, make_tokenizer
 
@@ -16,37 +14,6 @@ from modeling_mpclip.contrastive_losses import sigmoid_contrastive_loss, softmax
 from mpclip.training import MPCLIPTrainingArguments
 from mpclip.training.batch_size import batch_told, refuse_no_negatives
 from mpclip.training.collator import MPCLIPCollator, WithIds
-
-# One program imports the libraries once, and forks into the processes of a job.
-START = """
-import os, socket, sys, traceback
-repository, *argv = sys.argv[1:]
-sys.path[:0] = [repository, repository + "/tests"]
-import peft, torch
-import torch.distributed as dist
-import mpclip.training.run
-from mpclip.training import build_trainer, parse_options
-
-def in_processes(count, work, *given):
-    # work(rank, count, *given) in `count` processes, which have to end without an error.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    children = []
-    for rank in range(count):
-        children.append(os.fork())
-        if not children[-1]:
-            names = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
-            if count > 1:
-                os.environ.update(zip(names, ("127.0.0.1", port, str(count), str(rank), str(rank))))
-            try:
-                work(rank, count, *given)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-    assert not any([os.waitpid(child, 0)[1] for child in children]), count
-"""
 
 LOSSES = """
 from conftest import make_model
@@ -148,21 +115,14 @@ for count, name, *more in ((1, "one"), (2, "two"), (2, "chunks", "--forward_chun
 """
 
 
-def run(code: str, folder: Path, *argv: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = fresh_process.start(START + code, folder, environment, (str(Path(__file__).parent.parent), *argv)).wait()
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_several_processes_compute_and_train_as_one(folder, tmp_path):
+    """The losses and gradients of two and three processes are those of one. So are weights and logs of a training.
 
-
-def test_loss_and_gradients_of_two_and_three_processes_are_those_of_one(tmp_path):
-    run(LOSSES, tmp_path)
-
-
-def test_two_processes_train_as_one_does(folder, tmp_path):
-    """Through the Trainer, with gradient accumulation and plain SGD: the same weights and the same log. So it is in chunks."""
+    The training is that of the Trainer, with gradient accumulation and plain SGD, with and without chunks.
+    """
     extra = ["--gradient_accumulation_steps", "2", "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no"]
     extra += ["--load_best_model_at_end", "false", "--optim", "sgd", "--diversity_weight", "0.5", "--elastic_prompts", "true"]
-    run(TRAINING, tmp_path, *arguments(folder, tmp_path, *extra))
+    several_processes.run(LOSSES + TRAINING, tmp_path, *arguments(folder, tmp_path, *extra))
     one, *others = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two", "chunks"))
     assert len(one) == 2
     for other in others:

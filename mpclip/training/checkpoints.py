@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from mpclip.files import read_json
 
@@ -53,7 +54,7 @@ def fault_of(checkpoint: Path, processes: int = 1, scaled: bool = False) -> str 
 
     Args:
         checkpoint: its folder.
-        processes: number of processes of the run; each has its own random state.
+        processes: number of processes that have saved it; each has its own random state.
         scaled: whether the run scales its loss, as fp16 does; the scale is then a part of the checkpoint.
 
     Returns:
@@ -74,10 +75,26 @@ def fault_of(checkpoint: Path, processes: int = 1, scaled: bool = False) -> str 
     except ValueError:
         state = {}
     cut = [] if "global_step" in state else [STATE_FILE]
-    cut += [file.name for pattern in ("*.pt", "*.pth") for file in checkpoint.glob(pattern) if not zipfile.is_zipfile(file)]
+    states = sorted(file for pattern in ("*.pt", "*.pth") for file in checkpoint.glob(pattern))
+    cut += [file.name for file in states if not _is_whole(file)]
     if cut:
         return f"its {cut[0]} is cut short or damaged"
+    for file in states:
+        foreign = [name for name in get_unsafe_globals_in_checkpoint(file) if not name.startswith("numpy.")]
+        if foreign:
+            return (
+                f"its {file.name} would run {foreign[0]} when it is read, which no state of a training does; it is not opened"
+            )
     return fault_of_weights(checkpoint)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of torch.save is complete and its parts have their checksums. Nothing is unpickled."""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            return parts.testzip() is None
+    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        return False
 
 
 def fault_of_weights(checkpoint: Path) -> str | None:

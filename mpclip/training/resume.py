@@ -24,6 +24,7 @@ SHAPING_ARGUMENTS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "num_train_epochs", "max_steps"),
     *("warmup_steps", "lr_scheduler_type", "seed", "bf16", "fp16", "train_sampling_strategy"),
 )
+SPLIT = ("per_device_train_batch_size", "world_size")  # how the pairs of a step are split among processes
 # Options whose value may be the path of a folder or a file. Every spelling of a path is the same value.
 PLACES = ("dataset", "checkpoint", "text_model", "vision_model", "text_from_scratch")
 
@@ -65,12 +66,15 @@ def find_start(options: RunOptions) -> Start:
     recorded = read_json((named.absolute().parent if named else folder) / RUN_FILE)
     if named or FINISHED in recorded or checkpoints_in(folder):
         _take_precision(options, recorded)
-    now, processes, scaled = shaping_options(options), options.training.world_size, options.training.fp16
+    now, scaled = shaping_options(options), options.training.fp16
+    processes = recorded.get("world_size", options.training.world_size)  # those that have saved the checkpoints
     if named is None:
         if FINISHED in recorded and not changed_options(recorded, now) and (folder / "training.json").exists():
             newest = next(iter(checkpoints_in(folder)), None)
             return Start(newest and str(newest), finished=True)
-        found = last_complete_checkpoint(folder, processes, scaled)
+        # Complete for the run that saved it. If that had another number of processes, `_refuse_other_run` says so.
+        saved_by, was_scaled = recorded.get("world_size", processes), recorded.get("fp16", scaled)
+        found = last_complete_checkpoint(folder, saved_by, was_scaled)
     else:
         found = named
         if fault := _fault_of_named(found, processes, scaled):
@@ -135,7 +139,9 @@ def prepare_folder(options: RunOptions, start: Start) -> None:
     folder, now = Path(options.training.output_dir), shaping_options(options)
     if start.checkpoint is not None:
         logger.info("Resuming from %s. --resume_from_checkpoint false would start a new run.", start.checkpoint)
-        if (folder / RUN_FILE).exists() and not changed_options(read_json(folder / RUN_FILE), now):
+        if (folder / RUN_FILE).exists() and not changed_options(recorded := read_json(folder / RUN_FILE), now):
+            if any(recorded.get(name) != now[name] for name in SPLIT):
+                write_json(folder / RUN_FILE, recorded | {name: now[name] for name in SPLIT})
             return
     set_aside_checkpoints(folder)
     write_json(folder / RUN_FILE, now)
@@ -191,7 +197,8 @@ def changed_options(before: dict, now: dict) -> dict[str, tuple]:
     """Compare the options of two runs.
 
     Args:
-        before, now: from `shaping_options`. An option that is missing, because it did not exist yet, has its default.
+        before, now: from `shaping_options`. An option that is missing, because it did not exist yet, has its default. Another
+            number of processes is no change if a step has as many pairs as before: all pairs of a step are contrasted together.
 
     Returns:
         For each option that differs (value before, value now).
@@ -199,7 +206,15 @@ def changed_options(before: dict, now: dict) -> dict[str, tuple]:
     defaults = json.loads(json.dumps(asdict(ModelArguments()) | asdict(DataArguments()), default=str))
     before, now = defaults | before, defaults | now
     names = sorted((before.keys() | now.keys()) - {FINISHED})
+    if None not in (pairs := [_pairs_of_step(one) for one in (before, now)]) and pairs[0] == pairs[1]:
+        names = [name for name in names if name not in SPLIT]
     return {name: (before.get(name), now.get(name)) for name in names if not _same(name, before.get(name), now.get(name))}
+
+
+def _pairs_of_step(options: dict) -> int | None:
+    """Pairs of a step in all processes together; None if the options do not tell."""
+    values = [options.get(name) for name in SPLIT]
+    return None if None in values else values[0] * values[1]
 
 
 def _same(name: str, before: object, now: object) -> bool:
