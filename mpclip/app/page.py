@@ -39,6 +39,17 @@ CSS = """
 """
 
 
+def theme() -> "gr.themes.Base":
+    """Gradio's own look, with colours in which white and grey words can be read (a contrast of 4.5 and more)."""
+    base = gr.themes.Default(primary_hue="indigo", neutral_hue="stone")
+    return base.set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )
+
+
 def build_page(opened: Sequence[Collection]) -> "gr.Blocks":
     """The page of one or several models.
 
@@ -125,7 +136,7 @@ def _prompt_controls(one: Collection) -> list:
         )
         with gr.Row():
             weights = [
-                gr.Slider(0, HIGHEST_WEIGHT, value=1, step=0.1, label=f"Weight of “{name}”", min_width=220) for name in names
+                gr.Slider(0, HIGHEST_WEIGHT, value=1, step=0.1, label=f"Weight of “{name}”", min_width=300) for name in names
             ]
     return [count, *weights]
 

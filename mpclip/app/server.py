@@ -4,9 +4,8 @@ import ipaddress
 import logging
 from typing import TYPE_CHECKING
 
-from mpclip.app.gradio_package import gradio
 from mpclip.app.guard import Guard
-from mpclip.app.page import CSS
+from mpclip.app.page import CSS, theme
 from mpclip.app.uploads import MAX_BYTES
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ def serve(page: "Blocks", host: str | None = "127.0.0.1", port: int | None = Non
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    gr = gradio()
     layers = [Middleware(Guard)]
     if is_loopback(host):
         # Another site's name may be made to lead to this machine. Its pages could then talk to the app by that name.
@@ -65,7 +63,7 @@ def serve(page: "Blocks", host: str | None = "127.0.0.1", port: int | None = Non
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
-        theme=gr.themes.Default(primary_hue="orange", neutral_hue="stone"),
+        theme=theme(),
         css=CSS,
         app_kwargs={"middleware": layers, "docs_url": None, "redoc_url": None, "openapi_url": None},
     )
