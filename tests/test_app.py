@@ -127,8 +127,8 @@ def test_a_model_of_the_sigmoid_loss_gives_each_class_its_own_probability(one):
     encoder = one.encoder.encoder
     sigmoid = type(encoder)(make_model(num_prompts=K, loss="sigmoid", logit_bias_init_value=-1.0), encoder.processor)
     cosines = torch.tensor([0.9, 0.8])
-    expected = sigmoid.model.logit_scale(cosines).sigmoid()
-    assert torch.equal(actions.probabilities(sigmoid, cosines), expected) and expected.sum() != pytest.approx(1)
+    expected = sigmoid.model.logit_scale(cosines).sigmoid().tolist()
+    assert actions.probabilities(sigmoid, cosines).tolist() == expected and sum(expected) > 1.5
 
 
 # Collections ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ pytest.importorskip("gradio", reason='needs gradio: pip install "mpclip[app]"')
 
 from mpclip.app.collections import open_collections
 from mpclip.app.page import build_page
-from mpclip.app.server import is_loopback, serve
+from mpclip.app.server import MOST_WAITING, is_loopback, serve
 
 pytest_plugins = ["search_fixtures"]
 CAPTIONS = [f"photo {i} <b>of</b> *a* street" for i in range(PICTURES)]
@@ -103,6 +103,7 @@ def test_no_other_machine_is_asked(address):
     there = f"http://127.0.0.1:{other.server_port}/picture.png"
     try:
         assert httpx.get(f"{address}gradio_api/file={there}").status_code == 403
+        assert httpx.get(f"{address}gradio_api/proxy={there}").status_code >= 400
         assert join(address, picture={"path": there, "meta": {"_type": "gradio.FileData"}}).status_code == 403
         assert not Elsewhere.asked
     finally:
@@ -115,6 +116,27 @@ def test_names_of_other_machines_do_not_lead_here(address):
     assert httpx.get(address, headers={"Host": "another.example"}).status_code == 400
     assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
     assert not is_loopback("0.0.0.0") and not is_loopback(None)
+
+
+class Unlaunched:
+    """A page that only notes how it would be served."""
+
+    def queue(self, **options):
+        self.options = options
+
+    def launch(self, **options):
+        self.options |= options
+        return None, "http://127.0.0.1:7860/", None
+
+
+def test_a_host_for_everyone_is_warned_of(caplog):
+    for host, warned, layers in (("127.0.0.1", False, 2), ("0.0.0.0", True, 1), (None, False, 1)):
+        caplog.clear()
+        page = Unlaunched()
+        serve(page, host, block=False)
+        assert ("There is no password" in caplog.text) == warned
+        assert len(page.options["app_kwargs"]["middleware"]) == layers
+        assert page.options["share"] is False and page.options["max_size"] == MOST_WAITING
 
 
 def test_large_uploads_are_refused(address):

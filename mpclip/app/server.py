@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 32  # requests in the queue; more are told to come again
-MOST_SESSIONS = 500  # whose last answers are kept in memory
+MOST_SESSIONS = 100  # whose last answers are kept in memory
 NAMES_OF_LOOPBACK = ["127.0.0.1", "localhost", "[::1]", "::1"]
 
 
