@@ -23,7 +23,15 @@ from benchmarks.record import command_parser
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "build" / "site"
 # What the pages link to. The site has the folders of the repository, so that a link is the same in both.
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*", "notebooks/*", "eval/metrics/*/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/**/*",
+    "configs/**/*.yaml",
+    "notebooks/*",
+    "eval/metrics/*/README.md",
+)
 UNPUBLISHED = ("docs/results/findings",)  # the texts that docs/results/*.md are made of
 REFERENCE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
