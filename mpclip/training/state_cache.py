@@ -205,7 +205,10 @@ def _nodes_in(found: dict, identity: dict) -> list[int] | None:
         identity: the tree, from `tree_identity`.
     """
     try:
-        return PromptTree.from_dict(found["tree"]).locate(PromptTree.from_dict(identity))
+        # Not by from_dict, which takes numbers alone: labels stand for the ids of adaptive tokens.
+        trees = (PromptTree(tuple(tree["token_ids"]), tuple(tree["parents"])) for tree in (found["tree"], identity))
+        stored, wanted = trees
+        return stored.locate(wanted)
     except ValueError:  # another tree
         return None
 
