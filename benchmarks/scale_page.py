@@ -30,7 +30,7 @@ IMAGE_TOKENS, IMAGE_WIDTH = 197, 768  # of ViT-B/16
 # Assumption -> its default, its unit, and where it comes from.
 ASSUMED = {
     "pairs": (4e8, "pairs of an epoch", "the size of LAION-400M"),
-    "images": (1e9, "pictures to embed", "as asked"),
+    "images": (1e9, "pictures to embed", "a round number"),
     "tflops": (989.0, "TFLOPS of a GPU in bfloat16", "H100 SXM, as published, without sparsity"),
     "utilisation": (0.4, "of it that is reached", "assumed; 0.3 to 0.5 is usual for transformers"),
     "dollars": (2.5, "dollars per GPU and hour", "assumed"),
@@ -38,6 +38,7 @@ ASSUMED = {
     "dimensions": (768, "of an embedding", "the default of projection_dim"),
     "within": (450.0, "GB/s from GPU to GPU in a node, one way", "NVLink of an H100, as published"),
     "between": (50.0, "GB/s per GPU between nodes, one way", "400 Gbit/s per GPU"),
+    "disk": (2.0, "GB/s that are read from disks per GPU", "assumed; several local NVMe disks per node"),
     "storage": (20.0, "dollars per TB and month", "assumed"),
     "picture": (50.0, "KB of a stored picture", "assumed"),
     "decoding": (300.0, "pictures decoded per core and second", "assumed"),
@@ -95,8 +96,8 @@ def calculate(flops: dict, counted: dict[str, int], assumed: dict[str, float]) -
         assumed: a value for each of `ASSUMED`.
 
     Returns:
-        `epochs`: hours and dollars by way of training; `exchange`: bytes per step and GPU by number of GPUs; `stores`: bytes
-        per million captions and pictures by format; `embedding`: of many pictures.
+        `epochs`: hours and dollars by way of training, limited by computing or by reading; `exchange`: bytes per step and GPU by
+        number of GPUs; `stores`: bytes per million captions and pictures by format; `embedding`: of many pictures.
     """
     a = argparse.Namespace(**assumed)
     rate = a.tflops * 1e12 * a.utilisation / 2e9  # GMACs per second and GPU
@@ -105,8 +106,9 @@ def calculate(flops: dict, counted: dict[str, int], assumed: dict[str, float]) -
     read = {"live": 0, "texts cached": state_bytes["texts"], "all cached": sum(state_bytes.values())}
     epochs = []
     for way in ("live", "texts cached", "all cached"):
-        hours = a.pairs * done[way] / rate / 3600
-        speed = rate / done[way]
+        computed, readable = rate / done[way], a.disk * 1e9 / read[way] if read[way] else float("inf")
+        speed = min(computed, readable)
+        hours = a.pairs / speed / 3600
         epochs.append(
             {
                 "way": way,
@@ -115,6 +117,7 @@ def calculate(flops: dict, counted: dict[str, int], assumed: dict[str, float]) -
                 "hours": {str(n): hours / n for n in GPUS},
                 "dollars": hours * a.dollars,
                 "pairs_per_second": speed,
+                "limit": "computing" if computed <= readable else "reading",
                 "read_mb_per_second": read[way] * speed / 1e6,
                 "stored_tb": read[way] * a.pairs / 1e12,
                 "store_dollars_per_month": read[way] * a.pairs / 1e12 * a.storage,
@@ -178,7 +181,16 @@ def tables(result: dict) -> str:
     assumed, found = result["assumed"], result["calculated"]
     epochs, embedding = found["epochs"], found["embedding"]
     hours = [f"hours on {n}" for n in GPUS]
-    head = ["texts and pictures", "GMACs per pair", *hours, "dollars", "pairs/s per GPU", "read, MB/s per GPU", "stored, TB"]
+    head = [
+        "texts and pictures",
+        "GMACs per pair",
+        *hours,
+        "dollars",
+        "pairs/s per GPU",
+        "limit",
+        "read, MB/s per GPU",
+        "stored, TB",
+    ]
     rows = [
         [
             row["way"],
@@ -186,6 +198,7 @@ def tables(result: dict) -> str:
             *(f"{row['hours'][str(n)]:,.1f}" for n in GPUS),
             f"{row['dollars']:,.0f}",
             f"{row['pairs_per_second']:,.0f}",
+            row["limit"],
             f"{row['read_mb_per_second']:,.0f}",
             f"{row['stored_tb']:,.0f}",
         ]
@@ -222,7 +235,8 @@ def tables(result: dict) -> str:
             f"({found['filling']['dollars']:,.0f} dollars) once, and its {cached['stored_tb']:,.0f} TB cost "
             f"{cached['store_dollars_per_month']:,.0f} dollars a month. Each epoch from the store costs "
             f"{epochs[0]['dollars'] - cached['dollars']:,.0f} dollars less than a live one.",
-            "**Bytes that a GPU receives in a step.** Live texts; the image tower and the LLM's last layer are trained.",
+            "**Bytes that a GPU receives in a step, at most.** Live texts; the image tower and the LLM's last layer are "
+            "trained. The seconds are those that nothing hides; DDP and FSDP2 exchange while they compute.",
             exchange,
             "**Storage of cached states**",
             stores,
