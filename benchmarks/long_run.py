@@ -5,10 +5,10 @@
 train     epochs of short steps with a loader's worker, an evaluation and a checkpoint per epoch, a log every 50 steps
 embed     the pictures of a table, and texts that are new each time
 
-Each runs in a process of its own, for the given minutes from its first step on. Memory is what a process and its workers have
-to themselves (USS). What is recorded in the first third is warm-up. A straight line is fitted to the rest: its growth from the
-first to the last point, against the mean of the memory, decides. The towers are tiny, so there are many steps and nothing that
-hides a leak of a few bytes per step.
+Each runs in a process of its own, for the given minutes from its first step on. Memory is that of the process without the
+pages of files. What is recorded in the first third is warm-up. A straight line is fitted to the rest: its growth from the first
+to the last point, against the mean of the memory, decides. The towers are tiny, so there are many steps and nothing that hides
+a leak of a few bytes per step.
 """
 
 import argparse
@@ -143,8 +143,7 @@ def record(program: str, minutes: float, seconds: float) -> dict:
         seconds: between two looks, of which the first comes after the first step.
 
     Returns:
-        `steps` and `points`: for each look `minute`, `steps`, `memory_mb` (USS, workers included), `files` (open files and
-        sockets) and `threads` of the process.
+        `steps` and `points`: for each look `minute`, `steps`, `memory_mb`, `files` (open files and sockets) and `threads`.
     """
     import psutil
 
@@ -157,21 +156,15 @@ def record(program: str, minutes: float, seconds: float) -> dict:
             watching.start()
         return time.monotonic() > started[0] + 60 * minutes
 
-    def own_memory(process: psutil.Process) -> int:
-        try:
-            return process.memory_full_info().uss
-        except psutil.NoSuchProcess:  # a worker that has just ended
-            return 0
-
     def look() -> None:
         process = psutil.Process()
         while not ended.wait(seconds):
-            family = [process, *process.children(recursive=True)]
+            memory = process.memory_info()
             points.append(
                 {
                     "minute": round((time.monotonic() - started[0]) / 60, 3),
                     "steps": steps[0],
-                    "memory_mb": round(sum(map(own_memory, family)) / MEGABYTE, 2),
+                    "memory_mb": round((memory.rss - memory.shared) / MEGABYTE, 2),
                     "files": process.num_fds(),
                     "threads": process.num_threads(),
                 }

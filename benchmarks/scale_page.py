@@ -96,8 +96,8 @@ def calculate(flops: dict, counted: dict[str, int], assumed: dict[str, float]) -
         assumed: a value for each of `ASSUMED`.
 
     Returns:
-        `epochs`: hours and dollars by way of training, limited by computing or by reading; `exchange`: bytes per step and GPU by
-        number of GPUs; `stores`: bytes per million captions and pictures by format; `embedding`: of many pictures.
+        `epochs`: hours and dollars by way of training, limited by computing or by reading; `exchange`: bytes per step and GPU
+        by number of GPUs; `stores`: bytes per million captions and pictures by format; `embedding`: of many pictures.
     """
     a = argparse.Namespace(**assumed)
     rate = a.tflops * 1e12 * a.utilisation / 2e9  # GMACs per second and GPU
