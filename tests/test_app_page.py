@@ -199,7 +199,7 @@ def test_a_person_searches_looks_and_classifies(address, photos_with_captions, t
         page.get_by_role("tab", name="Classify").click()
         page.get_by_label("Classes").fill("a cat")
         page.get_by_role("button", name="Classify").click()
-        page.get_by_text("1 class names; expected 2 to 100.").wait_for()
+        page.get_by_text("1 class names; expected 2 to 100").wait_for()
         (tmp_path / "text.png").write_text("no picture")
         page.get_by_label("Classes").fill("a cat, a dog")
         page.locator("input[type=file]").last.set_input_files(tmp_path / "text.png")
