@@ -8,7 +8,7 @@ import torch
 from conftest import arguments, make_model
 
 from mpclip.training import ModelArguments, build_trainer, parse_options, prepare_tuning, watch
-from mpclip.training.watch import Watch, mean_similarity, norms_by_group
+from mpclip.training.watch import Watch, mean_similarity, norms_by_group, show_matrix
 
 NO_CHECKPOINTS = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
 
@@ -56,6 +56,21 @@ def test_without_a_tracker_nothing_is_computed(folder, tmp_path, monkeypatch):
 def test_similarity_of_prompts():
     segments = torch.tensor([[[1.0, 0], [0, 2]], [[1, 0], [3, 0]]])  # (B, K, D/K)
     torch.testing.assert_close(mean_similarity(segments), torch.tensor([[1, 0.5], [0.5, 1]]))
+
+
+def test_trackio_gets_the_matrix_as_a_picture(monkeypatch):
+    trackio = pytest.importorskip("trackio", reason="pip install trackio")
+    logged = {}
+    monkeypatch.setattr(trackio, "log", logged.update)
+
+    class TrackioCallback:
+        pass
+
+    show_matrix(torch.tensor([[1.0, -1], [-1, 1]]), [TrackioCallback(), object()], step=1)
+    (picture,) = logged.values()
+    pixels = picture._value
+    assert isinstance(picture, trackio.Image) and pixels.shape == (32, 32, 3)
+    assert pixels[0, 0].tolist() == [255] * 3 and pixels[0, 16].tolist() == [0] * 3
 
 
 def test_groups_of_gradients():

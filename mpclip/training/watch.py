@@ -87,8 +87,8 @@ class Watch(TrainerCallback):
         """What was collected since the last call, as means or sums over the processes. All of them must call it."""
         accelerator, device = self.trainer.accelerator, self.trainer.args.device
         matrix = None if self.segments is None else mean_similarity(self.segments)  # (K, K)
-        told = torch.tensor([self.waited, self.computed, self.pairs], dtype=torch.float64)
-        told = torch.cat([told.to(device), self.tokens[None].to(device)]).float()  # (4,)
+        told = torch.tensor([self.waited, self.computed, self.pairs], device=device)
+        told = torch.cat([told, self.tokens[None].to(device).float()])  # (4,)
         if matrix is not None:
             told = torch.cat([told, matrix.flatten().to(device)])
         if self.trainer.args.world_size > 1:
