@@ -30,10 +30,8 @@ from mpclip.files import read_json, write_json
 
 CELLS = (("faiss", "flat"), ("faiss", "ivfpq"), ("lancedb", "ivfpq"), ("faiss", "hnsw"), ("lancedb", "hnsw"))
 TOP, CANDIDATES = 10, 100
-MIXED, NOISE = (
-    0.5,
-    0.3,
-)  # the largest part of the other picture, and the norm of the noise; a picture's own part is at least 0.5
+MIXED = 0.5  # the largest part of the other picture; a picture's own part is at least as large
+NOISE = 0.3  # the norm of the noise
 BLOCK = 20_000  # vectors at a time
 
 
@@ -176,7 +174,27 @@ def table(result: dict) -> str:
         f"{number:,} vectors of {width} dimensions, made of the embeddings of {result['pictures']:,} pictures; "
         f"{result['queries']:,} queries of each kind. Recall in percent."
     )
-    return f"{markdown_table(head, rows)}\n\n{made}"
+    halves, floats = (result["bytes_in_files"][stored] / 1e3 for stored in ("float16", "float32"))
+    files = f"The files of embeddings take {halves:.2f} GB per million pictures in float16 and {floats:.2f} GB in float32."
+    return f"{markdown_table(head, rows)}\n\n{made}\n\n{files}"
+
+
+def bytes_in_files(vectors: np.ndarray, work: Path) -> dict[str, float]:
+    """Bytes per picture of a file of embeddings, by the dtype in it, with keys and addresses as img2dataset has them."""
+    from mpclip.encoding.shard_files import STORED, columns_of, write_embeddings
+
+    found = {}
+    random = np.random.default_rng(0)
+    some = np.asarray(vectors[:10_000], dtype=np.float32)
+    keys = [f"{i:09d}" for i in range(len(some))]
+    rows = {"key": keys, "place": [f"{key}.jpg" for key in keys]}
+    rows["url"] = [f"https://images.example.org/{random.bytes(16).hex()}.jpg" for _ in keys]
+    rows["sha256"] = [random.bytes(32) for _ in keys]
+    for stored in STORED:
+        write_embeddings(work / "bytes.parquet", columns_of(rows, stored, some), {}, [])
+        found[stored] = (work / "bytes.parquet").stat().st_size / len(some)
+        (work / "bytes.parquet").unlink()
+    return found
 
 
 def _processor_seconds() -> float:
@@ -214,6 +232,7 @@ def main(argv: list[str] | None = None) -> None:
             np.save(file, exact(vectors, some, TOP))
         right[name] = np.load(file)
     result = {"vectors": len(vectors), "width": vectors.shape[1], "pictures": len(real), "queries": len(captions)}
+    result["bytes_in_files"] = bytes_in_files(vectors, options.work)
     result |= {"mixed": MIXED, "noise": NOISE, "seeds": "0 for queries, 1 + number of the first vector for blocks", "cells": []}
     for cell in CELLS:
         file = options.work / f"{'-'.join(cell)}.json"
