@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mpclip.data.picture_size import pixel_limit
 from mpclip.data.reading import ReadingOptions, reading_of
 from mpclip.data.stream_order import START
 from mpclip.data.stream_pairs import StreamedPairs
-from mpclip.data.streaming import open_shards
+from mpclip.data.streaming import ShardFault, open_shards
 from mpclip.files import read_json, write_json
 
 from .arguments import RunOptions
@@ -74,10 +75,10 @@ class StreamedTrainer(MPCLIPTrainer):
         return len(self.train_dataset)
 
     def save_model(self, output_dir=None, *args, **kwargs) -> None:
-        """As in `MPCLIPTrainer`. With a checkpoint, the position in the stream is saved first."""
+        """As in `MPCLIPTrainer`. With a checkpoint the position in the stream is saved, before what makes it complete."""
+        super().save_model(output_dir, *args, **kwargs)
         if self.stream is not None and output_dir and NUMBERED.fullmatch(Path(output_dir).name):
             write_json(Path(output_dir, _file_name(self.train_dataset)), self.stream.position())
-        super().save_model(output_dir, *args, **kwargs)
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -182,7 +183,8 @@ class _Collate:
     collator: Callable[[list[dict]], dict[str, torch.Tensor]]
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        return {**item, "batch": self.collator(item.pop("examples"))}
+        examples = item.pop("examples")
+        return item | {"batch": self.collator(examples)}
 
 
 def _unchanged(batch):
@@ -281,9 +283,10 @@ def with_states(
 def first_pictures(pairs: StreamedPairs, count: int) -> list[dict[str, Any]]:
     """The first pictures of a stream, as rows for the model card."""
     shards = getattr(pairs.shards, "source", pairs.shards)  # of cached states
-    with pixel_limit(pairs.max_megapixels):
+    with pixel_limit(pairs.max_megapixels), suppress(ShardFault):
         decoded = (picture_or_fault(sample.picture, pairs.max_megapixels)[0] for sample in shards.samples(0))
-        return [{"image": picture} for picture in islice((picture for picture in decoded if picture), count)]
+        return [{"image": picture} for picture in islice(filter(None, decoded), count)]
+    return []
 
 
 def refuse_unstreamable(options: RunOptions) -> None:
