@@ -1,5 +1,7 @@
 """Maps of what each prompt sees: the three kinds against their definitions, places, drawing, the command."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -11,16 +13,22 @@ from transformers import CLIPImageProcessorPil
 from modeling_mpclip import MPCLIPProcessor
 from modeling_mpclip.segments import normalized
 from mpclip.maps.__main__ import main
-from mpclip.maps.drawing import draw_maps, heat_over
+from mpclip.maps.drawing import colour_scale, draw_maps, heat_over
 from mpclip.maps.gradients import FINER, gradient_maps, inner_state
 from mpclip.maps.kinds import MAPS, _filled_by, attention_maps, occlusion_maps, token_segments, value_maps
 from mpclip.maps.prompt_maps import enlarged, highest_places, prompt_maps
-from mpclip.maps.seen import see
+from mpclip.maps.seen import see, token_grid
 
 
 def pictures(count: int, size: tuple[int, int] = (32, 32)) -> list[Image.Image]:
     noise = np.random.default_rng(0).integers(0, 255, (count, *size, 3), dtype=np.uint8)
     return [Image.fromarray(one) for one in noise]
+
+
+@functools.cache
+def model_of(**kwargs):
+    """A model that no test changes; `kwargs` are `make_model`'s."""
+    return make_model(**kwargs)
 
 
 def text_segments(model, texts: list[str]) -> torch.Tensor:
@@ -32,7 +40,7 @@ def text_segments(model, texts: list[str]) -> torch.Tensor:
 
 def setting(vision: str = "vit", **kwargs):
     """A model, its processor, what it sees of two pictures, and the segments of a text for each."""
-    model, processor = make_model(vision=vision, **kwargs), make_processor(make_tokenizer())
+    model, processor = model_of(vision=vision, **kwargs), make_processor(make_tokenizer())
     return model, processor, see(model, processor, images=pictures(2)), text_segments(model, ["a red cat", "a boat"])
 
 
@@ -71,7 +79,7 @@ def test_an_occlusion_is_what_the_score_loses(vision, tokens, pooling):
 
 
 def test_an_occluded_clip_loses_its_own_frames_tokens():
-    model, processor = make_model(clip_pooling="mean", frame_position="none"), make_processor(make_tokenizer())
+    model, processor = model_of(clip_pooling="mean", frame_position="none"), make_processor(make_tokenizer())
     frames, words = pictures(2), text_segments(model, ["a cat"])
     of_clip = occlusion_maps(model, see(model, processor, clips=[frames]), words)
     of_pictures = occlusion_maps(model, see(model, processor, images=frames), words.expand(2, -1, -1))
@@ -93,7 +101,7 @@ def test_pooling_queries_belong_to_the_segments_they_fill():
     assert attention_maps(model, seen).shape == (2, 1, 3, *seen.grid)
 
 
-@pytest.mark.parametrize("pooling", ["attention_per_prompt", "mean", "cls"])
+@pytest.mark.parametrize("pooling", ["attention_per_prompt", "cls"])
 def test_gradients_are_those_of_captum(pooling):
     attr = pytest.importorskip("captum.attr", reason="the check of gradients: pip install captum")
     model, _, seen, words = setting(image_pooling=pooling)
@@ -119,7 +127,7 @@ def test_an_inner_layer_is_finer_where_there_is_one():
     assert inner_state(states, (4, 4), None, (64, 64)) is states[2] and FINER == 4
     assert inner_state(states[3:], (4, 4), None, (64, 64)) is states[4]  # the middle of two
     with pytest.raises(ValueError, match="'vit' shows no inner layer whose places are known"):
-        inner_state(None, (4, 4), make_model().config.vision_config, (32, 32))
+        inner_state(None, (4, 4), model_of(vision="vit").config.vision_config, (32, 32))
 
 
 @pytest.mark.parametrize("family", ["dinov3_vit", "swin", "dinov3_convnext"])
@@ -135,7 +143,7 @@ def test_families_of_encoders(family):
 
 def test_a_picture_that_is_not_square():
     processor = MPCLIPProcessor(CLIPImageProcessorPil(size={"height": 32, "width": 64}, do_center_crop=False), make_tokenizer())
-    model = make_model(vision="efficientnet")
+    model = model_of(vision="efficientnet")
     found = prompt_maps(model, processor, "a cat", image=pictures(1, (50, 90))[0])
     assert found.maps.shape == (1, 3, 32, 64) and found.pictures.shape == (1, 32, 64, 3)
     assert found.grid[1] == 2 * found.grid[0]
@@ -143,7 +151,7 @@ def test_a_picture_that_is_not_square():
 
 @pytest.mark.parametrize("kind", MAPS)
 def test_clips_have_a_map_for_each_frame(kind):
-    model, processor = make_model(), make_processor(make_tokenizer())
+    model, processor = model_of(vision="vit"), make_processor(make_tokenizer())
     frames = pictures(3)
     found = prompt_maps(model, processor, "a cat", clip=frames, kind=kind)
     assert found.maps.shape == (3, 3, 32, 32)
@@ -172,13 +180,13 @@ def test_shares_sum_to_the_cosine():
 def test_what_has_no_map_is_refused():
     processor, (image,) = make_processor(make_tokenizer()), pictures(1)
     with pytest.raises(ValueError, match="'mean' has no attention weights"):
-        prompt_maps(make_model(image_pooling="mean"), processor, "a cat", image=image, kind="attention")
+        prompt_maps(model_of(vision="vit", image_pooling="mean"), processor, "a cat", image=image, kind="attention")
     with pytest.raises(ValueError, match=r"reads the class token alone.*'gradient'"):
-        token_segments(make_model(image_pooling="cls"), see(make_model(), processor, images=[image]))
+        token_segments(model_of(vision="vit", image_pooling="cls"), see(model_of(vision="vit"), processor, images=[image]))
     with pytest.raises(ValueError, match="kind='heat'; expected one of"):
-        prompt_maps(make_model(), processor, "a cat", image=image, kind="heat")
+        prompt_maps(model_of(vision="vit"), processor, "a cat", image=image, kind="heat")
     with pytest.raises(ValueError, match="exactly one of image and clip"):
-        prompt_maps(make_model(), processor, "a cat")
+        prompt_maps(model_of(vision="vit"), processor, "a cat")
 
 
 def test_places_of_maxima():
@@ -195,10 +203,30 @@ def test_places_of_maxima():
 def test_colours_lie_where_the_weight_is():
     picture, weights = np.ones((40, 80, 3)), np.zeros((2, 4))
     weights[1, 3] = 1
-    redness = (heat := heat_over(picture, weights))[..., 0] - heat[..., 2]
+    redness = (heat := heat_over(picture, weights, *colour_scale(weights)))[..., 0] - heat[..., 2]
     assert redness[30, 70] > 0.3 and abs(redness[:20, :40]).max() < 0.01
     shared = heat_over(picture, weights, 0.0, 10.0)  # on the scale of stronger maps
     assert (shared[..., 0] - shared[..., 2])[30, 70] < redness[30, 70] / 2
+    flat = heat_over(picture, np.full((2, 4), 0.3), *colour_scale(np.full((2, 4), 0.3)))
+    assert abs(flat - picture).max() < 1e-6  # not coloured
+
+
+def test_grids_of_tokens():
+    assert token_grid(49, 224, 224) == (7, 7)
+    assert token_grid(28, 128, 224) == (4, 7)
+    with pytest.raises(ValueError, match="11 tokens form no grid"):
+        token_grid(11, 224, 224)
+
+
+def test_a_sheet_of_several_texts(tmp_path):
+    model, processor, images = model_of(vision="vit"), make_processor(make_tokenizer()), pictures(2)
+    found = [prompt_maps(model, processor, text, image=one) for text, one in zip(["a cat", "a boat"], images, strict=True)]
+    draw_maps(found[0], tmp_path / "one.png")
+    draw_maps(found, tmp_path / "both.png")
+    one, both = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("one.png", "both.png"))
+    assert both.shape[1] == one.shape[1] and 1.6 * len(one) < len(both) < 2 * len(one)  # prompts are named once
+    coloured = [(part.max(axis=-1) - part.min(axis=-1)).max(axis=1) > 40 for part in (one, both)]
+    assert coloured[1].sum() == pytest.approx(2 * coloured[0].sum(), rel=0.1)
 
 
 def test_the_command_draws_and_refuses(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The pointing game: boxes, hits, guesses, metrics from items."""
 
+import functools
+
 import datasets
 import numpy as np
 import pytest
@@ -36,6 +38,12 @@ SCENES = [
 @pytest.fixture
 def rows():
     return datasets.Dataset.from_list(SCENES, features=None).cast_column("image", datasets.Image())
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """The intervals of such tiny data are of no interest."""
+    monkeypatch.setattr("eval.intervals.bootstrap", functools.partial(bootstrap, samples=5))
 
 
 def encoder():

@@ -102,8 +102,10 @@ def test_numbers_are_those_of_eval(page, data, tmp_path):
         assert f"{title}: {recalls}" in text
     low, high = retrieval["intervals"]["mean_recall"]
     assert f"Mean of the six recalls: {retrieval['metrics']['mean_recall']:.1f} ({low:.1f} to {high:.1f})" in text
-    shown = "".join(f", {k} APT-{k} alone {prompts['metrics'][f'alone_{k}']:.1f}" for k in (1, 2, 3))
-    assert f"Mean recall: all {prompts['metrics']['all']:.1f}{shown}" in text
+    alone_, without = (
+        ", ".join(f"{k} APT-{k} {prompts['metrics'][f'{what}_{k}']:.1f}" for k in (1, 2, 3)) for what in ("alone", "without")
+    )
+    assert f"Mean recall: all {prompts['metrics']['all']:.1f}; alone: {alone_}; without: {without}" in text
     rows = "; ".join(" ".join(f"{value:.2f}" for value in row) for row in prompts["prompts"]["correlation_of_scores"])
     assert f"Do two prompts rank alike?, row by row: {rows}" in text
     weights = ", ".join(f"{w:g} for {k} APT-{k}" for k, w in enumerate(prompts["fit"]["weights"], start=1))
@@ -218,7 +220,7 @@ def test_weights_are_varied_on_some_pictures(monkeypatch):
 def test_charts_are_whole_and_escape_names():
     name = '<b>"&'
     drawn = [
-        charts.intervals([(name, 50.0, [45.0, 61.0]), ("", 0, None), ("flat", 100.0, None)], name, reference=70.0),
+        charts.intervals([(name, 50.0, [45.0, 61.0]), (name, None, None), ("flat", 100.0, None)], name, reference=70.0),
         charts.intervals([("one", 0.0, [0.0, 0.0])], "one"),
         charts.matrix([[1.0, -0.25], [float("nan"), 1.0]], name),
         charts.matrix(np.eye(16).tolist(), "many"),

@@ -11,43 +11,42 @@ from markupsafe import Markup, escape
 WIDTH = 360
 ROW = 22  # height of a row of a chart
 LETTER = 6.1  # mean width of a letter of the labels
+Row = tuple[str, float | None, Sequence[float] | None]  # name, value, [low, high]
 
 
-def intervals(rows: Sequence[tuple[str, float, Sequence[float] | None]], said: str, reference: float | None = None) -> Markup:
+def intervals(rows: Sequence[Row], said: str, reference: float | None = None) -> Markup:
     """A dot for each value in percent, with its 95% interval, and the value in words on the right.
 
     Args:
-        rows: name, value and [low, high] of each; an empty name stands for a gap.
+        rows: name, value and [low, high] of each. Without a value, the name is a heading.
         said: the description.
         reference: a value that a line is drawn at.
     """
     left, right = _label_width([name for name, *_ in rows]), WIDTH - 44
-    values = [end for name, value, interval in rows if name for end in (value, *(interval or ()))]
+    values = [end for _, value, interval in rows if value is not None for end in (value, *(interval or ()))]
     low, high = _range(values)
 
     def x(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
 
-    parts, y = [], 0.0
-    bottom = sum(ROW if name else ROW / 2 for name, *_ in rows)
+    parts: list[str] = []
+    bottom = ROW * len(rows)
     for tick in _ticks(low, high):
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" y1="0" x2="{x(tick):.1f}" y2="{bottom}"/>')
         parts.append(f'<text class="faint" x="{x(tick):.1f}" y="{bottom + 13}" text-anchor="middle">{tick:g}</text>')
     if reference is not None:
         parts.append(f'<line class="reference" x1="{x(reference):.1f}" y1="0" x2="{x(reference):.1f}" y2="{bottom}"/>')
-    for name, value, interval in rows:
-        if not name:
-            y += ROW / 2
+    for row, (name, value, interval) in enumerate(rows):
+        middle = ROW * (row + 0.5)
+        if value is None:
+            parts.append(f'<text class="head" x="0" y="{middle + 6}">{escape(_short(name))}</text>')
             continue
-        middle = y + ROW / 2
         parts.append(f'<text x="0" y="{middle + 4}">{escape(_short(name))}</text>')
         if interval is not None:
-            parts.append(
-                f'<line class="spread" x1="{x(interval[0]):.1f}" y1="{middle}" x2="{x(interval[1]):.1f}" y2="{middle}"/>'
-            )
+            ends = f'x1="{x(interval[0]):.1f}" y1="{middle}" x2="{x(interval[1]):.1f}" y2="{middle}"'
+            parts.append(f'<line class="spread" {ends}/>')
         parts.append(f'<circle class="mark" cx="{x(value):.1f}" cy="{middle}" r="4"/>')
         parts.append(f'<text x="{WIDTH}" y="{middle + 4}" text-anchor="end">{value:.1f}</text>')
-        y += ROW
     return _svg(WIDTH, bottom + 18, parts, said)
 
 
@@ -71,7 +70,7 @@ def matrix(values: Sequence[Sequence[float]], said: str) -> Markup:
             box = f'x="{left + 1:.1f}" y="{top + 1:.1f}" width="{size - 2:.1f}" height="{height - 2:.1f}"'
             parts.append(f'<rect class="{kind}" {box} rx="3" fill-opacity="{strength:.2f}"/>')
             if K <= 10:  # the numbers of more would not be legible
-                shown = f"{value:.2f}".replace("0.", ".") if known else "–"
+                shown = _hundredths(value).replace("0.", ".") if known else "–"
                 middle = f'x="{left + size / 2:.1f}" y="{top + height / 2 + 4:.1f}"'
                 parts.append(f'<text {middle} text-anchor="middle">{shown}</text>')
     return _svg(edge + K * size, edge + K * height, parts, said)
@@ -91,7 +90,7 @@ def pairs_of_bars(names: Sequence[str], wanted: Sequence[float], found: Sequence
             parts.append(f'<rect class="{kind}" x="{start:.1f}" y="{top + offset}" width="{width:.1f}" height="8" rx="1.5"/>')
         change = of_found - of_wanted
         kind = "strong" if change > 0 else "faint"
-        parts.append(f'<text class="{kind}" x="{WIDTH}" y="{top + 15}" text-anchor="end">{change:+.2f}</text>')
+        parts.append(f'<text class="{kind}" x="{WIDTH}" y="{top + 15}" text-anchor="end">{_hundredths(change, "+")}</text>')
     bottom = len(names) * (ROW + 2)
     parts.append(f'<line class="axis" x1="{zero:.1f}" y1="0" x2="{zero:.1f}" y2="{bottom}"/>')
     return _svg(WIDTH, bottom, parts, said)
@@ -138,12 +137,17 @@ def _svg(width: float, height: float, parts: Sequence[str], said: str) -> Markup
     )
 
 
+def _hundredths(value: float, sign: str = "") -> str:
+    """With two decimals, and no minus before 0.00."""
+    return f"{round(value, 2) + 0.0:{sign}.2f}"
+
+
 def _label_width(names: Sequence[str]) -> float:
-    return min(130.0, 14 + LETTER * max(map(len, map(_short, names)), default=0))
+    return min(144.0, 12 + LETTER * max(map(len, map(_short, names)), default=0))
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 19 else name[:18] + "…"
+    return name if len(name) <= 22 else name[:21] + "…"
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -168,11 +168,14 @@ def _alone_chart(result: Result, labels: list[str]):
     def row(name: str, metric: str) -> tuple:
         return name, result.metrics[metric], result.intervals[metric]
 
-    rows = [row("all", "all"), ("", 0.0, None)]
-    rows += [row(f"{label} alone", f"alone_{k}") for k, label in enumerate(labels, start=1)]
-    if len(labels) > 2:
-        rows += [("", 0.0, None), *(row(f"without {label}", f"without_{k}") for k, label in enumerate(labels, start=1))]
-    return intervals(rows, "Mean recall: " + _said([one for one in rows if one[0]]), reference=result.metrics["all"])
+    alone = [row(label, f"alone_{k}") for k, label in enumerate(labels, start=1)]
+    others = [row(label, f"without_{k}") for k, label in enumerate(labels, start=1) if len(labels) > 2]
+    rows = [row("all", "all"), ("each alone", None, None), *alone]
+    said = f"Mean recall: all {result.metrics['all']:.1f}; alone: {_said(alone)}"
+    if others:
+        rows += [("without one", None, None), *others]
+        said += f"; without: {_said(others)}"
+    return intervals(rows, said, reference=result.metrics["all"])
 
 
 def _matrices(told: dict) -> list[tuple]:
