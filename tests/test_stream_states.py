@@ -1,4 +1,4 @@
-"""Cached states of a stream: equal to live ones, a part per shard, filled by several processes, and of the size that is told."""
+"""Cached states of a stream: equal to live ones, a part per shard, filled by several processes, of the size that is told."""
 
 import io
 import json

@@ -207,7 +207,7 @@ def test_what_cannot_be_read_is_left_out_and_told(tmp_path):
     pairs = StreamedPairs(opened(tmp_path), 2, samples_per_epoch=10)
     found = batches(pairs, 24)
     told = Counter(fault for batch in found for fault in batch["faults"])
-    kinds = dict(told)
+    kinds = dict(list(told))
     assert "00000.tar/000000001.jpg (not an image)" in {name for _, name in told}
     assert kinds["samples without a caption"].startswith("00000.tar/00000000")
     assert kinds["shards that are cut short"].startswith("00001.tar cannot be read to its end")

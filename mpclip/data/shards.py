@@ -14,12 +14,11 @@ already. manifest.json says how many samples each shard has, and is written last
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 
 from mpclip.argument_types import count
 from mpclip.cli import manual
-from mpclip.command import start
+from mpclip.command import next_steps, start
 from mpclip.data.reading import add_reading_options, reading_of
 
 
@@ -70,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (OSError, ValueError) as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
-    print(json.dumps(told))
+    print("{samples:,} samples in {shards} shards; {written} shards were written, {left_out} pictures left out".format(**told))
+    trained = ["mpclip", "train", "--streaming", "true", "--dataset", options.out, "--eval_split", "none"]
+    print(next_steps([(trained, "train on the shards")]))
 
 
 if __name__ == "__main__":

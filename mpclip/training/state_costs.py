@@ -1,7 +1,8 @@
 """What cached states take on a disk: bytes per caption and per picture, computed from the shapes of a model.
 
     python -m mpclip.training.state_costs --text_model smollm2-135m --vision_model efficientnet-lite0
-    python -m mpclip.training.state_costs --checkpoint runs/mine --text_tokens 30 --captions 5 --json costs.json
+    python -m mpclip.training.state_costs --num_prompts 1 --text_tokens 22 --captions 5
+    python -m mpclip.training.state_costs --checkpoint runs/mine --negated --json costs.json
 
 A caption takes (its tokens + the nodes of the prompt tree) x (channels of the LLM) numbers, a picture (its tokens) x (channels
 of the encoder). Nothing is computed but shapes: weights are not loaded.
@@ -13,6 +14,7 @@ from typing import Any
 
 from mpclip.argument_types import count
 from mpclip.cli import manual
+from mpclip.command import start
 from mpclip.files import write_json
 
 TEXT_TOKENS = 14  # of a caption
@@ -138,4 +140,4 @@ def _model(options) -> tuple:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
