@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None, prog: str = "train_hf.py") -> dict[str, 
         try:
             return _run(argv, prog, signals)
         except KeyboardInterrupt as stopped:  # before the options were read
-            raise _exit(stopped, prog, "Stopped before the run began.") from None
+            raise _exit(stopped, prog, "Stopped. The run had not begun.") from None
 
 
 def _run(argv: list[str], prog: str, signals: StopSignals) -> dict[str, float]:

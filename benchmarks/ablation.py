@@ -2,7 +2,8 @@
 
     python -m benchmarks.ablation configs/systems/*.yaml --setting configs/flickr8k_smollm2.yaml --dataset data/flickr8k \\
         --splits "validation[:50%]" "validation[50%:]" --json docs/results/flickr8k_systems.json
-    python -m benchmarks.ablation configs/systems/mean_pooling.yaml configs/systems/multi_prompt.yaml --seeds 5 ...
+    python -m benchmarks.ablation configs/systems/mean_pooling.yaml configs/systems/multi_prompt.yaml --seeds 5 \\
+        --setting configs/flickr8k_smollm2.yaml --dataset data/flickr8k --json docs/results/two_systems.json
 
     setting   a recipe of train_hf.py that all systems share: towers, data, schedule
     system    a recipe with the options in which a system differs from the setting; its file name is its name

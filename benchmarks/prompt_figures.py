@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from benchmarks.record import command_parser
+from mpclip.command import start
 from mpclip.files import write_text
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -171,4 +172,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

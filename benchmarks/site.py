@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from benchmarks.record import command_parser
+from mpclip.command import start
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "build" / "site"
@@ -136,4 +137,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -2,7 +2,8 @@
 
     python -m benchmarks.sts configs/systems/single_prompt.yaml configs/systems/multi_prompt.yaml \\
         --setting configs/stsb_smollm2.yaml --dataset data/stsb --json docs/results/stsb_smollm2.json
-    python -m benchmarks.sts ... --setting configs/stsb_gemma3.yaml --dataset data/stsb --json docs/results/stsb_gemma3.json
+    python -m benchmarks.sts configs/systems/multi_prompt.yaml --setting configs/stsb_gemma3.yaml --dataset data/stsb \\
+        --json docs/results/stsb_gemma3.json
 
 Settings, systems, cells and the JSON file are those of `python -m benchmarks.ablation`. The loss is CoSENT on the cosine of the
 two sentences' embeddings. The metric is the Spearman correlation of that cosine with the scores, in percent. Of a system's
