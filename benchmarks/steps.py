@@ -152,6 +152,11 @@ def _mark(module, part: str, hooks: ExitStack) -> None:
     hooks.callback(module.register_forward_hook(lambda *_: running.pop().__exit__(None, None, None)).remove)
 
 
+def processor_seconds() -> float:
+    """Those of this process and of its children that have ended, such as compilers."""
+    return time.process_time() + sum(os.times()[2:4])
+
+
 def compiled_or_not(folder: Path, batch: int, precision: str, steps: int) -> dict:
     """Compare steps with and without torch.compile, from the same weights on the same batches, in turns.
 
@@ -168,9 +173,9 @@ def compiled_or_not(folder: Path, batch: int, precision: str, steps: int) -> dic
         rows = [(i * batch + j) % len(plain.states.text_of) for j in range(batch)]
         inputs = plain.collate(rows)
         for step in (plain, compiled):
-            began = sum(os.times()[:4])
+            began = processor_seconds()
             losses[step].append(step(inputs))
-            times[step].append(sum(os.times()[:4]) - began)
+            times[step].append(processor_seconds() - began)
     ratios = [a / b for a, b in zip(times[plain][2:], times[compiled][2:], strict=True)]
     return {
         "batch": batch,
