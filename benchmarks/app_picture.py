@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", nargs="+", required=True, help="one or two checkpoints")
     parser.add_argument("--images", required=True, help="as of mpclip app")
     parser.add_argument("--split", help="as of mpclip app")
-    parser.add_argument("--query", default="a big dog on a pink background", help="text to search by (default: %(default)s)")
+    parser.add_argument("--query", default="a small dog on a pink background", help="text to search by (default: %(default)s)")
     parser.add_argument("--png", type=Path, required=True, metavar="OUT.png", help="file to write")
     options = parser.parse_args(argv)
 
