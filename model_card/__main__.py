@@ -1,4 +1,4 @@
-"""Write the model card of a checkpoint: README.md, and a picture of what each prompt looks at.
+"""Write the model card of a checkpoint: README.md, and a picture of what each prompt sees.
 
     mpclip card runs/mine
     mpclip eval retrieval --model runs/mine --data my_pictures --split test --json test.json
@@ -17,7 +17,7 @@ made of these files of the folder; what they do not record, the card calls unkno
 With --source, the command writes the short card of a text-only export or an int8 checkpoint. It says which checkpoint was
 changed and how. Licence, base model and recalls are read from the card of that checkpoint, which must have one.
 
-The picture assets/attention.png is kept if it exists. Delete it to have it drawn again.
+The picture assets/maps.png is kept if it exists. Delete it to have it drawn again.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """write_card: the model card of a checkpoint, and the picture beside it."""
 
+import dataclasses
 import json
 import logging
 import shlex
@@ -14,8 +15,9 @@ from eval.tables import markdown_table
 from mpclip.data.image_text import load_image_text
 from mpclip.data.reading import READING_NAMES
 from mpclip.files import read_json
+from mpclip.maps.drawing import draw_maps
+from mpclip.maps.prompt_maps import prompt_maps
 
-from .attention_grid import attention_grid, pooling_maps
 from .evaluation import Measured, all_measured, result_table
 from .facts import (
     TOWERS,
@@ -30,7 +32,6 @@ from .facts import (
     options_given,
     parameters_in,
     plain,
-    pooling_queries_in_words,
     prompt_rows,
     trained_in_words,
 )
@@ -38,8 +39,8 @@ from .facts import (
 logger = logging.getLogger("train_hf")
 
 TEMPLATE = Path(__file__).parent / "template.md"
-PICTURE = "assets/attention.png"  # path from the card
-PICTURES = 3  # rows of the picture
+PICTURE = "assets/maps.png"  # path from the card
+PICTURES = 3  # shown in it
 OLDEST_TRANSFORMERS = "5.17"
 TAGS = ["mp-clip", "image-text-retrieval", "video-text-retrieval", "multi-prompt", "custom_code"]
 PAPER = {
@@ -161,7 +162,6 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
         "segment": config["projection_dim"] // config["num_prompts"],
         "weights": [1.5] + [1] * (config["num_prompts"] - 1),
         "image_pooling": image_pooling_in_words(config),
-        "pooling_queries": pooling_queries_in_words(config),
         "queries_per_prompt": config["image_pooling"] == "attention_per_prompt",
         "loss": loss_in_words(config),
         "parameters": large(parameters_in(folder)),
@@ -171,7 +171,7 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
         "language": ", ".join(languages),
         "has_pipeline": "AutoModelForZeroShotImageClassification" in config.get("auto_map", {}),
         "has_sentence_transformers": (folder / "modules.json").exists(),
-        "pictures_alt": "Pictures, and over each the attention of each prompt.",
+        "pictures_alt": "Pictures, and maps over them of what each prompt's part of the score depends on.",
         "pictures_from": _pictures_from(training),
     }
     if arguments:
@@ -246,7 +246,7 @@ def _pictures_from(training: dict) -> str | None:
 
 
 def _draw(picture: Path, folder: Path, config: dict, training: dict, model, processor, rows) -> None:
-    """Draw what each prompt looks at, if the model has attention pooling and its data are recorded.
+    """Draw where a few captions' scores come from, if the model's pooling reads places and its data are recorded.
 
     A failure is logged and leaves no picture; the card is written without it.
 
@@ -255,7 +255,7 @@ def _draw(picture: Path, folder: Path, config: dict, training: dict, model, proc
         folder, config, training, model, processor, rows: see `write_card` and `card_facts`.
     """
     picture.unlink(missing_ok=True)
-    if not config["image_pooling"].startswith("attention") or "DataArguments" not in training:
+    if config["image_pooling"] == "cls" or "DataArguments" not in training:
         return
     try:
         if rows is None:
@@ -268,14 +268,10 @@ def _draw(picture: Path, folder: Path, config: dict, training: dict, model, proc
 
             model, processor = MPCLIPModel.from_pretrained(folder), MPCLIPProcessor.from_pretrained(folder)
         chosen = np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int)
-        images = [rows[int(i)]["image"] for i in chosen]
-        queries = model.config.num_pooling_queries
-        titles = (
-            [f"pooling query {number} of {queries}" for number in range(1, queries + 1)] if queries > 1 else ["all prompts"]
-        )
-        if config["image_pooling"] == "attention_per_prompt" and queries == config["num_prompts"]:
-            prompts = prompt_rows(config, training["ModelArguments"]["adaptive_init"])
-            titles = [p["template"] + (f" ({p['init']})" if p["init"] else "") for p in prompts] or ["the picture"]
-        attention_grid(*pooling_maps(model, processor, images), titles, picture)
+        found = [prompt_maps(model, processor, row["captions"][0], row["image"]) for row in (rows[int(i)] for i in chosen)]
+        prompts = prompt_rows(config, training["ModelArguments"]["adaptive_init"])
+        if titles := [p["template"] + (f" ({p['init']})" if p["init"] else "") for p in prompts]:
+            found = [dataclasses.replace(one, prompts=titles) for one in found]
+        draw_maps(found, picture)
     except Exception as error:  # such as a data set that is gone; the card is written all the same
-        logger.warning("The picture of what each prompt looks at could not be drawn: %s", error)
+        logger.warning("The picture of what each prompt sees could not be drawn: %s", error)

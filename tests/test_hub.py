@@ -328,7 +328,7 @@ def test_every_strategy_ends_in_one_model(hub, folder, tmp_path, strategy, messa
     repo = hub.repos["me/model"]
     assert set(messages) <= set(repo.messages) and repo.messages[-1] == "End of training"
     files = set(repo.files())
-    assert files >= MODEL | {"training.json", "eval_results.json", "README.md", "assets/attention.png"}
+    assert files >= MODEL | {"training.json", "eval_results.json", "README.md", "assets/maps.png"}
     # Neither the cache nor checkpoints unasked.
     assert {name.split("/")[0] for name in files if "/" in name} == folders | {"assets"}
     assert not [name for name in files if name.endswith("training_args.bin") or name == "run.json"]

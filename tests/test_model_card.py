@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,13 +22,15 @@ import eval.__main__
 import train_hf
 from eval.tasks.retrieval import recalls_of
 from model_card.__main__ import main
-from model_card.attention_grid import attention_grid, heat_over, pooling_maps, token_grid
 from model_card.card import write_card
 from model_card.derived import write_derived_card
 from model_card.facts import code, fenced, licence_of_weights
+from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 from mpclip.data.backbones import BACKBONES
+from mpclip.data.image_text import load_image_text
 from mpclip.export.int8 import quantize
 from mpclip.export.text import export_text
+from mpclip.maps import BEST
 from mpclip.training.options import ModelArguments
 from mpclip.training.record import base_models, describe_source
 
@@ -130,10 +131,10 @@ def test_other_models_and_their_snippets(folder, tmp_path, monkeypatch, extra):
     if "mean" in extra:
         assert "mean hidden state" in text and "APT" not in text and "aspect_weights" not in text
         assert "Nothing has been measured" in text and "model-index" not in metadata and "model_name" not in metadata
-        assert not (tmp_path / "run" / "assets").exists() and "attention.png" not in text
+        assert not (tmp_path / "run" / "assets").exists() and "maps.png" not in text
     else:
         assert "sigmoid contrastive (SigLIP)" in text and "(at the input)" in text and "all of its 3 layers" in text
-        assert "(one for all prompts)" in text and (tmp_path / "run" / "assets" / "attention.png").exists()
+        assert "(one for all prompts)" in text and (tmp_path / "run" / "assets" / "maps.png").exists()
         assert torch.equal(names["probabilities"], names["output"].logits_per_image.sigmoid())
 
 
@@ -235,7 +236,7 @@ def test_the_command_takes_evaluations_in(folder, run, capsys):
     second = measured(run, folder, "train", run / "second.json", "--limit", "6")
     second["metrics"]["t2i_R@1"] = 12.3456  # of 15 captions it could be a round number
     (run / "second.json").write_text(json.dumps(second))
-    picture = (run / "assets" / "attention.png").read_bytes()
+    picture = (run / "assets" / "maps.png").read_bytes()
     capsys.readouterr()
     main([str(run), "--eval", str(run / "first.json"), str(run / "second.json"), "--repo_id", "you/mine"])
     assert capsys.readouterr().out == f"written: {run / 'README.md'}\n"
@@ -252,7 +253,7 @@ def test_the_command_takes_evaluations_in(folder, run, capsys):
     _, results = model_index_to_eval_results(metadata_load(run / "README.md")["model-index"])
     values = {r.metric_type: r.metric_value for r in results if r.dataset_split == "train" and "text-to" in r.task_type}
     assert values["recall_at_1"] == 12.35
-    assert (run / "assets" / "attention.png").read_bytes() == picture  # kept, not drawn again
+    assert (run / "assets" / "maps.png").read_bytes() == picture  # kept, not drawn again
 
 
 def test_evaluations_that_do_not_belong_are_refused(folder, run, tmp_path, capsys):
@@ -555,7 +556,7 @@ def test_the_card_is_the_one_pushed(folder, tmp_path, monkeypatch):
 
     def upload_folder(self, *, folder_path, **kwargs):
         pushed["card"] = Path(folder_path, "README.md").read_text()
-        pushed["picture"] = Path(folder_path, "assets", "attention.png").exists()
+        pushed["picture"] = Path(folder_path, "assets", "maps.png").exists()
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
     monkeypatch.setattr(huggingface_hub.HfApi, "preupload_lfs_files", lambda *args, **kwargs: None)  # may be written to
@@ -584,53 +585,28 @@ def test_a_card_without_the_pictures_data(folder, run):
     training = json.loads((run / "training.json").read_text())
     training["DataArguments"]["dataset"] = "/nowhere"
     (run / "training.json").write_text(json.dumps(training))
-    assert "attention.png" in write_card(run).read_text()  # the picture is still there
+    assert "maps.png" in write_card(run).read_text()  # the picture is still there
     shutil.rmtree(run / "assets")
-    assert "attention.png" not in write_card(run).read_text()
+    assert "maps.png" not in write_card(run).read_text()
     training["DataArguments"]["dataset"] = str(folder / "data")
     (run / "training.json").write_text(json.dumps(training))
-    assert "attention.png" in write_card(run).read_text()
-    with Image.open(run / "assets" / "attention.png") as picture:
+    assert "maps.png" in write_card(run).read_text()
+    with Image.open(run / "assets" / "maps.png") as picture:
         assert picture.width > picture.height > 300  # three pictures, each with three maps beside it
 
 
-@pytest.mark.parametrize("vision", ["vit", "siglip", "efficientnet"])
-def test_maps_are_the_pooling_weights_of_the_places(vision):
-    model, processor = make_model(vision=vision).train(), make_processor(make_tokenizer())
-    images = [Image.new("RGB", (40, 30), color) for color in ((200, 100, 50), "blue")]
-    pictures, maps = pooling_maps(model, processor, images)
-    assert model.training and pictures.shape == (2, 32, 32, 3)
-    np.testing.assert_allclose(pictures[0, 16, 16] * 255, [200, 100, 50], atol=0.01)
-    with torch.no_grad():
-        output = model.eval().get_image_features(processor(images=images)["pixel_values"])
-    expected = output.pooling_attentions.mean(dim=2)  # (B, K, N)
-    has_class_token = vision == "vit"
-    places = expected[..., 1:] if has_class_token else expected
-    np.testing.assert_allclose(maps.reshape(2, 3, -1), places.numpy(), atol=1e-6)
-    assert maps.shape[-1] == maps.shape[-2]
-
-
-def test_grids_of_tokens():
-    assert token_grid(49, 224, 224) == (7, 7)
-    assert token_grid(28, 128, 224) == (4, 7)
-    with pytest.raises(ValueError, match="11 tokens form no grid"):
-        token_grid(11, 224, 224)
-
-
-def test_heat_lies_where_the_weight_is():
-    picture = np.ones((40, 80, 3))
-    weights = np.zeros((2, 4))
-    weights[1, 3] = 1  # below, on the right
-    heat = heat_over(picture, weights)
-    redness = heat[..., 0] - heat[..., 2]  # (40, 80)
-    assert redness[30, 70] > 0.3 and abs(redness[:20, :40]).max() < 0.01
-    flat = heat_over(picture, np.full((2, 4), 0.125) + 0.001 * weights)
-    assert abs(flat - picture).max() < 0.3  # hardly coloured
-
-
-def test_what_cannot_be_drawn_is_refused(tmp_path):
-    model = make_model(image_pooling="mean")
-    with pytest.raises(ValueError, match="'mean' has no attention weights"):
-        pooling_maps(model, make_processor(make_tokenizer()), [Image.new("RGB", (8, 8))])
-    with pytest.raises(ValueError, match="1 pictures, 2 x 3 maps, 3 titles"):
-        attention_grid(np.zeros((1, 8, 8, 3)), np.ones((2, 3, 2, 2)), ["a", "b", "c"], tmp_path / "x.png")
+def test_the_picture_is_of_the_maps_that_win_the_pointing_game(folder, run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("model_card.card.draw_maps", lambda found, path: drawn.extend(found))
+    (run / "assets" / "maps.png").unlink()
+    text = " ".join(write_card(run).read_text().split())
+    rows = load_image_text(folder / "data", "validation")
+    assert [one.text for one in drawn] == [rows[i]["captions"][0] for i in (0, 1, 3)]
+    assert {one.kind for one in drawn} == {BEST} == {"occlusion"} and "maps.png" not in text  # nothing was written
+    words = ["red", "a|b", "blue"]
+    assert drawn[0].prompts == [f"The [APT-{i}] of this image means: ({word})" for i, word in enumerate(words, 1)]
+    for one, row in zip(drawn, (rows[i] for i in (0, 1, 3)), strict=True):
+        model, processor = MPCLIPModel.from_pretrained(run), MPCLIPProcessor.from_pretrained(run)
+        with torch.no_grad():
+            output = model(**processor(text=[one.text], images=[row["image"]]))
+        assert one.score == pytest.approx(float(output.image_embeds @ output.text_embeds.T), abs=1e-5)

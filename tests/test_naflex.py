@@ -7,11 +7,11 @@ from conftest import make_tokenizer
 from tiny_vision import PICTURES, model_on
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from model_card.attention_grid import pooling_maps
 from modeling_mpclip import MPCLIPProcessor
 from modeling_mpclip.pipelines_mpclip import MPCLIPImageFeatureExtractionPipeline
 from modeling_mpclip.sentence_mpclip import MPCLIPSentenceModule
 from mpclip.encoding import load_encoder
+from mpclip.maps.seen import see
 from mpclip.training.collator import MPCLIPCollator
 from mpclip.training.state_cache import cache_image_states
 
@@ -82,7 +82,7 @@ def test_what_naflex_cannot_do_is_refused():
         with pytest.raises(ValueError, match="google/siglip2-base-patch16-256"):
             embed_videos()
     with pytest.raises(ValueError, match="Maps of SigLIP 2 NaFlex are not drawn"):
-        pooling_maps(model, processor, PICTURES)
+        see(model, processor, images=PICTURES)
 
 
 def test_a_graph_of_patches_is_refused(tmp_path):

@@ -19,10 +19,11 @@ from transformers import (
     initialization,
 )
 
-from model_card.attention_grid import pooling_maps
 from modeling_mpclip import MPCLIPModel, vision_encoder
 from modeling_mpclip.unused_weights import freeze_unread
 from modeling_mpclip.vision_families import VISION_FAMILIES, class_tokens, leading_tokens
+from mpclip.maps.kinds import attention_maps
+from mpclip.maps.seen import see
 
 
 @pytest.mark.parametrize("family", FOUND)
@@ -132,11 +133,11 @@ def test_class_tokens_and_registers_can_be_left_out(family):
 @pytest.mark.parametrize("family, side", [("dinov3_vit", 4), ("swin", 4), ("convnext", 4), ("segformer", 5)])
 def test_maps_have_a_value_for_every_place_and_none_for_other_tokens(family, side):
     model, processor = model_on(family), make_processor(make_tokenizer())
-    _, maps = pooling_maps(model, processor, PICTURES[:1])
+    maps = attention_maps(model, see(model, processor, images=PICTURES[:1]))[:, 0]  # (1, K, h, w)
     with torch.no_grad():
         weights = model.get_image_features(processor(images=PICTURES[:1])["pixel_values"]).pooling_attentions.mean(dim=2)
     assert maps.shape == (1, 2, side, side)
-    torch.testing.assert_close(torch.from_numpy(maps).flatten(2), weights[..., -(side**2) :])
+    torch.testing.assert_close(maps.flatten(2), weights[..., -(side**2) :])
 
 
 @pytest.mark.parametrize("family", ["pvt", "cvt"])

@@ -121,7 +121,7 @@ def run(options: argparse.Namespace, command: list[str]) -> str:
     page |= {"name": name, "data_name": Path(options.data).name or options.data, "split": options.split, "limit": options.limit}
     page |= {"left_out": left_out, "made": made(options, how, command)}
     size = write_report(page, options.out)
-    return f"written: {options.out} ({size / 1e6:.1f} MB, {time.monotonic() - started:.0f} seconds)"
+    return f"written: {options.out} ({size / 1e6:.1f} MB, {time.monotonic() - started:.0f} seconds). Open it in a browser."
 
 
 NO_PROMPTS = "{}, so there are no segments to compare or to weight."
