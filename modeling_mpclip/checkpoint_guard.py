@@ -5,9 +5,12 @@ transformers itself only warns about missing weights and initialises them at ran
 
 import contextlib
 import json
+import math
+import threading
 from pathlib import Path
 
 import torch
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 from transformers import PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 from transformers.utils.versions import require_version
@@ -16,6 +19,8 @@ OLDEST_VERSIONS = {"transformers": "5.17", "torch": "2.11"}
 # torch splits an operation on more than 32,768 values among threads. While other programs use the processor, waiting for the
 # slowest thread takes longer than the check itself. So a weight of fewer than LARGE values is checked PIECE values at a time.
 PIECE, LARGE = 30_000, 2**22
+LARGEST_TEXT_FILE = 2**28  # bytes of a config, a tokenizer or an index. The largest tokenizer.json in use has 40 MB
+INDEX = "*.safetensors.index.json"
 
 
 def refuse_old_versions() -> None:
@@ -63,8 +68,99 @@ def _folders(source: str, **hub_arguments) -> list[Path]:
         return [Path(found).parent]
     if not (found := cached_file(source, ADAPTER_CONFIG_NAME, **looking)):
         return []
-    base = json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return [Path(found).parent, *_folders(base)]
+    base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    of_base = cached_file(base, CONFIG_NAME, **looking) if base else None
+    return [Path(found).parent, *([Path(of_base).parent] if of_base else [])]
+
+
+def refuse_strange_files(*sources: str | None, **hub_arguments) -> None:
+    """Refuse what a checkpoint could harm with before it is read: huge texts, and an index that names files elsewhere.
+
+    Args:
+        sources, hub_arguments: as for `naming_damaged_files`. Of a Hub id, what is in the cache is looked at.
+
+    Raises:
+        OSError: there is such a file; the message names it.
+    """
+    for folder in [folder for source in sources if source for folder in _folders(source, **hub_arguments)]:
+        for file in sorted(folder.glob("*")):
+            size = file.stat().st_size if file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file() else 0
+            if size > LARGEST_TEXT_FILE:
+                raise OSError(
+                    f"{file} has {size / 1e6:,.0f} MB, and no such file needs more than {LARGEST_TEXT_FILE / 1e6:,.0f}. It is "
+                    "not read. Download the checkpoint again, or do not use it."
+                )
+        for file in sorted(folder.glob(INDEX)):
+            try:
+                shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise OSError(f"{file} is no index of weights ({error!r}). Download it or save it again.") from error
+            strange = [x for x in shards if not isinstance(x, str) or Path(x).name != x or not x.endswith(".safetensors")]
+            if strange:
+                raise OSError(
+                    f"{file} names {strange[0]!r}. The files of an index lie beside it and end in .safetensors. Download the "
+                    "checkpoint again, or do not use it."
+                )
+
+
+@contextlib.contextmanager
+def no_larger_than_files(source: str | None, **hub_arguments):
+    """Wrap code that builds a model for a checkpoint: refuse one that is far larger than the weights in the files.
+
+    A config can ask for any size. transformers takes memory for all the weights that the files lack before it tells that they
+    are lacking. While it builds the model, weights have a shape and no memory yet.
+
+    Args:
+        source, hub_arguments: as for `naming_damaged_files`.
+
+    Raises:
+        ValueError: the model is far larger; the message has both numbers.
+    """
+    built: dict[tuple[int, str], int] = {}  # (module, name) -> values; buffers too, some of which are in no file
+    sizes, thread, total = [], threading.get_ident(), 0
+
+    def count(module, name, tensor):
+        nonlocal total
+        if tensor is None or threading.get_ident() != thread:
+            return
+        if not sizes:  # a first download is complete by now
+            sizes.append(_sizes_of_weights(source, **hub_arguments))
+        values = tensor.numel()
+        total += values - built.get((id(module), name), 0)
+        built[id(module), name] = values
+        if sizes[0] is None:
+            return
+        weights, saved = sizes[0]
+        # Files may hold four values in a byte, and a few weights in one. Heads that are not used are built too.
+        if total > 4 * saved + 2**27 or len(built) > 10 * weights + 1000:
+            raise ValueError(
+                f"The config of {source} asks for {total:,} or more values in {len(built):,} weights, but its files hold "
+                f"{saved:,} in {weights:,}. Config and weights belong to different models, or the checkpoint is made to fill "
+                "your memory. Download it again, or do not use it."
+            )
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _sizes_of_weights(source: str | None, **hub_arguments) -> tuple[int, int] | None:
+    """How many weights the safetensors files of a checkpoint hold, and how many values; None if they cannot be read."""
+    from safetensors import safe_open
+
+    weights = values = 0
+    try:
+        for folder in _folders(source, **hub_arguments) if source else []:
+            for file in folder.glob("*.safetensors"):
+                with safe_open(file, framework="pt") as saved:
+                    shapes = [saved.get_slice(name).get_shape() for name in saved.keys()]  # noqa: SIM118 (it is no dict)
+                weights, values = weights + len(shapes), values + sum(map(math.prod, shapes))
+    except Exception:  # safetensors' own error; a damaged file is named when it is loaded
+        return None
+    return (weights, values) if weights else None
 
 
 def _is_whole(file: Path) -> bool:

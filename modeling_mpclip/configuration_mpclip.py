@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import transformers
 
 from .checkpoint_guard import refuse_old_versions
-from .model_options import ModelOptions, list_of_options, refuse_illegal_values
+from .model_options import ModelOptions, list_of_options, refuse_illegal_values, shortly
 from .prompt_tree import (
+    RECOMPILE,
     PromptTree,
     adaptive_token_names,
     add_adaptive_tokens,
     compile_prompt_tree,
     default_templates,
+    refuse_other_texts,
 )
 from .sentence_files import save_sentence_files
 from .shipped_code import saved_as_shipped
@@ -37,6 +39,9 @@ PIPELINES = {
 
 # LLMs whose first layers alone are not shown to equal those of the whole: they are scaled by their number, or depend on others.
 UNCUT = {"gemma3n_text", "gemma4_text", "inkling2_text", "lfm3", "longcat_flash", "minicpm3"}
+
+# Sizes that no model has. Some configs make lists of so many entries, and some products of sizes no longer fit 64 bits.
+LARGEST = {"num_hidden_layers": 10**4, "hidden_size": 2**27, "intermediate_size": 2**27, "vocab_size": 2**27}
 
 # Whoever loads a model imports this module first. The check runs before PreTrainedConfig is used, which old versions lack.
 refuse_old_versions()
@@ -70,20 +75,27 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         **kwargs,
     ):
         self.text_config = _sub_config(text_config, "llama", "text_config")
+        if not isinstance(text_only, bool):
+            raise ValueError(f"text_only={shortly(text_only)} is a {type(text_only).__name__}: expected true or false.")
         if text_only and vision_config is not None:
             raise ValueError("A model with text_only=True has no image side; leave vision_config out.")
         self.vision_config = None if text_only else _sub_config(vision_config, "vit", "vision_config")
         self.text_only = text_only
         self.prompt_tree = prompt_tree
-        self.adaptive_token_ids = adaptive_token_ids or []
+        self.adaptive_token_ids = [] if adaptive_token_ids is None else adaptive_token_ids
         named = kwargs.pop("custom_pipelines", None) or {}
+        if not isinstance(named, dict):
+            raise ValueError(f"custom_pipelines={shortly(named)} is a {type(named).__name__}: expected a dict of pipelines.")
         for option in fields(ModelOptions):
             setattr(self, option.name, kwargs.pop(option.name, option.default))
         refuse_illegal_values(self, ModelOptions)
+        for name in ("templates", "negated_templates"):
+            _refuse_no_texts(name, getattr(self, name))
         if self.text_layers is not None:
             self.text_config = first_layers(self.text_config, self.text_layers)
         self._fill_in_defaults()
         self._refuse_illegal()
+        self._refuse_foreign_prompts()
         self.custom_pipelines = self._pipelines_to_use(named)
         super().__init__(**kwargs)
 
@@ -179,6 +191,26 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         if self.image_pooling.startswith("attention") and self.pooling_width % self.pooling_heads:
             raise ValueError(f"pooling_width={self.pooling_width} is not a multiple of pooling_heads={self.pooling_heads}.")
 
+    def _refuse_foreign_prompts(self) -> None:
+        """Raise a ValueError if the compiled prompts are damaged, or are those of other templates or of another LLM."""
+        own, vocabulary = self.adaptive_token_ids, getattr(self.text_config, "vocab_size", None)
+        if not isinstance(own, (list, tuple)) or any(type(one) is not int or one < 0 for one in own):
+            raise ValueError(f"adaptive_token_ids={shortly(own)}: expected a list of token ids.")
+        if self.prompt_tree is None:
+            return
+        tree, M, K = PromptTree.from_dict(self.prompt_tree), self.num_adaptive_tokens, self.num_prompts
+        prompts = K if self.text_pooling == "prompts" else 0
+        if len(own) != M or len(tree.readouts) != prompts:
+            raise ValueError(
+                f"prompt_tree has {len(tree.readouts)} prompts and adaptive_token_ids has {len(own)} ids, but the templates "
+                f"have {prompts} and {M}. {RECOMPILE}"
+            )
+        highest = max(set(tree.token_ids) - set(own), default=0)
+        if vocabulary is not None and highest >= vocabulary:
+            raise ValueError(
+                f"prompt_tree names the token {highest}, and the LLM of text_config has vocab_size={vocabulary}. {RECOMPILE}"
+            )
+
     def compile_prompts(self, tokenizer) -> PromptTree:
         """Compile the templates with a tokenizer and store the tree and the ids of the adaptive tokens in this config.
 
@@ -243,6 +275,17 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         return len(adaptive_token_names(self.all_templates))
 
 
+def _refuse_no_texts(name: str, templates: list[str] | None) -> None:
+    """Raise a ValueError unless templates are a list of texts, or None for the default ones."""
+    if templates is None:
+        return
+    if not isinstance(templates, (list, tuple)):
+        raise ValueError(f"{name}={shortly(templates)} is a {type(templates).__name__}: expected a list of texts.")
+    refuse_other_texts(name, list(templates))
+    if "" in [template.strip() for template in templates]:
+        raise ValueError(f"{name} holds an empty text: a prompt needs at least one token.")
+
+
 def _sub_config(
     config: transformers.PreTrainedConfig | dict | None, default_type: str, name: str
 ) -> transformers.PreTrainedConfig:
@@ -251,7 +294,13 @@ def _sub_config(
         config = {}
     if isinstance(config, dict):
         config = dict(config)
-        config = transformers.AutoConfig.for_model(config.pop("model_type", default_type), **config)
+        for size, most in LARGEST.items():
+            if isinstance(config.get(size), (int, float)) and not 1 <= config[size] <= most:
+                raise ValueError(f"{name}: {size}={shortly(config[size])} is out of range: expected 1 to {most}.")
+        try:
+            config = transformers.AutoConfig.for_model(config.pop("model_type", default_type), **config)
+        except Exception as error:  # of a dozen types: each config of transformers checks its values in its own way
+            raise ValueError(f"{name} is no config of a model ({type(error).__name__}: {error}).") from error
     if not isinstance(config, transformers.PreTrainedConfig):
         raise ValueError(f"{name} is a {type(config).__name__}; give a transformers config or its dict.")
     return config

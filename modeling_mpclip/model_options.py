@@ -7,10 +7,11 @@ module imports neither torch nor transformers, so that a command shows its help 
 import math
 from dataclasses import dataclass, field, fields
 from functools import cache
-from numbers import Real
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 NUM_FRAMES = 8  # frames that are taken of a video file
+MAX_PROMPTS = 256  # a config from elsewhere may ask for any number, and memory would be taken for it
 MAX_TEXT_LENGTH = 128  # tokens a text is cut to, prompts not counted; LLM tokenizers come with the LLM's context length
 
 
@@ -45,6 +46,8 @@ class Range:
 
 
 Count = Annotated[int, Range(least=1)]
+Prompts = Annotated[int, Range(least=1, most=MAX_PROMPTS)]
+Width = Annotated[int, Range(least=1, most=2**20)]
 Index = Annotated[int, Range(least=0)]
 Finite = Annotated[float, Range()]
 NonNegative = Annotated[float, Range(least=0)]
@@ -68,8 +71,8 @@ def option(default: Any, help: str) -> Any:
 class ModelOptions:
     """The options of a model. Where a default is None, the help says which value is used."""
 
-    num_prompts: Count = option(6, "K, the number of prompts per text. Each gives projection_dim / K dimensions.")
-    projection_dim: Count = option(768, "D, the dimensions of an embedding; a multiple of num_prompts.")
+    num_prompts: Prompts = option(6, "K, the number of prompts per text. Each gives projection_dim / K dimensions.")
+    projection_dim: Width = option(768, "D, the dimensions of an embedding; a multiple of num_prompts.")
     shared_projection: bool = option(False, "Project all prompts with one matrix instead of one matrix per prompt.")
     templates: list[str] | None = option(
         None,
@@ -114,7 +117,7 @@ class ModelOptions:
         None,
         "Number of pooling queries; each gives D / Q dimensions. Default: K for 'attention_per_prompt', 1 for 'attention'.",
     )
-    pooling_width: Count = option(512, "Channels inside the attention pooling.")
+    pooling_width: Width = option(512, "Channels inside the attention pooling.")
     pooling_heads: Count = option(8, "Heads of the attention pooling; a divisor of pooling_width.")
     clip_pooling: Literal["tokens", "mean"] = option(
         "tokens",
@@ -198,14 +201,37 @@ def refuse_illegal_values(options: object, declared: type) -> None:
         name, value = declaration.name, getattr(options, declaration.name)
         legal = choices(declared, name)
         if legal and value not in legal and not (value is None and may_be_none(declared, name)):
-            raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, legal))}.")
+            raise ValueError(f"{name}={shortly(value)} is unknown; use one of {', '.join(map(repr, legal))}.")
+        _refuse_other_kind(declared, name, value)
         refuse_out_of_range(name, value, range_of(declared, name))
 
 
 def refuse_out_of_range(name: str, value: object, legal: Range | None) -> None:
     """Raise a ValueError that names an option if its value is neither None nor in the range."""
     if legal is not None and value is not None and not legal.holds(value):
-        raise ValueError(f"{name}={value!r} is out of range: expected {legal}.")
+        raise ValueError(f"{name}={shortly(value)} is out of range: expected {legal}.")
+
+
+def shortly(value: object) -> str:
+    """Any value for a message, which stays readable when the value is a million characters long."""
+    told = repr(value)
+    return told if len(told) <= 100 else f"{told[:80]}... ({len(told):,} characters)"
+
+
+def _refuse_other_kind(declared: type, name: str, value: object) -> None:
+    """Raise a ValueError for a value that is no number or no truth value, if the type of an option says that it is one.
+
+    "false" is a text, and as a condition it would count as true. 6.0 prompts would fail far from here.
+    """
+    kind = _types(declared)[name]
+    kinds = {plain for part in (kind, *get_args(kind)) for plain in (part, *get_args(part))}
+    expected = "true or false" if bool in kinds else "a whole number" if int in kinds else "a number" if float in kinds else ""
+    if not expected or (value is None and may_be_none(declared, name)):
+        return
+    is_truth, is_whole = isinstance(value, bool), isinstance(value, Integral)
+    fits = is_truth if bool in kinds else not is_truth and (is_whole or (float in kinds and isinstance(value, Real)))
+    if not fits:
+        raise ValueError(f"{name}={shortly(value)} is a {type(value).__name__}: expected {expected}.")
 
 
 def list_of_options(declared: type) -> str:

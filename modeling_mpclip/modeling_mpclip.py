@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from .checkpoint_guard import naming_damaged_files, refuse_faulty
+from .checkpoint_guard import naming_damaged_files, no_larger_than_files, refuse_faulty, refuse_strange_files
 from .configuration_mpclip import MPCLIPConfig
 from .contrastive_losses import draw_first_prompts, total_loss
 from .hub_card import card_in, put_card
@@ -106,8 +106,10 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
             The model; with `output_loading_info`, the model and a dict.
 
         Raises:
-            ValueError: weights are missing, unexpected, of another shape or not finite; the message names them.
-            OSError: a file of the checkpoint is missing or damaged; the message names it.
+            ValueError: weights are missing, unexpected, of another shape or not finite; the message names them. Or the config
+                asks for a model that is far larger than the weights in the files.
+            OSError: a file of the checkpoint is missing, damaged or far too large, or an index names files elsewhere; the
+                message names it.
         """
         source = pretrained_model_name_or_path
         if source is not None:
@@ -115,7 +117,10 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
         # For an adapter AutoModel passes the base model as source, and the adapter here.
         adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
-        with naming_damaged_files(source, adapter, **where):
+        refuse_strange_files(source, adapter, **where)
+        if source is not None:
+            kwargs.setdefault("use_safetensors", True)  # no other format is saved, and others may run code when they are read
+        with naming_damaged_files(source, adapter, **where), no_larger_than_files(source, **where):
             # transformers would refuse weights of another shape without naming them.
             kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
             model, info = super().from_pretrained(source, *model_args, **kwargs)

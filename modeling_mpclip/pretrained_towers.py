@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .checkpoint_guard import not_finite
+from .checkpoint_guard import no_larger_than_files, not_finite, refuse_strange_files
 from .configuration_mpclip import MPCLIPConfig
 from .language_model import LANGUAGE_MODEL_PREFIX, load_from_whole_model
 from .source_names import naming_missing_tower, tower_source
@@ -106,8 +106,10 @@ def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs:
     loading = {"config": config, "output_loading_info": True, **own, **kwargs}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
+    refuse_strange_files(source)
     try:
-        tower, info = tower_class.from_pretrained(source, **names, **loading)
+        with no_larger_than_files(source):
+            tower, info = tower_class.from_pretrained(source, **names, **loading)
         if info["missing_keys"] and not is_text:
             within, found_within = tower_class.from_pretrained(source, key_mapping=VISION_TOWER_PREFIX, **loading)
             tower, info = (tower, info) if found_within["missing_keys"] else (within, found_within)

@@ -11,12 +11,12 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import ProcessingKwargs
 from transformers.video_utils import is_valid_video
 
-from .checkpoint_guard import refuse_old_versions
+from .checkpoint_guard import refuse_old_versions, refuse_strange_files
 from .hub_card import CARD, card_in, is_form
 from .model_options import MAX_TEXT_LENGTH, NUM_FRAMES, Range, refuse_out_of_range
 from .picture_files import load_rgb
 from .pictures import flat, in_unit_range, rgb_pictures
-from .prompt_tree import add_adaptive_tokens
+from .prompt_tree import add_adaptive_tokens, read_as_text, refuse_other_texts
 from .sentence_files import save_input_kinds
 from .shipped_code import saved_as_shipped
 from .source_names import tower_source
@@ -37,13 +37,21 @@ class MPCLIPProcessor(ProcessorMixin):
 
     Args:
         image_processor: of the vision encoder.
-        tokenizer: of the LLM, with the [APT-i] tokens added. It does not add the prompts; the model does.
+        tokenizer: of the LLM, with the [APT-i] tokens added. It does not add the prompts; the model does. From now on it reads
+            what looks like a special token in a text, such as "[APT-1]", as letters.
     """
 
     valid_processor_kwargs = MPCLIPProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(image_processor, tokenizer if tokenizer is None else read_as_text(tokenizer), **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *args, **kwargs) -> "MPCLIPProcessor":
+        """As of the base class. A tokenizer that is far larger than any in use is refused with an OSError."""
+        where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
+        refuse_strange_files(str(pretrained_model_name_or_path), **where)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_pretrained_towers(
@@ -58,6 +66,7 @@ class MPCLIPProcessor(ProcessorMixin):
         """
         refuse_out_of_range("max_text_length", max_text_length, Range(least=1))
         text, vision = tower_source(text), tower_source(vision)
+        refuse_strange_files(text)
         tokenizer = AutoTokenizer.from_pretrained(text)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -86,13 +95,16 @@ class MPCLIPProcessor(ProcessorMixin):
             `pixel_values_videos` (B, T, C, H, W) and `frame_mask` (B, T), 0 for padding frames.
 
         Raises:
-            ValueError: no input is given, a video has no frame, or an image has values or a shape that no picture has.
+            ValueError: no input is given, a text is no string, a video has no frame, or an image has values or a shape that no
+                picture has.
             OSError, ImportError: a video file is not found, or PyAV is not installed.
         """
         if images is None and text is None and videos is None:
             raise ValueError("Nothing to process: give text, images or videos.")
         if isinstance(text, (list, tuple)) and not text:
             raise ValueError("text is an empty list: give at least one text, or leave it out.")
+        if text is not None and not kwargs.get("is_split_into_words"):
+            refuse_other_texts("text", list(text) if isinstance(text, (list, tuple)) else [text])
         kwargs, num_frames = _without_num_frames(kwargs)
         batch = BatchFeature()
         if images is not None or text is not None:

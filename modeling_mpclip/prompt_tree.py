@@ -15,7 +15,11 @@ import re
 from dataclasses import dataclass
 
 ADAPTIVE_TOKEN = "[APT-{i}]"
+RECOMPILE = "Make it anew with config.compile_prompts(tokenizer), or download the checkpoint again."
 TEMPLATE = "The [APT-{i}] of this image means:"
+ADAPTIVE_NAME = re.compile(r"\[APT-([^\[\]]*)\]")
+MAX_ADAPTIVE_TOKENS = 1024
+LARGEST_TREE = 8192  # nodes; the attention mask has a row and a column for each
 NEGATED_TEMPLATE = "The [APT-{i}] of this image does NOT mean:"
 
 
@@ -43,11 +47,17 @@ def adaptive_token_names(templates: list[str]) -> list[str]:
         `["[APT-1]", ..., "[APT-M]"]`. M is the highest number in the templates; the list is empty if they name none.
 
     Raises:
-        ValueError: a template names [APT-0].
+        ValueError: a template names [APT-0], or something between the brackets that is no number from 1 to 1024.
     """
-    numbers = [int(n) for template in templates for n in re.findall(r"\[APT-(\d+)\]", template)]
-    if 0 in numbers:
+    found = [name for template in templates for name in ADAPTIVE_NAME.findall(template)]
+    if "0" in found:
         raise ValueError("Adaptive tokens are numbered from [APT-1], and a template contains [APT-0]. Start with [APT-1].")
+    if bad := [name for name in found if not re.fullmatch("[1-9][0-9]{0,3}", name) or int(name) > MAX_ADAPTIVE_TOKENS]:
+        raise ValueError(
+            f"A template contains [APT-{bad[0][:20]}], which names no adaptive token. They are [APT-1], [APT-2] and so on, to "
+            f"[APT-{MAX_ADAPTIVE_TOKENS}] at most."
+        )
+    numbers = [int(name) for name in found]
     return [ADAPTIVE_TOKEN.replace("{i}", str(i)) for i in range(1, max(numbers, default=0) + 1)]
 
 
@@ -161,8 +171,30 @@ class PromptTree:
 
     @classmethod
     def from_dict(cls, data: dict[str, list[int]]) -> "PromptTree":
-        """The tree of a dict from `to_dict`."""
-        return cls(**{name: tuple(values) for name, values in data.items()})
+        """The tree of a dict from `to_dict`.
+
+        Raises:
+            ValueError: the dict is no tree; the message says what is wrong with it.
+        """
+        if not isinstance(data, dict) or not data.keys() <= cls.__dataclass_fields__.keys():
+            found = list(data)[:10] if isinstance(data, dict) else f"a {type(data).__name__}"
+            raise ValueError(f"prompt_tree holds {found}; expected lists by the names {', '.join(cls.__dataclass_fields__)}.")
+        for name, values in data.items():
+            if not isinstance(values, (list, tuple)) or any(type(value) is not int for value in values):
+                raise ValueError(f"prompt_tree: {name} is no list of whole numbers. {RECOMPILE}")
+        tree = cls(**{name: tuple(values) for name, values in data.items()})
+        T, readouts = len(tree), (*tree.readouts, *tree.negated_readouts)
+        faults = {
+            f"it has {T} tokens, and {LARGEST_TREE} is the limit": T > LARGEST_TREE,
+            "token_ids and parents differ in length": len(tree.parents) != T,
+            "a token has a negative id": any(token_id < 0 for token_id in tree.token_ids),
+            "a parent does not stand before its child": any(not -1 <= parent < i for i, parent in enumerate(tree.parents)),
+            "a readout is no token of it": any(not 0 <= node < T for node in readouts),
+            "some prompts have a negated twin and others do not": len(tree.negated_readouts) not in (0, len(tree.readouts)),
+        }
+        if found := [fault for fault, is_so in faults.items() if is_so]:
+            raise ValueError(f"prompt_tree is damaged: {found[0]}. {RECOMPILE}")
+        return tree
 
 
 def compile_prompt_tree(tokenizer, templates: list[str], negated_templates: list[str] = ()) -> PromptTree:
@@ -197,8 +229,8 @@ def compile_prompt_tree(tokenizer, templates: list[str], negated_templates: list
     ends: dict[int, str] = {}  # readout -> its template
 
     def insert(template: str) -> int:
-        # A space separates text and prompt, as between two sentences.
-        ids = tokenizer(" " + template.strip(), add_special_tokens=False)["input_ids"]
+        # A space separates text and prompt, as between two sentences. In a template, unlike in a text, [APT-1] is a token.
+        ids = tokenizer(" " + template.strip(), add_special_tokens=False, split_special_tokens=False)["input_ids"]
         if not ids:
             raise ValueError(f"The template {template!r} has no token; a prompt needs at least one.")
         node = -1
@@ -241,3 +273,38 @@ def add_adaptive_tokens(tokenizer, templates: list[str]) -> list[int]:
     if ids != list(range(ids[0], ids[0] + len(ids))) if ids else False:
         raise ValueError(f"The adaptive tokens have the ids {ids}; they must be consecutive. Use a fresh tokenizer.")
     return ids
+
+
+def refuse_other_texts(name: str, texts: list) -> None:
+    """Refuse what a tokenizer cannot read.
+
+    Args:
+        name: of the texts, for the message.
+        texts: what should be strings.
+
+    Raises:
+        ValueError: one is no string, or has half a character in it; the message has its place.
+    """
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{i}] is {repr(text)[:80]} ({type(text).__name__}): expected a string.")
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):  # a surrogate: a part of an emoji that was cut in two
+            raise ValueError(f"{name}[{i}] is {text[:80]!r}, with half a character in it: write the whole one, or remove it.")
+
+
+def read_as_text(tokenizer):
+    """Make a tokenizer read what looks like a special token in a text as the letters that it is, in place, also once saved.
+
+    By default transformers turns "[APT-1]" in a caption into the learned token of a prompt, and "<|endoftext|>" into the end of
+    a text. A caption from elsewhere could so take the place of a prompt. Tokens that the tokenizer itself adds, such as
+    Gemma's BOS, are not concerned.
+
+    Args:
+        tokenizer: any transformers tokenizer.
+
+    Returns:
+        The tokenizer.
+    """
+    tokenizer.split_special_tokens = True
+    tokenizer.init_kwargs["split_special_tokens"] = True  # what `save_pretrained` writes
+    return tokenizer

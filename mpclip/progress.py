@@ -80,3 +80,8 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def printable(line: str) -> str:
+    """A line for a terminal. File names and captions may hold control characters, which the terminal would obey."""
+    return "".join(sign if sign.isprintable() else "�" for sign in line)

@@ -103,6 +103,9 @@ def test_refusals(tokenizer):
         compile_prompt_tree(make_tokenizer_without_space(), [""])
     with pytest.raises(ValueError, match="numbered from"):
         adaptive_token_names(["The [APT-0]"])
+    for name in ("01", "٣", "x", "", "1025", "9" * 5000):
+        with pytest.raises(ValueError, match=rf"contains \[APT-{name[:20]}\], which names no adaptive token"):
+            adaptive_token_names([f"The [APT-{name}]"])
 
 
 def make_tokenizer_without_space():
@@ -112,7 +115,7 @@ def make_tokenizer_without_space():
         def get_vocab(self):
             return {}
 
-        def __call__(self, text, add_special_tokens):
+        def __call__(self, text, **kwargs):
             return {"input_ids": []}
 
     return Silent()

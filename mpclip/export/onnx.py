@@ -12,6 +12,7 @@ processor. The graph contains prompts, masks and positions, so texts need only a
 
     texts = Tokenizer.from_file("runs/demo/multi_prompt/tokenizer.json")  # from the package tokenizers
     texts.enable_padding()
+    texts.encode_special_tokens = True  # "[APT-1]" in a text is read as letters
     batch = texts.encode_batch(["a small cat left of a big dog", "a red car"])
     inputs = {"input_ids": [text.ids for text in batch], "attention_mask": [text.attention_mask for text in batch]}
     session = onnxruntime.InferenceSession("text.onnx")

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel
+from modeling_mpclip.prompt_tree import read_as_text
 
 PROMPTS_FILE = "config_sentence_transformers.json"
 
@@ -45,7 +46,7 @@ def export_text(checkpoint: str, out: str | Path) -> None:
     model = MPCLIPModel(config, text_model=whole.text_model)
     model.text_projection, model.logit_scale = whole.text_projection, whole.logit_scale
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = read_as_text(AutoTokenizer.from_pretrained(checkpoint))
     tokenizer.init_kwargs.pop("auto_map", None)  # it names MPCLIPProcessor, which needs an image processor
     keep_prompts(checkpoint, out)
     model.save_pretrained(out)

@@ -31,6 +31,7 @@ from mpclip.command import Stoppable
 from mpclip.data.reading import add_reading_options, reading_given, reading_of
 from mpclip.files import write_json
 from mpclip.hardware import add_precision, usable_device
+from mpclip.progress import printable
 from mpclip.search.stores import KINDS, STORES
 from mpclip.search.weights import listed, read_weights, split_off
 
@@ -228,9 +229,7 @@ def table(answer: "Answer") -> str:
     for rank, (hit, name) in enumerate(zip(answer.hits, names, strict=True), start=1):
         lines.append(f"{rank:>5}  {hit.score:>7.4f}  {name:<{width}}  {hit.caption}".rstrip())
     columns = shutil.get_terminal_size((120, 24)).columns
-    # File names and captions may hold control characters, which the terminal would obey.
-    printable = ("".join(c if c.isprintable() else "�" for c in line) for line in lines)
-    return "\n".join(line if len(line) <= columns else line[: columns - 1] + "…" for line in printable)
+    return "\n".join(line if len(line) <= columns else line[: columns - 1] + "…" for line in map(printable, lines))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from modeling_mpclip.checkpoint_guard import not_finite
 from mpclip.data.image_text import ImageTextDataset
+from mpclip.progress import printable
 
 from .checkpoints import checkpoints_in
 
@@ -170,7 +171,7 @@ def examples_named(dataset, rows: list[int], table: datasets.Dataset | None = No
     parts = [names.get(row) or f"row {row}" for row in shown]
     for i, row in enumerate(shown):
         if row in captions:
-            parts[i] += f' ("{captions[row][:LONGEST]}{"..." if len(captions[row]) > LONGEST else ""}")'
+            parts[i] += f' ("{printable(captions[row][:LONGEST])}{"..." if len(captions[row]) > LONGEST else ""}")'
     return ", ".join(parts) + (f" and {len(rows) - len(shown)} more" if len(rows) > len(shown) else "")
 
 

@@ -9,6 +9,7 @@ import datasets
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from eval.metrics import retrieval_compute_metrics
@@ -297,9 +298,16 @@ class MPCLIPTrainer(Trainer):
     # Saving -----------------------------------------------------------------------------------------------------------
 
     def save_model(self, *args, **kwargs) -> None:
-        """As `Trainer.save_model`. Weights that are not finite are refused with [`NotFinite`]."""
+        """As `Trainer.save_model`, without training_args.bin. Weights that are not finite are refused with [`NotFinite`].
+
+        That file is a pickle, which may run code when it is read, and it holds the token of the Hub. Nothing here reads it: the
+        options of a run are in run.json and training.json.
+        """
         refuse_weights(self.accelerator.unwrap_model(self.model), self.args)
         super().save_model(*args, **kwargs)
+        if self.args.should_save:
+            folder = args[0] if args else kwargs.get("output_dir")
+            Path(folder or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -20,6 +20,7 @@ from mpclip.data.reading import ReadingOptions
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif", "avif", "jp2")
 TEXTS = ("txt", "caption", "captions", "text")  # endings of a file with a caption
+LARGEST_MEMBER = 2**29  # bytes
 FEATURES = datasets.Features(
     {"image": datasets.Image(), "captions": datasets.List(datasets.Value("string")), "file_name": datasets.Value("string")}
 )
@@ -51,17 +52,27 @@ def rows_of_tars(tars: list[Path], reading: ReadingOptions, need_captions: bool)
 
 
 def _refuse_escaping(tars: list[Path]) -> None:
-    """Refuse members whose names lead out of the tar, and links. Runs over the headers alone, at every opening."""
+    """Refuse members that lead out of the tar, links, and huge ones. Runs over the headers alone, at every opening."""
     for path in tars:
         try:
             with tarfile.open(path) as tar:
                 for member in tar:
-                    name = PurePosixPath(member.name)
-                    if name.is_absolute() or ".." in name.parts or member.issym() or member.islnk():
-                        what = "is a link" if member.issym() or member.islnk() else "leads out of the tar"
-                        raise ValueError(f"{path}: refused the member {member.name!r}, which {what}")
+                    _refuse_member(path, member)
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(f"{path} is no whole tar file ({error})") from error
+
+
+def _refuse_member(path: str | os.PathLike, member: tarfile.TarInfo) -> None:
+    """Raise a ValueError for a member that leads out of its tar, is a link, or would fill the memory when it is read."""
+    name, is_link = PurePosixPath(member.name), member.issym() or member.islnk()
+    faults = {
+        "is a link": is_link,
+        "leads out of the tar": name.is_absolute() or ".." in name.parts,
+        # A sparse file of a few bytes, or a compressed one, may unpack to any size.
+        f"has {member.size / 1e6:,.0f} MB, more than any picture or caption": member.issparse() or member.size > LARGEST_MEMBER,
+    }
+    for fault in (fault for fault, is_so in faults.items() if is_so):
+        raise ValueError(f"{path}: refused the member {member.name!r}, which {fault}")
 
 
 def _rows(paths: list[str], stamps: list[tuple], caption_column: str | None) -> Iterator[dict[str, Any]]:
@@ -76,6 +87,7 @@ def files_by_name(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, byte
 
     Raises:
         tarfile.TarError, EOFError: it is no whole tar file.
+        ValueError: a file leads out of the tar or is far too large.
     """
     with tarfile.open(path) as tar:
         key, files = None, {}
@@ -83,6 +95,7 @@ def files_by_name(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, byte
             name = PurePosixPath(member.name)
             if not member.isfile() or name.name.startswith("."):
                 continue
+            _refuse_member(path, member)
             base, _, ending = name.name.partition(".")
             if key not in (None, str(name.parent / base)):
                 yield key, files
