@@ -156,8 +156,9 @@ LOSSES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("others", [None, "two more"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_loss_in_tiles_is_the_plain_loss(loss, others, dtype):
+def test_the_loss_in_tiles_is_the_plain_loss(loss, others, dtype, monkeypatch):
     """Values and gradients, with captions that recur, a loss of the first prompts, and the pairs of other processes."""
+    monkeypatch.setattr(tiled_loss, "LEAST_ROWS", 1)
     config = make_model(layers=1, **LOSSES[loss]).config
     generator = torch.Generator().manual_seed(0)
     b, K, D = 11, config.num_prompts, config.projection_dim

@@ -24,6 +24,7 @@ from modeling_mpclip.segments import normalized
 
 TILED_ABOVE = 2**22  # logits of a process: 2,048 pairs against 2,048, 16 MiB in float32
 TILE = 2**20  # logits of a tile
+LEAST_ROWS = 64  # of a tile: with fewer, reading the candidates would take longer than multiplying them
 
 Others = Callable[[torch.Tensor], Iterable[torch.Tensor]]
 
@@ -106,7 +107,7 @@ def _softmax_loss(image, text, to_logits, everywhere, others, tile) -> tuple[tor
 
 def _rows_against(queries, candidates, to_logits, everywhere, tile) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross-entropy of (B, D) queries among (N, D) candidates, of which the first B match; and (B,) logsumexp."""
-    rows = max(1, tile // len(candidates))
+    rows = max(LEAST_ROWS, tile // len(candidates))
     losses, sums = [], []
     for start in range(0, len(queries), rows):
 
@@ -127,7 +128,7 @@ def _rows_against(queries, candidates, to_logits, everywhere, tile) -> tuple[tor
 def _sigmoid_loss(image, text, to_logits, everywhere, others, tile) -> tuple[torch.Tensor, None]:
     """`sigmoid_contrastive_loss` of (B, D) images against their texts, and against those of one other process after another."""
     B, losses = len(image), []
-    rows = max(1, tile // B)
+    rows = max(LEAST_ROWS, tile // B)
     for number, block in enumerate([text, *others(text)]):  # (B, D) each
         for start in range(0, B, rows):
 
