@@ -87,7 +87,6 @@ def check_serve(names, folder):
     whole = load_encoder("runs/demo/multi_prompt")
     assert names["embeds"] == pytest.approx(whole.texts(["a small cat left of a big dog", "a red car"]).numpy(), abs=1e-4)
     assert names["queries"].numpy() == pytest.approx(whole.texts(["a cat on a pink background"]).numpy(), abs=1e-5)
-    assert (folder / "image.onnx").exists()
 
 
 def check_faq(names, folder):
@@ -99,7 +98,8 @@ CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().i
 
 def test_every_page_with_python_is_run():
     """A new page that has Python is added above, or to the tests of what it is about."""
-    elsewhere = {"evaluation/metrics"}  # tests/test_evaluate_modules.py
+    # tests/test_evaluate_modules.py, tests/test_mteb.py and tests/test_embed*.py
+    elsewhere = {"evaluation/metrics", "evaluation/mteb", "embedding_many"}
     pages = {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in (ROOT / "docs").rglob("*.md")}
     with_python = {page for page in pages if blocks(f"docs/{page}.md", "python")}
     assert with_python - elsewhere <= set(RUN), "add the page to RUN"
