@@ -78,6 +78,9 @@ def _run(arguments: list[str], prog: str, stoppable: Stoppable) -> None:
         done = _on_ray(options) if options.ray else _here(options)
     except (ImportError, OSError, ValueError) as error:  # what the user can mend, on one line
         raise SystemExit(f"{parser.prog}: {' '.join(str(error).split())}") from error
+    if options.ray:  # it knows rows, not shards
+        print(f"{options.out}: {done.rows:,} pictures embedded now, {done.unreadable:,} unreadable")
+        return
     print(told(done, options.out))
     if done.failed:
         sys.exit(1)

@@ -70,7 +70,7 @@ def embed_on_ray(
         rows_written: of a file, at least; and so the rows that a kill may cost each worker.
 
     Returns:
-        What was done; `whole` and `busy` stay 0.
+        The numbers of `rows` and `unreadable` of now. Ray knows no shards: the other numbers stay 0.
 
     Raises:
         ImportError: Ray is not installed.
@@ -101,7 +101,7 @@ def embed_on_ray(
     if unreadable := [pair for path in notes for pair in notes[path]["unreadable_named"].items()]:
         write_unreadable(out / "ray.unreadable.jsonl", unreadable)
     new = [notes[path] for path in notes.keys() - set(before)]
-    return Done(len(shards), rows=sum(one["rows"] for one in new), unreadable=sum(one["unreadable"] for one in new))
+    return Done(rows=sum(one["rows"] for one in new), unreadable=sum(one["unreadable"] for one in new))
 
 
 def start_ray(address: str | None):

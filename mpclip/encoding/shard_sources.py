@@ -13,6 +13,7 @@ import glob
 import json
 import os
 import tarfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -232,7 +233,10 @@ def open_shards(
 
 
 def _of_folder(folder: Path, size: int, columns: Columns, follow_links: bool) -> list[Shard]:
-    names, _ = find_pictures(folder, follow_links)
+    names, refused = find_pictures(folder, follow_links)
+    if refused:
+        named = ", ".join(f"{_text(name)} ({reason})" for name, reason in list(refused.items())[:20])
+        warnings.warn(f"{len(refused)} files and folders in {folder} are left out: {named}", stacklevel=3)
     if not names:
         raise ValueError(f"no picture in {folder}: expected tar or parquet files, or files that Pillow reads")
     starts = range(0, len(names), size)

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -124,15 +124,15 @@ class ShardWorker:
                 rest -= int(rest)
         return done
 
-    def embed(self, shard: Shard, note: dict | None = None) -> tuple[int, int] | None:
+    def embed(self, shard: Shard, still_mine: Callable[[], bool] = lambda: True) -> tuple[int, int] | None:
         """Embed one shard, whatever is there already, and write its file.
 
         Args:
             shard: the shard.
-            note: what else the file shall note.
+            still_mine: asked before the file is written, whether it shall be.
 
         Returns:
-            Numbers of rows and of unreadable samples.
+            Numbers of rows and of unreadable samples; None if the shard is no longer this worker's.
 
         Raises:
             ValueError: the shard cannot be read or changes meanwhile, or an embedding is not finite.
@@ -170,9 +170,11 @@ class ShardWorker:
             self._refuse_not_finite(found, of)
         if shard.identity(identity) != identity:
             raise ValueError(f"{shard.name} was changed while it was read: embed it again")
+        if not still_mine():
+            return None
         table = columns_of(rows, self.options.stored, embeddings, captions)
         facts = {"source": identity, "width": embeddings.shape[1], "segments": self.encoder.segments}
-        write_embeddings(self.path(shard), table, self.depends | facts | how_made(self.batch_size) | (note or {}), unreadable)
+        write_embeddings(self.path(shard), table, self.depends | facts | how_made(self.batch_size), unreadable)
         return len(embeddings), len(unreadable)
 
     def path(self, shard: Shard) -> Path:
@@ -208,13 +210,14 @@ class ShardWorker:
                 return
             if not lock.take():
                 done.busy += 1
+                logger.info("%s is in the hands of %s", shard.name, lock.holder() or "another worker")
                 return
             try:
                 if self.is_whole(shard):  # another worker has just finished it
                     done.whole += 1
                     return
                 started = time.monotonic()
-                rows, unreadable = self.embed(shard)
+                embedded = self.embed(shard, lock.held)
             finally:
                 lock.release()
         except OtherEmbeddings:
@@ -223,6 +226,11 @@ class ShardWorker:
             done.failed[shard.name] = str(error)
             logger.warning("%s was not embedded: %s", shard.name, error)
             return
+        if embedded is None:
+            done.busy += 1
+            logger.warning("%s was taken over by another worker, because this one had given no sign for long", shard.name)
+            return
+        rows, unreadable = embedded
         done.embedded, done.rows, done.unreadable = done.embedded + 1, done.rows + rows, done.unreadable + unreadable
         speed = (rows + unreadable) / max(time.monotonic() - started, 1e-9)
         logger.info("%s: %d rows, %d unreadable, %.1f pictures per second", shard.name, rows, unreadable, speed)
