@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from mpclip.embed import own_device
 from mpclip.encoding.shard_locks import ShardLock
 from mpclip.encoding.shard_shares import own_first, part_of, share_of_job
 
@@ -108,6 +109,15 @@ def test_a_holder_that_stood_still_notices(path):
     sleeper.release()
     assert other.held()
     other.release()
+
+
+def test_each_process_has_its_own_device(monkeypatch):
+    monkeypatch.setattr("mpclip.embed.best_device", lambda: "cpu")
+    assert own_device({"LOCAL_RANK": "3"}) == "cpu"
+    monkeypatch.setattr("mpclip.embed.best_device", lambda: "cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert own_device({}) == "cuda"
+    assert own_device({"LOCAL_RANK": "3"}) == own_device({"SLURM_LOCALID": "1"}) == "cuda:1"
 
 
 def test_shares():

@@ -9,6 +9,8 @@
 checkpoints.py loads a checkpoint. encoder.py embeds. batches.py makes batches, shows progress, shares the work among processes
 and resumes after a kill. dataset.py embeds texts, the pictures of a table, and all pictures and captions of a data set, and
 caches them on disk; clips.py does it for video files. fingerprint.py decides whether two checkpoints are the same.
+
+shards.py embeds more pictures than one process can, a parquet file at a time: `mpclip embed`. ray.py does it on Ray.
 """
 
 from .checkpoints import load_encoder, refuse_unfit
