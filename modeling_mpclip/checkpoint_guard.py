@@ -149,10 +149,10 @@ def no_larger_than_files(source: str | None, **hub_arguments):
 
 def _sizes_of_weights(source: str | None, **hub_arguments) -> tuple[int, int] | None:
     """How many weights the safetensors files of a checkpoint hold, and how many values; None if they cannot be read."""
-    from safetensors import safe_open
-
     weights = values = 0
     try:
+        from safetensors import safe_open  # within `try`, as below
+
         for folder in _folders(source, **hub_arguments) if source else []:
             for file in folder.glob("*.safetensors"):
                 with safe_open(file, framework="pt") as saved:
