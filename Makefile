@@ -37,8 +37,10 @@ $(VENV)/.app: $(VENV)/.demo
 	$(BIN)/pip install --quiet --editable '.[app]'
 	@touch $@
 
-app: $(VENV)/.app  ## search the demo's pictures in a browser
-	@test -f runs/demo/results.json || { echo "The app shows the demo's models, and there are none yet. First: make demo"; exit 1; }
+runs/demo/results.json:
+	@echo "The app shows the demo's models, and there are none yet. First: make demo (5 to 15 minutes)"; exit 1
+
+app: runs/demo/results.json $(VENV)/.app  ## search the demo's pictures in a browser
 	$(BIN)/mpclip app --model runs/demo/multi_prompt --model runs/demo/single_prompt --images runs/demo/scenes --split test
 
 peers: setup  ## transformers' own common tests on our classes
