@@ -175,7 +175,8 @@ def _build(options: argparse.Namespace) -> None:
 def _build_from_embeddings(options: argparse.Namespace) -> None:
     from mpclip.search.from_embeddings import build_from_embeddings
 
-    if given := ["split"] * (options.split is not None) + sorted(reading_given(options)):
+    own = {"split": options.split is not None, "precision": options.precision != "auto"}
+    if given := [name for name, there in own.items() if there] + sorted(reading_given(options)):
         raise ValueError(f"{', '.join(given)}: options of --data; --embeddings were made with their own")
     built = build_from_embeddings(
         options.model,
