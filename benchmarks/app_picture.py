@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--png", type=Path, required=True, metavar="OUT.png", help="file to write")
     options = parser.parse_args(argv)
 
-    from mpclip.app.collections import open_collections
+    from mpclip.app.collection import open_collections
     from mpclip.app.page import build_page
     from mpclip.app.server import serve
 

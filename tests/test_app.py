@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from eval.class_templates import OURS
 from mpclip.app import actions
 from mpclip.app.__main__ import main
-from mpclip.app.collections import open_collections, short_names
+from mpclip.app.collection import open_collections, short_names
 from mpclip.app.guard import MAX_BODY, Guard, holds_address, names_address
 from mpclip.app.uploads import MAX_BYTES, read_upload
 from mpclip.maps.drawing import colour_scale, heat_over

@@ -13,7 +13,7 @@ from search_fixtures import PICTURES, K, add_picture
 
 pytest.importorskip("gradio", reason='needs gradio: pip install "mpclip[app]"')
 
-from mpclip.app.collections import open_collections
+from mpclip.app.collection import open_collections
 from mpclip.app.page import build_page
 from mpclip.app.server import MOST_WAITING, is_loopback, serve
 

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, stoppable: Stoppable) -> None:
     from mpclip.app.gradio_package import gradio
 
     gradio()  # a missing package is told before minutes of embedding
-    from mpclip.app.collections import open_collections
+    from mpclip.app.collection import open_collections
     from mpclip.app.page import build_page
     from mpclip.app.server import serve
 

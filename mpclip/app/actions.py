@@ -9,7 +9,7 @@ import torch
 
 from eval.class_templates import OURS
 from eval.tasks.zero_shot import class_embeddings
-from mpclip.app.collections import Collection
+from mpclip.app.collection import Collection
 from mpclip.encoding import Encoder, ModelEncoder
 from mpclip.maps import BEST
 from mpclip.maps.drawing import colour_scale, heat_over

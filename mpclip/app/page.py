@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import PIL.Image
 
 from mpclip.app import actions
-from mpclip.app.collections import Collection
+from mpclip.app.collection import Collection
 from mpclip.app.gradio_package import gradio
 from mpclip.app.uploads import FORMATS, MAX_BYTES, read_upload
 from mpclip.maps import BEST, KINDS

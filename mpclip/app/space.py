@@ -19,7 +19,7 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from mpclip.app.collections import short_names
+from mpclip.app.collection import short_names
 from mpclip.command import next_steps
 from mpclip.data.picture_folder import PICTURE_ENDINGS
 from mpclip.encoding import refuse_unfit
@@ -37,7 +37,7 @@ APP = '''"""A Space: search pictures by text, by picture, or both. Written by `m
 
 from pathlib import Path
 
-from mpclip.app.collections import open_collections
+from mpclip.app.collection import open_collections
 from mpclip.app.page import build_page
 from mpclip.app.server import serve
 
