@@ -7,19 +7,16 @@ from conftest import arguments
 from mpclip.training import build_trainer, parse_options
 
 
-@pytest.mark.parametrize(
-    "more", [[], ["--text_tuning", "lora", "--lora_layers", "1", "--forward_chunk", "2"]], ids=["last", "lora"]
-)
-def test_training_compiled_equals_training(folder, tmp_path, more):
+def test_training_compiled_equals_training(folder, tmp_path):
     weights, logs = [], []
     for compiled in ([], ["--torch_compile", "true", "--torch_compile_backend", "eager"]):
         extra = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-        trainer = build_trainer(parse_options(arguments(folder, tmp_path, *extra, "--optim", "sgd", *more, *compiled)))
+        extra += ["--optim", "sgd", "--text_layers", "1"]
+        trainer = build_trainer(parse_options(arguments(folder, tmp_path, *extra, *compiled)))
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         trainer.train()
-        frames = torch._dynamo.utils.counters["frames"]["ok"]
-        assert (frames > 0) == bool(compiled)
+        assert (torch._dynamo.utils.counters["frames"]["ok"] > 0) == bool(compiled)
         weights.append({name: weight.detach() for name, weight in trainer.model.named_parameters() if weight.requires_grad})
         logs.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
     assert logs[1] == pytest.approx(logs[0], rel=1e-5)
