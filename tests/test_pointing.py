@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessorPil
 
 from eval.intervals import bootstrap
-from eval.tasks.pointing import Pointing, boxes_in_view, boxes_of
+from eval.tasks.pointing import Pointing, boxes_in_view, boxes_of, questions_of
 from modeling_mpclip import MPCLIPProcessor
 from mpclip.data.openmoji.generate import BACKGROUNDS
 from mpclip.encoding import ModelEncoder, PeerEncoder
@@ -97,6 +97,12 @@ def test_a_model_is_measured_and_items_give_the_metrics(rows):
     assert set(bootstrap(Pointing.metrics_of, result.items, 3, samples=5)) == set(result.intervals)
     again = Pointing().run(encoder(), rows, batch_size=3)  # batches do not matter
     assert all((again.items[name] == values).all() for name, values in result.items.items())
+
+
+def test_texts_of_objects():
+    scenes = [one["scene"] for one in SCENES[:1]]
+    assert [question.text for question in questions_of(scenes, "There is {}.")] == ["There is a cat.", "There is an owl."]
+    assert [question.text for question in questions_of(scenes, "{name}")] == ["cat", "owl"]
 
 
 def test_what_cannot_be_measured_is_refused(rows, tmp_path):

@@ -53,13 +53,14 @@ class Pointing:
     def __init__(self, options: argparse.Namespace | None = None):
         self.kinds: list[str] = list(dict.fromkeys(getattr(options, "kinds", None) or KINDS))
         self.template: str = getattr(options, "template", None) or "{}"
-        if "{}" not in self.template:
-            raise ValueError(f"--template {self.template!r} has no {{}}: write 'There is {{}}.'; {{}} becomes 'a dog'.")
+        if "{}" not in self.template and "{name}" not in self.template:
+            told = "write 'There is {}.', where {} becomes 'a dog'; {name} becomes 'dog'"
+            raise ValueError(f"--template {self.template!r} has no {{}}: {told}.")
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--kinds", nargs="+", choices=KINDS, help=f"kinds of map (default: {' '.join(KINDS)})")
-        parser.add_argument("--template", help="text of an object; {} becomes 'a dog' (default: {})")
+        parser.add_argument("--template", help="text of an object; {} becomes 'a dog', {name} 'dog' (default: {})")
 
     def load(self, source: str, split: str, limit: int | None = None, **reading):
         """The scenes, with columns `image` and `scene`.
@@ -158,7 +159,7 @@ def questions_of(scenes: list[dict], template: str) -> list[Question]:
     from mpclip.data.openmoji.captions import with_article
 
     return [
-        Question(row, thing, template.format(with_article(placed["name"])))
+        Question(row, thing, template.format(with_article(placed["name"]), name=placed["name"]))
         for row, scene in enumerate(scenes)
         for thing, placed in enumerate(scene["objects"])
     ]

@@ -34,7 +34,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     shown = parser.add_mutually_exclusive_group(required=True)
     shown.add_argument("--image", metavar="FILE", help="a picture")
     shown.add_argument("--video", metavar="FILE", help="a video file (needs the package av)")
-    parser.add_argument("--text", required=True, help="what to look for")
+    parser.add_argument("--text", required=True, help="what to look for, written as captions are: 'a dog', not 'dog'")
     parser.add_argument("--out", required=True, type=Path, metavar="OUT.png", help="the picture to write")
     parser.add_argument("--kind", choices=KINDS, default=BEST, help="kind of map (default: %(default)s)")
     parser.add_argument("--frames", type=count, default=8, help="frames to take from a video (default: %(default)s)")
