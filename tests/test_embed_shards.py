@@ -156,8 +156,8 @@ def test_what_is_whole_is_skipped_and_what_is_damaged_made_anew(encoder, tars, t
         done = ShardWorker(encoder, out).run(shards)
     assert (done.embedded, done.whole) == (1, 2)
     changed = bytearray(before["00001.parquet"])
-    place = changed.find(b"PAR1") + 700
-    changed[place] ^= 255
+    embeddings = pq.read_metadata(out / "00001.parquet").row_group(0).column(4)
+    changed[embeddings.data_page_offset + embeddings.total_compressed_size - 3] ^= 255
     (out / "00001.parquet").write_bytes(changed)
     assert ShardWorker(encoder, out).run(shards).whole == 3  # it looks at the end of a file alone
     with pytest.warns(UserWarning, match="00001.parquet is damaged"):
