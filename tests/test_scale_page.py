@@ -94,9 +94,7 @@ def test_tables_of_steps_and_of_memory():
 
 
 def test_a_step_of_the_benchmark_runs(tmp_path, monkeypatch):
-    """On a tiny model and tiny stores: throughput, a profile that names all parts, and a compiled step of equal loss."""
-    pytest.importorskip("torch")
-    import torch
+    """On a tiny model and tiny stores: throughput, and a profile that names all parts."""
     from conftest import make_model
 
     from mpclip.training import ModelArguments, prepare_tuning
@@ -110,13 +108,22 @@ def test_a_step_of_the_benchmark_runs(tmp_path, monkeypatch):
         monkeypatch.setattr(memory, name, value)
     monkeypatch.setattr(memory, "VISION_TOKENS", 17)
     monkeypatch.setattr(memory, "VISION_WIDTH", 32)
-    plain_compile = torch.compile
-    monkeypatch.setattr("torch.compile", lambda model: plain_compile(model, backend="eager"))
-    options = ["--steps", "1", "--batches", "3", "--workers", "0", "--precisions", "float32"]
+    options = [
+        "--parts",
+        "throughput",
+        "profile",
+        "--steps",
+        "1",
+        "--batches",
+        "3",
+        "--workers",
+        "0",
+        "--precisions",
+        "float32",
+    ]
     result = steps.main([*options, "--json", str(tmp_path / "steps.json")])
     assert json.loads((tmp_path / "steps.json").read_text()) == result
     (row,) = result["throughput"]
     assert row["pairs_per_second"] > 0 and 0 < row["waiting_share"] < 1
     shares = {part["part"]: part["share"] for part in result["profile"]["parts"]}
     assert sum(shares.values()) == pytest.approx(1) and all(share > 0 for part, share in shares.items() if part != "all else")
-    assert result["compile"]["loss_difference"] < 1e-5
