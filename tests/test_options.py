@@ -110,8 +110,8 @@ def test_the_trainer_takes_a_plain_table(folder, tmp_path):
 @pytest.mark.parametrize(
     "name, value, expected",
     [
-        ("num_prompts", 0, "at least 1"),
-        ("projection_dim", -6, "at least 1"),
+        ("num_prompts", 0, "at least 1 and at most 256"),
+        ("projection_dim", -6, "at least 1 and at most 1048576"),
         ("lora_layers", 0, "at least 1"),
         ("diversity_weight", -0.1, "at least 0"),
         ("diversity_margin", 2, "at least -1 and at most 1"),
