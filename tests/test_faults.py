@@ -113,7 +113,7 @@ def start(argv: list[str], place: tuple | None = None, environment: dict | None 
 
 def ended(process) -> int:
     """The exit status; that of a process which a signal has ended is its negative number."""
-    process.join(120)
+    process.join(250)
     assert process.exitcode is not None, "the process hangs"
     return process.exitcode
 
