@@ -15,7 +15,8 @@ A run opens the data set; pictures are read when they are needed (`--check_image
 `--streaming true` the shards of the data set one after another (docs/streaming.md). It joins the two towers, or loads
 `--checkpoint`. It trains the weights that `--text_tuning` and `--vision_tuning` select, and the new modules; all other weights
 are frozen. With `--cache_states true` the frozen towers run once, and training works on their stored states. Every epoch draws
-a new caption for each image. It ends with an evaluation: recall at 1, 5 and 10 over the whole evaluation split, from texts to images and from images to texts.
+a new caption for each image. It ends with an evaluation: recall at 1, 5 and 10 over the whole evaluation split, from texts to
+images and from images to texts.
 
 `--output_dir` receives checkpoint-*/ during training. At the end it receives the best model with its code and processor, the
 metrics (`eval_results.json`), the record of the run (`training.json`) and the model card (`README.md`). With LoRA the model is

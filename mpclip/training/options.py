@@ -108,8 +108,8 @@ class DataArguments(ReadingOptions):
     )
     check_images: bool = option(
         False,
-        "Decode all pictures of the training split before training begins, and leave out (or refuse) those that cannot be read. "
-        "Default: training begins at once, and a picture that cannot be read is treated as bad_images says when it is needed. "
+        "Decode all pictures of the training split before training begins, and leave out (or refuse) those that cannot be read."
+        " Default: training begins at once, and a picture that cannot be read is treated as bad_images says when it is needed. "
         "The evaluation split is always checked.",
     )
     streaming: bool = option(
