@@ -126,4 +126,5 @@ def test_a_step_of_the_benchmark_runs(tmp_path, monkeypatch):
     (row,) = result["throughput"]
     assert row["pairs_per_second"] > 0 and 0 < row["waiting_share"] < 1
     shares = {part["part"]: part["share"] for part in result["profile"]["parts"]}
-    assert sum(shares.values()) == pytest.approx(1) and all(share > 0 for part, share in shares.items() if part != "all else")
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(share > 0 for part, share in shares.items() if part != "all else")
