@@ -1,11 +1,14 @@
 """An index of files of embeddings: it finds what an index of the pictures finds; and the benchmark of large ones."""
 
+import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from search_fixtures import PICTURES, K, add_picture
 
+import mpclip.search.from_embeddings
 import mpclip.search.stores
 from benchmarks import large_index
 from mpclip.encoding import load_encoder
@@ -13,6 +16,7 @@ from mpclip.encoding.shard_sources import open_shards
 from mpclip.encoding.shards import EmbedOptions, ShardWorker
 from mpclip.search.__main__ import main
 from mpclip.search.build import build_index
+from mpclip.search.chunks import Live
 from mpclip.search.from_embeddings import build_from_embeddings
 from mpclip.search.page import write_page
 from mpclip.search.search import PictureIndex, query_index
@@ -26,13 +30,33 @@ def worker(model, tmp_path):
     return ShardWorker(load_encoder(model, device="cpu"), tmp_path / "embeddings", EmbedOptions("float32"), batch_size=4)
 
 
-def test_it_finds_what_an_index_of_the_pictures_finds(worker, encoder, model, photos, tmp_path, capsys):
+@pytest.fixture
+def threads(monkeypatch):
+    """Threads in place of processes, each of which would import torch; what is sent to them is pickled all the same."""
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, count, context):
+            super().__init__(count)
+
+        def map(self, run, jobs):
+            return super().map(*pickle.loads(pickle.dumps((run, list(jobs)))))
+
+    for module in (mpclip.search.stores, mpclip.search.from_embeddings):
+        monkeypatch.setattr(module, "ProcessPoolExecutor", Pool)
+
+
+def test_it_finds_what_an_index_of_the_pictures_finds(worker, encoder, model, photos, tmp_path, capsys, threads):
     worker.run(open_shards(photos, shard_size=4))
     command = ["build", "--model", model, "--embeddings", str(worker.out), "--index", str(tmp_path / "index")]
     main([*command, "--processes", "2", "--device", "cpu"])
     assert f"{PICTURES} pictures of 3 files, 3 read now" in capsys.readouterr().out
     build_index(model, str(photos), tmp_path / "plain", device="cpu", batch_size=4)
     found, plain = (PictureIndex(tmp_path / name, encoder, verify=True) for name in ("index", "plain"))
+    vectors = Live(found._chunks, np.load(next((tmp_path / "index").glob("store-*/ids.npy"))))
+    parts = [pickle.loads(pickle.dumps(vectors.part(i, 2))) for i in range(2)]  # as it goes to other processes
+    for i in range(2):  # ids, and embeddings
+        whole, halves = ([cells[i] for run in runs for cells in run()] for runs in ([vectors], parts))
+        assert np.array_equal(np.concatenate(whole), np.concatenate(halves))
     for one, other in zip(
         query_index(found, ["a red car", "a street"], top=5), query_index(plain, ["a red car", "a street"], top=5), strict=True
     ):
@@ -96,10 +120,7 @@ class Vectors:
         return Vectors(np.array_split(self.vectors, of)[i], np.array_split(self.ids, of)[i])
 
 
-def test_codes_made_in_several_processes_are_those_of_one(tmp_path, monkeypatch):
-    from concurrent.futures import ThreadPoolExecutor
-
-    monkeypatch.setattr(mpclip.search.stores, "ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))
+def test_codes_made_in_several_processes_are_those_of_one(tmp_path, threads):
     made = large_index.made_of(np.eye(8, dtype=np.float32), mpclip.search.stores.MIN_IVFPQ, 0)
     found = []
     for processes in (1, 3):
