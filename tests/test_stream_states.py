@@ -90,7 +90,7 @@ def test_each_process_computes_what_no_other_one_has_locked(states, computed, tm
     with other:
         run = threading.Thread(target=states)
         run.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 250
         while not (folder / "00002.json").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert computed == ["00001.tar", "00002.tar"]  # the first one waits for the other process

@@ -295,5 +295,10 @@ def _sample(row: dict, picture: dict | None) -> Sample:
 
 def _tokenizer_key(tokenizer) -> str:
     """A hash of what token ids depend on."""
-    told = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(f"{told} {tokenizer.model_max_length} {tokenizer.truncation_side}".encode()).hexdigest()
+    told = tokenizer.get_vocab()
+    if tokenizer.is_fast:  # without what every call sets anew
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())
+        told = {name: part for name, part in parts.items() if name not in ("truncation", "padding")}
+    return hashlib.sha256(
+        f"{json.dumps(told, sort_keys=True)} {tokenizer.model_max_length} {tokenizer.truncation_side}".encode()
+    ).hexdigest()
