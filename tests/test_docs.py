@@ -153,6 +153,12 @@ def test_readme_shows_the_measured_numbers():
     assert {number for line in lines for number in line} <= told.union(*pages), "README.md shows what was not measured"
 
 
+def test_the_questions_cite_measured_numbers():
+    told = set(re.findall(r"(?<![-\w.])\d+\.\d+", (ROOT / "docs/faq.md").read_text()))
+    measured = {number for page in RESULTS.glob("*.md") for number in re.findall(r"\d+\.\d+", page.read_text())}
+    assert told and told <= measured
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_snippets_are_python(page):
     for snippet in snippets(page):
