@@ -139,7 +139,7 @@ def test_parquet_and_folders(encoder, tmp_path):
     np.testing.assert_allclose(first["embedding"][1].as_py(), rows["embedding"][2].as_py(), atol=1e-6)  # another batch
     for wrong, match in (
         ("nowhere", "nothing at"),
-        ("out/*.jsonl", "nothing at"),
+        ("*.tar", "nothing at"),
         ("photos/0/0.png", "end in .tar or .parquet"),
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=match):

@@ -123,8 +123,8 @@ def _take_in(folder: Path, notes: dict[str, dict], settings: dict, index: Path, 
     with mapping(min(processes, len(jobs))) as run:
         made = track(run(write_shard, jobs), "Reading embeddings", len(jobs), "file")
         new = {name: {"chunk": path, "stamp": dates[name]} for name, path in zip(todo, made, strict=True)}
-    shards = kept | new
-    settings["shards"] = {name: shards[name] for name in notes if name in shards}  # in the order of names
+    # In the order in which they were taken in: a picture keeps its id and its first name when other shards have it too.
+    settings["shards"] = dict(sorted((kept | new).items(), key=lambda item: _chunk_number(item[1])))
     return new.keys()
 
 
@@ -160,17 +160,20 @@ def write_shard(job: tuple[Path, Path, int]) -> str:
     return write_arrow(chunks, f"{number:06d}", pa.record_batch(columns)).name
 
 
+def _chunk_number(shard: dict) -> int:
+    return int(shard["chunk"].partition("-")[0])
+
+
 def _places(folder: Path, shards: dict[str, dict], index: Path) -> tuple[pa.RecordBatch, np.ndarray]:
     """The places of all rows, in the form of places.py, and the ids (n,) of the pictures, each of which is there once."""
     if not shards:
         raise ValueError(f"{folder}: its files have no rows")
     ids, keys, names, captions = [], [], [], []
     for file, shard in track(shards.items(), "Reading names", len(shards), "file"):
-        chunk = int(shard["chunk"].partition("-")[0])
         there = read_note(folder / file)
         columns = ["key", "place", "url", "sha256", *(["caption"] if there["captions"] else [])]
         table = pa.Table.from_batches(read_embeddings(folder / file, columns))
-        ids.append(np.arange(table.num_rows, dtype=np.int64) + (chunk << ROW_BITS))
+        ids.append(np.arange(table.num_rows, dtype=np.int64) + (_chunk_number(shard) << ROW_BITS))
         keys += table["sha256"].to_pylist()
         # Ray's files have rows of several shards, which their keys and places name.
         shard_name = "" if there["source"].get("engine") == "ray" else f"{Path(file).stem}/"
