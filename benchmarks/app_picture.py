@@ -68,7 +68,7 @@ def take(address: str, query: str) -> bytes:
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.set_default_timeout(PATIENCE)
         page.goto(address)
-        page.get_by_label("Pictures to show").first.fill("8")
+        page.get_by_label("Pictures to show").first.fill("4")
         page.get_by_label("What to find").fill(query)
         page.get_by_role("button", name="Prompts of").first.click()
         page.get_by_role("button", name="Search", exact=True).click()

@@ -201,7 +201,7 @@ def _shows_maps(one: Collection) -> Callable:
             raise ValueError("This picture is no longer among the answers. Search again.")
         hit = hits[clicked.index]
         maps = actions.maps_of(one, hit, text.strip() or asked, kind)
-        about = f"**{_plain(hit.caption or hit.picture)}**, by {_plain(one.name)}"
+        about = f"**{_plain(hit.caption or hit.picture)}** (found by {_plain(one.name)})"
         shown = [(_in_bytes(picture), line) for picture, line in maps]
         return gr.Gallery(shown, visible=True, selected_index=None), f"{about}\n\n{ABOUT_MAPS}"
 
