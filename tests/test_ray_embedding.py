@@ -16,12 +16,12 @@ import pytest
 from conftest import make_model, make_processor, make_tokenizer
 
 from mpclip.encoding import load_encoder
+from mpclip.encoding.ray import EmbedRows, decode_rows, embed_on_ray, sample_blocks, write_rows
 from mpclip.encoding.shard_files import matrix, read_embeddings, read_note
 from mpclip.encoding.shard_sources import open_shards
 from mpclip.encoding.shards import EmbedOptions, ShardWorker
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'mpclip[scale]'")
-FULL = EmbedOptions(stored="float32")
+FULL = EmbedOptions(stored="float32", captions=True)
 COUNT, SIZE = 120, 30
 
 
@@ -74,11 +74,30 @@ def _parent(process: str) -> str:
     return Path(f"/proc/{int(process)}/stat").read_text().rpartition(")")[2].split()[1]
 
 
+def test_its_steps_give_what_one_process_gives(model, shards, tmp_path):
+    """In plain loops, without Ray."""
+    worker = ShardWorker(load_encoder(model, device="cpu"), tmp_path / "plain", FULL, batch_size=10)
+    assert worker.run(shards[:1]).unreadable == 1
+    actor = EmbedRows(model, "float32", FULL)
+    blocks = pa.concat_tables(sample_blocks(shards[0]))
+    parts = [decode_rows(blocks.slice(i, 10), model, FULL.max_megapixels) for i in range(0, SIZE, 10)]
+    (tmp_path / "out").mkdir()
+    write_rows(pa.concat_tables(map(actor, parts)), tmp_path / "out" / "a.parquet", worker.depends, FULL)
+    found, plain = rows_of(tmp_path / "out", True), rows_of(tmp_path / "plain", False)
+    assert found.keys() == plain.keys()
+    for key in plain:
+        np.testing.assert_allclose(found[key], plain[key], atol=1e-6)
+    note = read_note(tmp_path / "out" / "a.parquet")
+    assert note["unreadable_named"] == {
+        f"pictures-000000/{key}": fault
+        for key, fault in read_note(tmp_path / "plain" / "pictures-000000.parquet")["unreadable_named"].items()
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_worker_and_a_second_run_lose_nothing_and_do_nothing_twice(model, shards, tmp_path, monkeypatch):
-    from mpclip.encoding.ray import embed_on_ray
-
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'mpclip[scale]'")
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes there
     how = {"batch_size": 4, "precision": "float32", "workers": 2, "rows_written": 8}
     out, killed = tmp_path / "out", []

@@ -154,7 +154,7 @@ def _source(shards: list[Shard]):
 
     class Shards(Datasource):
         def get_read_tasks(self, parallelism: int, per_task_row_limit=None, data_context=None) -> list:
-            metadata = [BlockMetadata(None, shard.bytes, [shard.name], None) for shard in shards]
+            metadata = [BlockMetadata(num_rows=None, size_bytes=shard.bytes, exec_stats=None) for shard in shards]
             tasks = [functools.partial(sample_blocks, shard) for shard in shards]
             return [ReadTask(*one, per_task_row_limit=per_task_row_limit) for one in zip(tasks, metadata, strict=True)]
 
@@ -247,19 +247,29 @@ def _sink(out: str, note: dict, options: EmbedOptions, rows_written: int):
 
     class Embeddings(BlockBasedFileDatasink):
         def write_block_to_file(self, block, file) -> None:
-            rows = block.to_arrow().combine_chunks()
-            bad = rows.filter(pc.is_valid(rows["fault"]))
-            rows = rows.filter(pc.is_null(rows["fault"])).combine_chunks()
-            cells = {name: rows[name].to_pylist() for name in ("key", "place", "url", "sha256", "caption")}
-            captions = None
-            if options.captions:
-                there = np.array([caption is not None for caption in cells["caption"]], dtype=bool)
-                captions = _matrix(rows["caption_embedding"])[there]
-            table = columns_of(cells, options.stored, _matrix(rows["embedding"]), captions)
-            named = list(zip(bad["key"].to_pylist(), bad["fault"].to_pylist(), strict=True))
-            write_noted(file, table, note, named, len(named))
+            write_rows(block.to_arrow(), file, note, options)
 
     return Embeddings(out, min_rows_per_file=rows_written, file_format="parquet")
+
+
+def write_rows(rows: pa.Table, file, note: dict, options: EmbedOptions) -> None:
+    """Write what `EmbedRows` gives as a file of embeddings.
+
+    Args:
+        rows: of any number of batches.
+        file: a path, or a file that is open.
+        note: of the file.
+        options: what the file holds.
+    """
+    bad, rows = rows.filter(pc.is_valid(rows["fault"])), rows.filter(pc.is_null(rows["fault"]))
+    cells = {name: rows[name].to_pylist() for name in ("key", "place", "url", "sha256", "caption")}
+    captions = None
+    if options.captions:
+        there = np.array([caption is not None for caption in cells["caption"]], dtype=bool)  # (n,)
+        captions = _matrix(rows["caption_embedding"])[there]
+    table = columns_of(cells, options.stored, _matrix(rows["embedding"]), captions)
+    named = list(zip(bad["key"].to_pylist(), bad["fault"].to_pylist(), strict=True))
+    write_noted(file, table, note, named, len(named))
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
