@@ -74,8 +74,9 @@ def test_axes_are_half_whitened():
     assert torch.allclose(got, variance / (variance + WHITENING * variance.mean()), rtol=1e-3)
 
 
-@pytest.mark.parametrize("start", ["", "a "])
-def test_features_of_a_batch_are_those_of_each_text_alone(tokenizer, start):
+@pytest.mark.parametrize("starts", [False, True])
+def test_features_of_a_batch_are_those_of_each_text_alone(tokenizer, starts):
+    start = tokenizer.eos_token if starts else ""
     model = make_model(tokenizer=tokenizer).eval()
     texts = ["a dog", "a", "a cat and a dog on a street"]
     found = text_features(model, tokenizer, texts, [1, 2], [0, 1], start)
