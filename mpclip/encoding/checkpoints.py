@@ -26,7 +26,8 @@ def load_encoder(name: str, dtype: str = "float32", device: str | None = None, *
         model_kwargs: for `from_pretrained`, such as `quantization_config`.
 
     Raises:
-        ValueError: the model is neither a dual encoder nor a sentence-transformers model.
+        ValueError: the model is neither a dual encoder nor a sentence-transformers model; or its tokenizer or image processor
+            cannot be read.
         OSError: there is no such folder or Hub id.
     """
     refuse_missing_folder(name)
@@ -39,9 +40,9 @@ def load_encoder(name: str, dtype: str = "float32", device: str | None = None, *
     model = AutoModel.from_pretrained(name, trust_remote_code=True, **kwargs).to(device).eval()
     if kind == "mpclip":
         opener = AutoTokenizer if model.config.text_only else AutoProcessor
-        return ModelEncoder(model, opener.from_pretrained(name, trust_remote_code=True), name)
+        return ModelEncoder(model, _opened(opener, name, trust_remote_code=True), name)
     _refuse_other_than_dual(name, type(model))
-    return PeerEncoder(model, AutoProcessor.from_pretrained(name), name, TEXT_OPTIONS.get(kind))
+    return PeerEncoder(model, _opened(AutoProcessor, name), name, TEXT_OPTIONS.get(kind))
 
 
 def refuse_unfit(name: str, pictures: bool = True) -> None:
@@ -67,6 +68,24 @@ def refuse_unfit(name: str, pictures: bool = True) -> None:
         cls = MODEL_MAPPING[type(config)]
         for one in cls if isinstance(cls, tuple | list) else (cls,):
             _refuse_other_than_dual(name, one)
+
+
+def _opened(opener: type, name: str, **kwargs):
+    """The processor or tokenizer of a checkpoint.
+
+    Raises:
+        ValueError: its files cannot be read.
+    """
+    what = "tokenizer" if opener is AutoTokenizer else "tokenizer or image processor"
+    try:
+        return opener.from_pretrained(name, **kwargs)
+    except Exception as error:  # the parser of tokenizers raises Exception itself; others raise a dozen types
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"The {what} of {name} cannot be read ({type(error).__name__}: {reason}). Files such as tokenizer.json, "
+            "tokenizer_config.json and processor_config.json are missing or damaged: copy them again from where the checkpoint "
+            "was saved."
+        ) from error
 
 
 def _refuse_other_than_dual(name: str, cls: type) -> None:
