@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--train", type=int, default=SCENES["train"], help="number of training scenes (default: %(default)s)")
     parser.add_argument("--test", type=int, default=SCENES["test"], help="number of held-out scenes (default: %(default)s)")
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(arguments)
-    with Stoppable("python -m demo", arguments) as stoppable:
+    with Stoppable(parser.prog, arguments) as stoppable:
+        options = parser.parse_args(arguments)
         stoppable.kept = f"What is finished is kept in {options.out}."
 
         from demo.compare import compare  # imports torch

@@ -149,12 +149,12 @@ def test_a_help_has_examples_that_parse(command, only_parse):
 def test_ctrl_c_ends_a_command_with_a_sentence(command, only_parse, monkeypatch, capsys):
     words = command.split()
     example = next(one for one in examples(help_of(words)) if one[: len(words)] == words or one[0] == "mpclip")
-    arguments = example[len(program(example)[1]) :]
+    arguments = example[2 if example[0] == "mpclip" else 3 :]  # `mpclip eval` is `python -m eval`
     only_parse(lambda: os.kill(os.getpid(), signal.SIGINT))
     monkeypatch.setattr(sys, "argv", [words[-1], *arguments])
     with pytest.raises(BaseException) as ended:
         if words[0] == "mpclip":
-            main(arguments)
+            main([words[1], *arguments])
         else:
             runpy.run_module(words[2], run_name="__main__", alter_sys=True)
     assert ended.type is SystemExit and ended.value.code == 130, "end the module with `start(main)` of mpclip.command"
