@@ -21,19 +21,12 @@ from urllib.parse import unquote, urlsplit
 from benchmarks.record import command_parser
 from mpclip.command import start
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "site"
-# What the pages link to. The site has the folders of the repository, so that a link is the same in both.
-PAGES = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "docs/**/*",
-    "configs/**/*.yaml",
-    "notebooks/*",
-    "eval/metrics/*/README.md",
-)
+# The site has the folders of the repository, so that a link is the same in both. Other files that pages link to are in it too.
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*", "notebooks/*", "eval/metrics/*/README.md")
 UNPUBLISHED = ("docs/results/findings",)  # the texts that docs/results/*.md are made of
+LINK = re.compile(r"\]\((?!http)([^)#]+)")
 REFERENCE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
 
@@ -76,11 +69,12 @@ def build(out: Path = OUT) -> Path:
     pages, html = out / "pages", out / "html"
     for folder in (pages, html):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in (file for pattern in PAGES for file in ROOT.glob(pattern) if file.is_file()):
-        name = file.relative_to(ROOT)
-        if not str(name).startswith(UNPUBLISHED):
-            (pages / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, pages / name)
+    files = [file for pattern in PAGES for file in ROOT.glob(pattern) if file.is_file()]
+    files = [file for file in files if not str(file.relative_to(ROOT)).startswith(UNPUBLISHED)]
+    linked = [found for page in files if page.suffix == ".md" for found in _files_linked(page)]
+    for file in {*files, *linked}:
+        (pages / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, pages / file.relative_to(ROOT))
     shutil.copyfile(ROOT / "zensical.toml", out / "zensical.toml")
     found_at = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # where mkdocstrings finds the source
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "--config-file", str(out / "zensical.toml")]
@@ -91,6 +85,12 @@ def build(out: Path = OUT) -> Path:
     if found := problems(html, pages):
         raise SystemExit("\n".join(["The site has errors:", *found]))
     return html
+
+
+def _files_linked(page: Path) -> list[Path]:
+    """The files of the repository, other than pages, that a page of Markdown links to."""
+    targets = [(page.parent / target).resolve() for target in LINK.findall(page.read_text(encoding="utf-8"))]
+    return [file for file in targets if file.is_file() and file.suffix != ".md" and file.is_relative_to(ROOT)]
 
 
 def problems(html: Path, pages: Path) -> list[str]:
