@@ -41,6 +41,7 @@ from .shards import Done, EmbedOptions, depends_on, how_made, precision_of_outpu
 ROWS_READ = 256  # rows of a shard that are handed on at a time
 ROWS_WRITTEN = 10_000  # of a file, at least
 FEWEST_CPUS = 4  # that Ray must think it has: with fewer, its steps wait for one another when it goes on from a checkpoint
+DECODER_CPUS = 0.5  # of a decoding task. Steps that ask for the same as the next one are made one step with it by Ray
 SOURCES, CHECKPOINT = ".ray_shards.json", ".ray_checkpoint"
 
 
@@ -131,7 +132,7 @@ def _run(ray, model, dtype, shards, out, options, note, gpu, batch_size, workers
     try:
         rows = ray.data.read_datasource(_source(shards), override_num_blocks=len(shards))
         decode = functools.partial(decode_rows, model=model, max_megapixels=options.max_megapixels)
-        rows = rows.map_batches(decode, batch_size=batch_size, batch_format="pyarrow")
+        rows = rows.map_batches(decode, batch_size=batch_size, batch_format="pyarrow", num_cpus=DECODER_CPUS)
         rows = rows.map_batches(
             EmbedRows,
             batch_size=batch_size,
