@@ -5,10 +5,11 @@ import json
 import tarfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import arguments
+from conftest import arguments, pretrained
 from filelock import FileLock
 from tiny_pictures import records, write_folder
 
@@ -165,6 +166,16 @@ def test_the_command_of_costs(folder, tmp_path, capsys):
     assert of["per_million"] == 10**6 * (5 * of["per_caption"] + of["per_picture"])
     with pytest.raises(SystemExit, match="nowhere"):
         state_costs.main(["--vision_model", str(tmp_path / "nowhere")])
+
+
+def test_the_page_has_the_table_of_the_command(capsys):
+    for name in ("smollm2-135m", "efficientnet-lite0"):
+        pretrained(name)
+    state_costs.main([])
+    root = Path(__file__).parent.parent
+    table = capsys.readouterr().out.strip()
+    assert table in (root / "docs/streaming.md").read_text()
+    assert state_costs.table(read_json(root / "docs/cost/states.json")) == table
 
 
 def test_parquet_has_no_states(folder, tmp_path):

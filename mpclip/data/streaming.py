@@ -34,11 +34,12 @@ from mpclip.data.image_sources import HUB_ID, TAR_SUFFIXES, tar_files
 from mpclip.data.links import Bounds
 from mpclip.data.reading import ReadingOptions
 from mpclip.data.splits import files_by_split
-from mpclip.files import read_json
+from mpclip.files import read_json, stamp
 
 MANIFEST = "manifest.json"  # what `mpclip.data.shards` writes beside its shards
 PROBED = 64  # samples at which captions are looked at when a stream is opened
 READ_AT_A_TIME = 16  # rows of a table
+TAR_END = 1024  # bytes, all zero, that end a tar
 
 
 class ShardFault(OSError):
@@ -99,8 +100,10 @@ class TarShards:
                     captions = captions_of_cell(captions, self.reading.separator)
                 cell = {"bytes": files[ending], "path": f"{key}.{ending}"}
                 yield Sample(f"{name}/{key}.{ending}", cell, captions, fault)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             raise ShardFault(f"{name} cannot be read to its end ({error})") from error
+        if not _has_end(self.files[shard]):
+            raise ShardFault(f"{name} cannot be read to its end (it is cut off between two files)")
 
 
 class TableShards:
@@ -267,6 +270,15 @@ def _samples_in(tar: Path) -> int | None:
     if told is None:  # img2dataset
         told = read_json(tar.with_name(f"{tar.name.partition('.')[0]}_stats.json")).get("successes")
     return told
+
+
+def _has_end(tar: Path) -> bool:
+    """Whether a tar ends with zeros, as it must. `tarfile` takes one that was cut off between two files for whole."""
+    if tar.suffix != ".tar":
+        return True  # a compressed one that is cut off cannot be unpacked
+    with open(tar, "rb") as file:
+        file.seek(max(0, stamp(tar)[0] - TAR_END))
+        return file.read() == bytes(TAR_END)
 
 
 def _captions(read) -> tuple[list[str], str | None]:
