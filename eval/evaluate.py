@@ -18,6 +18,7 @@ from pathlib import Path
 from eval import options as common
 from eval.result import Result
 from eval.tables import decimals_of, text_table, with_interval
+from mpclip.command import next_steps
 from mpclip.data.reading import reading_given, reading_of
 
 
@@ -98,7 +99,20 @@ def report(results: Sequence[Result], options: argparse.Namespace, cls: type) ->
         own = options_of_model(options, cls, model, name if len(names) > 1 else "", writes=True)
         written += [given for option in getattr(cls, "writes", ()) if (given := getattr(own, option, None))]
     table = results[0].table() if len(results) == 1 else models_table(names, results)
-    return f"{table}\n\nwritten: {', '.join(written)}"
+    steps = next_steps(_next(results, options))
+    return f"{table}\n\nwritten: {', '.join(written)}" + (f"\n{steps}" if steps else "")
+
+
+def _next(results: Sequence[Result], options: argparse.Namespace) -> list[tuple[list[str], str]]:
+    """What can be done with the results."""
+    paths = [str(path) for path in result_paths(options.json, options.model)]
+    if len(paths) > 1:
+        words = ["mpclip", "eval", "compare", *paths[:2], "--plot", str(Path(paths[0]).with_name("differences.png"))]
+        return [(words, "draw the differences")]
+    of_a_run = Path(options.model[0], "training.json").is_file()
+    if results[0].task in ("retrieval", "differences") and of_a_run:
+        return [(["mpclip", "card", options.model[0], "--eval", *paths], "put the result into the model card")]
+    return []
 
 
 def models_table(names: Sequence[str], results: Sequence[Result]) -> str:

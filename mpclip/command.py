@@ -73,8 +73,9 @@ def next_steps(steps: Iterable[tuple[Sequence[str], str]]) -> str:
         steps: pairs of a command's words and what it is for.
 
     Returns:
-        "Next:", and a line "    COMMAND  # what for" for each.
+        "next:", and a line "    COMMAND  # what for" for each; "" if there are none.
     """
     commands = [(shlex.join(words), what) for words, what in steps]
     width = max((len(command) for command, _ in commands), default=0)
-    return "\n".join(["Next:", *(f"    {command:<{width}}  # {what}" for command, what in commands)])
+    lines = [f"    {command:<{width}}  # {what}" for command, what in commands]
+    return "\n".join(["next:", *lines]) if lines else ""

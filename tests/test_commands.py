@@ -151,12 +151,14 @@ def test_ctrl_c_ends_a_command_with_a_sentence(command, only_parse, monkeypatch,
     example = next(one for one in examples(help_of(words)) if one[: len(words)] == words or one[0] == "mpclip")
     arguments = example[2 if example[0] == "mpclip" else 3 :]  # `mpclip eval` is `python -m eval`
     only_parse(lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     monkeypatch.setattr(sys, "argv", [words[-1], *arguments])
     with pytest.raises(BaseException) as ended:
         if words[0] == "mpclip":
             main([words[1], *arguments])
         else:
             runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+    signal.signal(signal.SIGINT, before)
     assert ended.type is SystemExit and ended.value.code == 130, "end the module with `start(main)` of mpclip.command"
     again = f" To run it again: {shlex.join([*words, *arguments])}" if command != "mpclip train" else " The run had not begun."
     assert capsys.readouterr().err.splitlines()[-1] == f"{command}: Stopped.{again}"

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from mpclip.app import MOST_MODELS
-from mpclip.command import Stoppable
+from mpclip.command import Stoppable, start
 from mpclip.hardware import add_precision, usable_device
 
 
@@ -84,4 +84,4 @@ def run(options: argparse.Namespace, stoppable: Stoppable) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

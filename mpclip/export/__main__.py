@@ -15,7 +15,7 @@ import importlib
 from pathlib import Path
 
 from mpclip.cli import manual
-from mpclip.command import start
+from mpclip.command import next_steps, start
 
 # Name of the export -> its line in the help.
 EXPORTS = {
@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.expor
     options = parser.parse_args(arguments)
     try:
         print(importlib.import_module(f"mpclip.export.{options.kind}").run(options))
+        if options.kind != "onnx":
+            card = ["mpclip", "card", str(options.out), "--source", options.checkpoint]
+            print(next_steps([(card, "write its model card")]))
     except (ValueError, OSError, ImportError) as error:
         commands[options.kind].error(str(error))
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpclip.argument_types import count
-from mpclip.command import Stoppable
+from mpclip.command import Stoppable, next_steps
 from mpclip.data.reading import add_reading_options, reading_given, reading_of
 from mpclip.files import write_json
 from mpclip.hardware import add_precision, usable_device
@@ -170,6 +170,7 @@ def _build(options: argparse.Namespace) -> None:
         f"{options.index}: {built['pictures']:,} pictures{names}, {built['embedded']:,} of them embedded now; "
         f"{built['removed']:,} removed, {len(built['unreadable']):,} unreadable"
     )
+    _show_next(options.index)
 
 
 def _build_from_embeddings(options: argparse.Namespace) -> None:
@@ -190,6 +191,12 @@ def _build_from_embeddings(options: argparse.Namespace) -> None:
     )
     names = f" under {built['names']:,} names" if built["names"] > built["pictures"] else ""
     print(f"{options.index}: {built['pictures']:,} pictures{names} of {built['files']:,} files, {built['read']:,} read now")
+    _show_next(options.index)
+
+
+def _show_next(index: str) -> None:
+    query = ["mpclip", "search", "query", "--index", index, "a dog on a beach", "--html", "found.html"]
+    print(next_steps([(query, "find pictures, and look at them in a browser")]))
 
 
 def _query(options: argparse.Namespace) -> None:

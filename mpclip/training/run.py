@@ -22,9 +22,10 @@ from transformers import AutoConfig, set_seed
 
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
 from modeling_mpclip.model_options import OPTION_NAMES
+from mpclip.command import next_steps
 from mpclip.data.backbones import resolve_backbone
 from mpclip.data.image_text import ImageTextDataset, load_image_text
-from mpclip.data.reading import reading_of
+from mpclip.data.reading import reading_given, reading_of
 from mpclip.data.same_pictures import warn_of_shared_pictures
 from mpclip.data.video import Clips
 from mpclip.data.video_text import VideoTextDataset, load_video_text, middle_frames
@@ -266,10 +267,23 @@ def train(
         _write_card(trainer)
         if writes:
             mark_finished(folder)
-            logger.info("The model is in %s", folder)
+            logger.info("The model is in %s\n%s", folder, next_steps(_next(options)))
             if trainer.hub_pusher is not None:
                 trainer.hub_pusher.push_final()
     return metrics
+
+
+def _next(options: RunOptions) -> list[tuple[list[str], str]]:
+    """What can be done with the model."""
+    folder, data = options.training.output_dir, options.data
+    where = ["--model", folder, "--data", data.dataset, "--split", data.eval_split or data.train_split]
+    where += [word for name, value in reading_given(data).items() for word in (f"--{name}", str(value))]
+    if data.video_column:
+        return [(["mpclip", "eval", "video", *where, "--json", f"{folder}/video.json"], "measure it")]
+    return [
+        (["mpclip", "eval", "retrieval", *where, "--json", f"{folder}/retrieval.json"], "measure it"),
+        (["mpclip", "search", "build", *where, "--index", f"{folder}_index"], "search these pictures"),
+    ]
 
 
 def _fit(trainer: MPCLIPTrainer, checkpoint: str | None, signals: StopSignals | None) -> dict[str, float]:
