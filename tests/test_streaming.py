@@ -205,7 +205,7 @@ def test_what_cannot_be_read_is_left_out_and_told(tmp_path):
     whole = (tmp_path / "00001.tar").read_bytes()
     (tmp_path / "00001.tar").write_bytes(whole[:-15000])
     pairs = StreamedPairs(opened(tmp_path), 2, samples_per_epoch=10)
-    found = batches(pairs, 24)
+    found = batches(pairs, 48)
     told = Counter(fault for batch in found for fault in batch["faults"])
     kinds = dict(list(told))
     assert "00000.tar/000000001.jpg (not an image)" in {name for _, name in told}

@@ -73,8 +73,10 @@ def picture_shape(vision_config, image_processor) -> tuple[int, int]:
     inputs = image_processor([PIL.Image.new("RGB", (512, 512))] * 2, return_tensors="pt")
     mask = inputs.get("pixel_attention_mask")
     on_meta = {name: x if name == "spatial_shapes" else x.to("meta") for name, x in inputs.items()}
-    with torch.device("meta"), torch.inference_mode():  # tensors of this device have a shape and no numbers
-        shape = run_vision_model(build_vision_model(vision_config).eval(), **on_meta).last_hidden_state.shape  # (2, N, C)
+    with torch.device("meta"):  # tensors of this device have a shape and no numbers
+        encoder = build_vision_model(vision_config).eval()
+    with torch.inference_mode():
+        shape = run_vision_model(encoder, **on_meta).last_hidden_state.shape  # (2, N, C)
     return (shape[1] if mask is None else int(mask[0].sum())), shape[2]
 
 
