@@ -86,6 +86,19 @@ def test_an_index_that_is_stopped_says_what_is_kept(model, photos, tmp_path, mon
     assert "11 pictures, 11 of them embedded now" in capsys.readouterr().out
 
 
+def test_an_export_that_is_stopped_can_be_run_again(model, tmp_path, monkeypatch, capsys):  # noqa: F811
+    out = tmp_path / "text"
+    words = ["export", "text", model, str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr("mpclip.export.text.MPCLIPModel.save_pretrained", lambda *_: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+    assert ended.value.code == 143 and not out.exists()
+    capsys.readouterr()
+    main(words)
+    parses(capsys.readouterr().out, monkeypatch, f"card {out}")
+
+
 @pytest.mark.parametrize("environment, told", [({"LOCAL_RANK": "1"}, ""), ({"WORLD_SIZE": "2"}, " (by the same launcher)")])
 def test_one_process_of_a_job_speaks(environment, told, monkeypatch, capsys):
     for name, value in environment.items():

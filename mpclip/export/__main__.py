@@ -12,6 +12,9 @@ There is no --precision here. A checkpoint keeps the dtype of its weights, and w
 
 import argparse
 import importlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from mpclip.cli import manual
@@ -54,12 +57,25 @@ def main(arguments: list[str] | None = None, prog: str = "python -m mpclip.expor
         commands[name].add_argument("out", metavar="OUT_FOLDER", type=Path, help="folder for the new checkpoint; new or empty")
     options = parser.parse_args(arguments)
     try:
-        print(importlib.import_module(f"mpclip.export.{options.kind}").run(options))
+        with _removing_half_written(options.out) if options.kind != "onnx" else nullcontext():  # a graph is written aside
+            print(importlib.import_module(f"mpclip.export.{options.kind}").run(options))
         if options.kind != "onnx":
             card = ["mpclip", "card", str(options.out), "--source", options.checkpoint]
             print(next_steps([(card, "write its model card")]))
     except (ValueError, OSError, ImportError) as error:
         commands[options.kind].error(str(error))
+
+
+@contextmanager
+def _removing_half_written(folder: Path) -> Iterator[None]:
+    """Remove a folder that was new or empty if its checkpoint is not written to the end: the command can then be run again."""
+    new = not folder.exists() or not any(folder.iterdir())
+    try:
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 if __name__ == "__main__":
