@@ -59,9 +59,7 @@ def undecodable(rows: datasets.Dataset, max_megapixels: float = MAX_MEGAPIXELS) 
     return reasons
 
 
-def picture_or_fault(
-    cell: dict | None, max_megapixels: float = MAX_MEGAPIXELS
-) -> tuple[PIL.Image.Image | None, str | None]:
+def picture_or_fault(cell: dict | None, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[PIL.Image.Image | None, str | None]:
     """Decode a picture, or say what is wrong with it. Call it within `pixel_limit`.
 
     Args:
