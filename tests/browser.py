@@ -70,7 +70,11 @@ def browser_pages() -> Iterator[Callable[..., WatchedPage]]:
     if program is None:
         pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=PATIENCE)
+        flags = ["--no-sandbox", "--disable-dev-shm-usage"]  # containers run as root and have a small /dev/shm
+        try:
+            browser = started.chromium.launch(executable_path=program, args=flags, timeout=PATIENCE)
+        except playwright.Error as error:
+            pytest.skip(f"{program} does not start here: {str(error).splitlines()[0]}")
 
         def open_page(address: str, width: int = 1280, height: int = 800, dark: bool = False, **context) -> WatchedPage:
             """Open an address; `context` is for playwright's `new_context`, such as `is_mobile`."""

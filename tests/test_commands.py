@@ -70,6 +70,12 @@ def parsed() -> None:
     raise Parsed
 
 
+def interrupted() -> None:
+    """Ctrl-C. If the command does not take it, nothing runs all the same: examples write into docs/."""
+    os.kill(os.getpid(), signal.SIGINT)
+    raise Parsed
+
+
 def commands_of_mpclip() -> list[str]:
     """All of them, such as `mpclip search` and `mpclip search build`."""
     found = []
@@ -150,7 +156,7 @@ def test_ctrl_c_ends_a_command_with_a_sentence(command, only_parse, monkeypatch,
     words = command.split()
     example = next(one for one in examples(help_of(words)) if one[: len(words)] == words or one[0] == "mpclip")
     arguments = example[2 if example[0] == "mpclip" else 3 :]  # `mpclip eval` is `python -m eval`
-    only_parse(lambda: os.kill(os.getpid(), signal.SIGINT))
+    only_parse(interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     monkeypatch.setattr(sys, "argv", [words[-1], *arguments])
     with pytest.raises(BaseException) as ended:
