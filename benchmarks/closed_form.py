@@ -32,8 +32,8 @@ AXES = 512  # principal axes of the pictures that are kept
 WHITENING = 3.0  # best of 0.3, 1, 3 and 10 on validation[:50%] of Flickr8k
 RIDGES = (0.05, 0.1, 0.2, 0.4, 0.8)  # times the mean squared length of a feature
 DIMENSIONS = 768  # of an embedding in segments
-PROMPT_LAYERS = [12, 16, 20, 22, 24, 26, 28, 30]
-MEAN_LAYERS = [2, 8, 16, 24, 30]
+PROMPT_LAYERS = [12, 20, 24, 28, 30]
+MEAN_LAYERS = [2, 16, 30]
 TOWERS = {
     "text": "smollm2-135m",
     "vision": "efficientnet-lite0",
