@@ -41,17 +41,17 @@ TOWERS = {
     "negated_templates": [],
     "adaptive_init": ["picture", "subject", "action", "place", "color", "number"],
 }
-BASELINES = ("mean 30", "prompt 30")
+BASELINES = ("mean_30", "prompt_30")
 METRICS = ("mean_recall", "t2i_R@1", "i2t_R@1")
 
 
 def texts_read(layers_of_prompts: list[int], layers_of_means: list[int]) -> dict[str, tuple[tuple[str, int | None], ...]]:
-    """Name of a row -> (name of a feature, how many of its vectors, or all) for each part. "prompt D" is the first prompt."""
-    parts = {"words": ()} | {f"mean {d}": ((f"mean {d}", None),) for d in layers_of_means}
+    """Name of a row -> (name of a feature, how many of its vectors, or all) for each part. "prompt_D" is the first prompt."""
+    rows = {f"mean_{d}": ((f"mean {d}", None),) for d in layers_of_means}
     for d in layers_of_prompts:
-        parts |= {f"prompt {d}": ((f"prompts {d}", 1),), f"prompts {d}": ((f"prompts {d}", None),)}
-    rows = {name: part for name, part in parts.items() if part}
-    return rows | {f"{name} + words" if part else name: (*part, ("words", None)) for name, part in parts.items()}
+        rows |= {f"prompt_{d}": ((f"prompts {d}", 1),), f"prompts_{d}": ((f"prompts {d}", None),)}
+    words = ("words", None)
+    return {"words": (words,)} | rows | {f"{name}+words": (*parts, words) for name, parts in rows.items()}
 
 
 def design(features, parts, like=None):
@@ -172,30 +172,32 @@ def interval(items: dict, pictures: int, against: dict | None = None) -> list[fl
     return bootstrap(retrieval_measures, items, pictures, against, samples=500)["mean_recall"]
 
 
-def with_intervals(rows: list[dict], pictures: int) -> list[dict]:
-    """The rows without items, with their intervals and differences to the rows of `BASELINES` of as many photos."""
-    bases = {(one["text"], one["photos"]): one for one in rows if one["text"] in BASELINES}
-    told = []
-    for one in rows:
-        differences = {
-            base: {
-                "mean_recall": one["metrics"]["mean_recall"] - bases[base, one["photos"]]["metrics"]["mean_recall"],
-                "interval": interval(one["items"], pictures, bases[base, one["photos"]]["items"]),
-            }
-            for base in BASELINES
-            if (base, one["photos"]) in bases and one["text"] != base
-        }
-        kept = {name: value for name, value in one.items() if name != "items"}
-        told.append(kept | {"interval": interval(one["items"], pictures), "differences": differences})
+def with_intervals(found: dict[str, dict[str, dict]], pictures: int) -> dict[str, dict[str, dict]]:
+    """Text -> form -> its solution without items, with its interval and its differences to `BASELINES`."""
+    told: dict[str, dict[str, dict]] = {}
+    for text, forms in found.items():
+        for form, one in forms.items():
+            differences = {}
+            for name in BASELINES:
+                base = found[name]["together"]
+                differences[name] = {
+                    "mean": one["metrics"]["mean_recall"] - base["metrics"]["mean_recall"],
+                    "interval_95": interval(one["items"], pictures, base["items"]),
+                }
+            kept = {name: value for name, value in one.items() if name != "items"}
+            kept |= {"interval_95": interval(one["items"], pictures), "differences": differences}
+            told.setdefault(text, {})[form] = kept
     return told
 
 
-def as_table(rows: list[dict]) -> str:
-    """The rows as Markdown."""
+def as_table(rows: dict[str, dict[str, dict]]) -> str:
+    """Text -> form -> solution, as Markdown."""
     cells = [
-        [r["text"], r["form"], str(r["photos"]), *(f"{r['metrics'][m]:.1f}" for m in METRICS), f"{r['ridge']:g}"] for r in rows
+        [text.replace("_", " ").replace("+", " + "), form, *(one["metrics"][m] for m in METRICS), f"{one['ridge']:g}"]
+        for text, forms in rows.items()
+        for form, one in forms.items()
     ]
-    return markdown_table(["text", "form", "photos", *METRICS, "ridge"], cells)
+    return markdown_table(["text", "form", "mean recall", "T2I R@1", "I2T R@1", "ridge"], cells)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -226,23 +228,24 @@ def main(argv: list[str] | None = None) -> dict:
 
     training, choose, report = of("train"), of(options.choose), of(options.report)
     everything = texts_read(PROMPT_LAYERS, MEAN_LAYERS)
-    few = ["words", *BASELINES, "prompts 30", *(f"{name} + words" for name in (*BASELINES, "prompts 30"))]
+    few = ["words", *(name + words for words in ("", "+words") for name in (*BASELINES, "prompts_30"))]
     record = {"towers": TOWERS, "data": options.data, "choose": options.choose, "report": options.report}
     record |= {"start": options.start, "axes": AXES, "whitening": WHITENING, "ridges": RIDGES, "dtype": precision}
-    rows = []
+    rows = {}
     for photos in [100] if options.quick else options.photos:
         some = training.first(photos)
         axes = axes_of(some.image.float())
-        names = list(everything) if photos == max(options.photos) and not options.quick else few
-        for name in names:
+        found: dict[str, dict[str, dict]] = {}
+        for name in everything if photos == max(options.photos) and not options.quick else few:
             forms = ("together", "segments") if name.startswith("prompts") else ("together",)
-            for form, found in row(everything[name], forms, some, choose, report, axes).items():
-                rows.append({"text": name, "form": form, "photos": len(some.image), **found})
-                print(as_table(rows[-1:]).splitlines()[-1], flush=True)
-    result = record | {"rows": with_intervals(rows, len(report.image))} | provenance("benchmarks.closed_form", argv)
-    if options.json:
-        write_json(options.json, result)
-    print(as_table(result["rows"]))
+            found[name] = row(everything[name], forms, some, choose, report, axes)
+            print(photos, as_table({name: found[name]}).partition("\n")[2].partition("\n")[2], flush=True)
+        rows[str(photos)] = with_intervals(found, len(report.image))
+        result = record | {"rows": rows} | provenance("benchmarks.closed_form", argv)
+        if options.json:
+            write_json(options.json, result)
+    for photos, told in rows.items():
+        print(f"\n{photos} photos\n\n{as_table(told)}")
     return result
 
 

@@ -21,23 +21,23 @@ def made():
 
 def test_a_row_takes_the_parts_of_its_name():
     rows = texts_read([2], [0])
-    assert rows["prompt 2 + words"] == (("prompts 2", 1), ("words", None))
+    assert rows["prompt_2+words"] == (("prompts 2", 1), ("words", None))
     assert rows["words"] == (("words", None),)
-    assert set(rows) == {"words", "mean 0", "mean 0 + words", "prompt 2", "prompt 2 + words", "prompts 2", "prompts 2 + words"}
+    assert set(rows) == {"words", "mean_0", "mean_0+words", "prompt_2", "prompt_2+words", "prompts_2", "prompts_2+words"}
 
 
 def test_vectors_are_centred_and_of_one_length_by_the_training_texts(made):
-    x = design(made, texts_read([2], [])["prompts 2 + words"])  # (30, 4, 5)
+    x = design(made, texts_read([2], [])["prompts_2+words"])  # (30, 4, 5)
     assert x.shape == (30, K + 1, 5)
     assert x.mean(dim=0).abs().max() < 1e-6
     assert torch.allclose(x.square().sum(-1).mean(0), torch.ones(K + 1), atol=1e-5)
     one = Features({k: v[:1] for k, v in made.text.items()}, made.image[:1], made.owner[:1])
-    assert torch.allclose(design(one, texts_read([2], [])["prompts 2 + words"], like=made), x[:1])
+    assert torch.allclose(design(one, texts_read([2], [])["prompts_2+words"], like=made), x[:1])
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.8])
 def test_the_ridge_is_that_of_the_normal_equations(made, strength):
-    x, y = design(made, texts_read([2], [])["prompts 2"]), made.image.float()
+    x, y = design(made, texts_read([2], [])["prompts_2"]), made.image.float()
     flat = x.flatten(1)
     gram = flat.T @ flat
     expected = torch.linalg.solve(
@@ -51,7 +51,7 @@ def test_the_ridge_is_that_of_the_normal_equations(made, strength):
 
 def test_segments_without_loss_of_rank_add_up_to_the_prediction(made, monkeypatch):
     monkeypatch.setattr("benchmarks.closed_form.DIMENSIONS", 8 * K)
-    x, y = design(made, texts_read([2], [])["prompts 2"]), made.image.float()
+    x, y = design(made, texts_read([2], [])["prompts_2"]), made.image.float()
     matrices = Ridge(x, y, made.owner).solve(0.1)
     texts, pictures = in_segments(x, matrices, y, x)  # (30, 24), (12, 24)
     assert torch.allclose(texts @ pictures.T, torch.einsum("tnh,nhr->tr", x, matrices) @ y.T, atol=1e-4)
