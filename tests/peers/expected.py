@@ -25,6 +25,6 @@ EXPECTED_FAILURES = {
     "test_rust_tokenizer_add_prefix_space_0": (
         "TokenizersBackend, which the LLM's tokenizer is, leaves the pre-tokenizer of tokenizer.json as it is."
     ),
-    "test_tokenize_special_tokens": "A special token in a text is read as letters (docs/safety.md), so no caption can place one.",
+    "test_tokenize_special_tokens": "A special token in a text is read as letters (docs/safety.md); no caption can place one.",
     "test_new_models_require_torchvision_backend": _NO_TORCHVISION,
 }
