@@ -87,6 +87,8 @@ PLACES = {
     "mistakes": _by_model(tables.mistakes_table),
     "weights": lambda results, name: tables.weights_table(results[name]["tasks"]),
     "expansions": lambda results, name: tables.expansion_table(results[name]["models"]),
+    "solutions": lambda results, name: tables.solutions_table(results[name]["solutions"]),
+    "photos": lambda results, name: tables.photos_table(results[name]["solutions"]),
     "plot": _plot,
 }
 

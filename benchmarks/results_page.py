@@ -19,6 +19,8 @@ index.md becomes docs/results.md. Numbers, tables and plots are placeholders in 
     {mistakes RESULT[.PART] ...}                          table of wrong first pictures by difference
     {weights RESULT}                                      table of segment weights
     {expansions RESULT}                                   table of expanded queries
+    {solutions RESULT}                                    table of solutions in closed form, from the most photos
+    {photos RESULT}                                       their mean recall over the number of photos
     {plot RESULT}                                         the plot beside the JSON file
     {answers PAGE ...}                                    in index.md: the answers of all pages
     {measurements}                                        in index.md: the list of JSON files

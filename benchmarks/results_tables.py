@@ -279,3 +279,43 @@ def expansion_table(models: dict[str, dict]) -> str:
             gained = change(found["mean"], found["interval_95"], decimals=2) if name == "expanded" else None
             rows.append([words(model), name, *both, result[name]["mean_recall"], gained])
     return markdown_table(["model", "queries", "I2T R@1", "T2I R@1", "mean recall", "change"], rows)
+
+
+# Solutions in closed form -----------------------------------------------------------------------------------------------
+
+
+def _told(text: str) -> str:
+    """ "prompts_30+words" -> "prompts 30 + words"."""
+    return words(text).replace("+", " + ")
+
+
+def solutions_table(rows: dict[str, dict]) -> str:
+    """Every text and form from the most photos: recalls, and the difference to mean pooling and to the single prompt.
+
+    Args:
+        rows: of `benchmarks.closed_form`: number of photos -> text -> form -> solution.
+    """
+    table = []
+    for text, forms in rows[max(rows, key=int)].items():
+        for form, one in forms.items():
+            metrics = one["metrics"]
+            recall = f"{metrics['mean_recall']:.1f} ({one['interval_95'][0]:.1f} to {one['interval_95'][1]:.1f})"
+            compared = [
+                None if base == text else change(found["mean"], found["interval_95"])
+                for base, found in one["differences"].items()
+            ]
+            ways = [f"{metrics[name]:.1f}" for name in ("t2i_R@1", "i2t_R@1")]
+            table.append([_told(text), form, recall, *ways, *compared])
+    return markdown_table(
+        ["text", "form", "mean recall", "T2I R@1", "I2T R@1", *(f"to {_told(b)}" for b in one["differences"])], table
+    )
+
+
+def photos_table(rows: dict[str, dict]) -> str:
+    """Mean recall of the solutions "together" over the number of photos, for the texts that all numbers have."""
+    numbers = sorted(rows, key=int)
+    texts = [text for text in rows[numbers[-1]] if all(text in rows[n] for n in numbers)]
+    recalls = [[f"{rows[n][text]['together']['metrics']['mean_recall']:.1f}" for n in numbers] for text in texts]
+    return markdown_table(
+        ["text", *(f"{n} photos" for n in numbers)], [[_told(t), *r] for t, r in zip(texts, recalls, strict=True)]
+    )
