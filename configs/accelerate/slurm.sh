@@ -14,7 +14,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@600
 set -euo pipefail
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 gpus=${SLURM_GPUS_ON_NODE:-8}
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / gpus))
 # $SLURM_NODEID differs between the tasks, so srun's shell puts it in.
