@@ -72,6 +72,28 @@ def total_loss(
         names = ("image_prompt_embeds", "text_prompt_embeds")
         image, text = (normalized(embeds[name][:, :first_prompts]) for name in names)  # (B, m * D/K) each
         loss = (loss + contrastive(image, text)[0]) / 2
+    return with_other_losses(
+        loss, embeds, config, to_logits, lambda negated: softmax_negation_loss(logits, negated, no_negatives)
+    )
+
+
+def with_other_losses(
+    loss: torch.Tensor,
+    embeds: Mapping[str, torch.Tensor],
+    config,
+    to_logits: Callable[[torch.Tensor], torch.Tensor],
+    softmax_negation: Callable[[torch.Tensor], torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Add the diversity and the negation loss that a config asks for to a contrastive loss.
+
+    Args:
+        loss: (), the contrastive loss.
+        embeds, config, to_logits: as for `total_loss`.
+        softmax_negation: (B,) logits of the negated texts -> `softmax_negation_loss`.
+
+    Returns:
+        As `total_loss`.
+    """
     parts = {"contrastive_loss": loss}
     if config.diversity_weight:
         parts["diversity_loss"] = diversity_loss(embeds["text_prompt_embeds"], config.diversity_margin)
@@ -81,7 +103,7 @@ def total_loss(
             negation = hinge_negation_loss(embeds["text_embeds"], embeds["negated_text_embeds"], config.negation_margin)
         else:
             negated = to_logits((embeds["image_embeds"] * embeds["negated_text_embeds"]).sum(dim=-1))  # (B,)
-            negation = sigmoid_negation_loss(negated) if sigmoid else softmax_negation_loss(logits, negated, no_negatives)
+            negation = sigmoid_negation_loss(negated) if config.loss == "sigmoid" else softmax_negation(negated)
         parts["negation_loss"] = negation
         loss = loss + config.negation_weight * negation
     return {"loss": loss, **parts}

@@ -13,13 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from modeling_mpclip.contrastive_losses import (
-    diversity_loss,
-    hinge_negation_loss,
-    sigmoid_negation_loss,
-    softmax_negation_loss,
-    total_loss,
-)
+from modeling_mpclip.contrastive_losses import softmax_negation_loss, total_loss, with_other_losses
 from modeling_mpclip.segments import normalized
 
 TILED_ABOVE = 2**22  # logits of a process: 2,048 pairs against 2,048, 16 MiB in float32
@@ -67,7 +61,6 @@ def total_loss_in_tiles(
 ) -> dict[str, torch.Tensor]:
     """`total_loss` of `text_embeds` and `image_embeds` (B, D), `tile` logits at a time; `logits_per_image` is not needed."""
     sigmoid = config.loss == "sigmoid"
-    by_softmax = config.negation_weight and config.negation_form != "hinge" and not sigmoid
     everywhere = None  # (N,) captions of all processes, own ones first
     if caption_ids is not None:
         everywhere = caption_ids if others is None else torch.cat([caption_ids, *others(caption_ids)])
@@ -80,20 +73,10 @@ def total_loss_in_tiles(
     if first_prompts is not None:
         names = ("image_prompt_embeds", "text_prompt_embeds")
         loss = (loss + contrastive(*(normalized(embeds[name][:, :first_prompts]) for name in names))[0]) / 2
-    parts = {"contrastive_loss": loss}
-    if config.diversity_weight:
-        parts["diversity_loss"] = diversity_loss(embeds["text_prompt_embeds"], config.diversity_margin)
-        loss = loss + config.diversity_weight * parts["diversity_loss"]
-    if config.negation_weight:
-        if config.negation_form == "hinge":
-            negation = hinge_negation_loss(embeds["text_embeds"], embeds["negated_text_embeds"], config.negation_margin)
-        else:
-            negated = to_logits((embeds["image_embeds"] * embeds["negated_text_embeds"]).sum(dim=-1))  # (B,)
-            # The logsumexp of a row's one column is the row's own.
-            negation = softmax_negation_loss(of_images[:, None], negated) if by_softmax else sigmoid_negation_loss(negated)
-        parts["negation_loss"] = negation
-        loss = loss + config.negation_weight * negation
-    return {"loss": loss, **parts}
+    # The logsumexp of a row's one column is the row's own.
+    return with_other_losses(
+        loss, embeds, config, to_logits, lambda negated: softmax_negation_loss(of_images[:, None], negated)
+    )
 
 
 def _softmax_loss(image, text, to_logits, everywhere, others, tile) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,7 +96,7 @@ def _rows_against(queries, candidates, to_logits, everywhere, tile) -> tuple[tor
 
         def one(part: torch.Tensor, candidates: torch.Tensor, start: int = start) -> tuple[torch.Tensor, torch.Tensor]:
             own = torch.arange(start, start + len(part), device=part.device)
-            logits = to_logits(part @ candidates.T)  # (rows, N)
+            logits = to_logits(part @ candidates.T).float()  # (rows, N)
             if everywhere is not None:
                 same = everywhere[own, None] == everywhere  # (rows, N)
                 logits = logits.masked_fill(same.scatter(1, own[:, None], False), -torch.inf)
@@ -137,7 +120,7 @@ def _sigmoid_loss(image, text, to_logits, everywhere, others, tile) -> tuple[tor
                 matches = torch.zeros(len(part), B, dtype=torch.bool, device=part.device)
                 if number == 0:
                     matches.scatter_(1, own[:, None], True)
-                logits = to_logits(part @ block.T)  # (rows, B)
+                logits = to_logits(part @ block.T).float()  # (rows, B)
                 of_each = -F.logsigmoid(torch.where(matches, logits, -logits))
                 if everywhere is not None:
                     same = everywhere[own, None] == everywhere[number * B : (number + 1) * B]  # (rows, B)
