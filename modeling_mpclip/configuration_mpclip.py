@@ -156,6 +156,7 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
                 "elastic_prompts=True drops some of the prompts, and there is one (num_prompts=1). "
                 "Set elastic_prompts=False, or num_prompts to 2 or more."
             )
+        self._refuse_partial_use_of_joint()
         layers = self.text_config.num_hidden_layers
         if self.adaptive_tokens == "boundary" and not 0 <= self.boundary_layer <= layers:
             raise ValueError(
@@ -190,6 +191,22 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
                 )
         if self.image_pooling.startswith("attention") and self.pooling_width % self.pooling_heads:
             raise ValueError(f"pooling_width={self.pooling_width} is not a multiple of pooling_heads={self.pooling_heads}.")
+
+    def _refuse_partial_use_of_joint(self) -> None:
+        """Raise a ValueError if joint_projection is combined with what needs a segment per prompt."""
+        if not self.joint_projection:
+            return
+        given = {name: getattr(self, name) for name in ("shared_projection", "elastic_prompts", "diversity_weight")}
+        if self.num_prompts == 1:
+            raise ValueError(
+                "joint_projection=True lets every segment read all prompts, and there is one (num_prompts=1). "
+                "Set joint_projection=False, or num_prompts to 2 or more."
+            )
+        if wrong := [f"{name}={value}" for name, value in given.items() if value]:
+            raise ValueError(
+                f"{wrong[0]} needs segments that read one prompt each, and with joint_projection=True every segment reads all "
+                "prompts. Leave one of the two out."
+            )
 
     def _refuse_foreign_prompts(self) -> None:
         """Raise a ValueError if the compiled prompts are damaged, or are those of other templates or of another LLM."""
@@ -263,6 +280,12 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
         if self.pooling_queries is not None:
             return self.pooling_queries
         return self.num_prompts if self.image_pooling == "attention_per_prompt" else 1
+
+    @property
+    def text_width(self) -> int:
+        """Channels that a segment of a text is made of: of one prompt or of all (joint_projection), and of the words."""
+        vectors = (self.num_prompts if self.joint_projection else 1) + self.words
+        return vectors * self.text_config.hidden_size
 
     @property
     def all_templates(self) -> list[str]:

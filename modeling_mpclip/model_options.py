@@ -74,6 +74,16 @@ class ModelOptions:
     num_prompts: Prompts = option(6, "K, the number of prompts per text. Each gives projection_dim / K dimensions.")
     projection_dim: Width = option(768, "D, the dimensions of an embedding; a multiple of num_prompts.")
     shared_projection: bool = option(False, "Project all prompts with one matrix instead of one matrix per prompt.")
+    joint_projection: bool = option(
+        False,
+        "Let every segment read all prompts, in place of its own alone (ours). Recall is higher, and the first prompts cannot "
+        "be used without the others.",
+    )
+    words: bool = option(
+        False,
+        "Also read the mean of the input embeddings of the text's tokens, beside what the prompts or the pooling read (ours). "
+        "It tells which words were said, at next to no cost.",
+    )
     templates: list[str] | None = option(
         None,
         "K prompt templates that name their adaptive tokens [APT-1], ... Default: 'The [APT-i] of this image means:'.",

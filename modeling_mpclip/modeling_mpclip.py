@@ -64,7 +64,7 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
             text_model = text_tower_class(type(config.text_config))(config.text_config, **tower_arguments(config))
         self.text_model = text_model
         self.text_projection = SegmentProjection(
-            config.num_prompts, config.text_config.hidden_size, config.projection_dim, config.shared_projection
+            config.num_prompts, config.text_width, config.projection_dim, config.shared_projection
         )
         self.logit_scale = LogitScale(has_bias=config.loss == "sigmoid")
         self.vision_model = self.image_pooling = self.image_projection = None

@@ -124,21 +124,27 @@ def checked_weights(weights: torch.Tensor | Sequence[float], num_prompts: int) -
     return weights
 
 
-def checked_count(wanted: int | None, num_prompts: int) -> int:
+def checked_count(wanted: int | None, num_prompts: int, joint: bool = False) -> int:
     """Check how many of the first prompts a user wants.
 
     Args:
         wanted: m, or None for all.
         num_prompts: K.
+        joint: whether every segment reads all prompts (joint_projection).
 
     Returns:
         m; K for None.
 
     Raises:
-        ValueError: `wanted` is outside 1..K.
+        ValueError: `wanted` is outside 1..K, or less than K where segments need all prompts.
     """
     if wanted is not None and not 1 <= wanted <= num_prompts:
         raise ValueError(
             f"num_prompts={wanted}; this model has {num_prompts}, of which the first 1 to {num_prompts} can be used alone."
+        )
+    if joint and wanted not in (None, num_prompts):
+        raise ValueError(
+            f"num_prompts={wanted}: every segment of this model reads all {num_prompts} prompts (joint_projection=True), so "
+            "the first ones cannot be used alone. Leave num_prompts out, or use a model without joint_projection."
         )
     return num_prompts if wanted is None else wanted

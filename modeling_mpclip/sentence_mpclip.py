@@ -239,7 +239,7 @@ class MPCLIPSentenceModule(InputModule):
             The features with `prompt_embeds` (B, m, D / K) and `sentence_embedding` (B, D * m / K), both float32.
         """
         K = self.model.config.num_prompts
-        m = checked_count(num_prompts, K)
+        m = checked_count(num_prompts, K, self.model.config.joint_projection)
 
         def embed_texts(prefix: str) -> torch.Tensor:
             ids, mask = features[f"{prefix}input_ids"], features[f"{prefix}attention_mask"]

@@ -77,7 +77,8 @@ class TextSide:
         Args:
             input_ids, attention_mask: (B, N) from the tokenizer, without prompts: they are appended here. Texts may be padded
                 on either side, and a text may be empty. Without a mask every token counts.
-            text_hidden_states: (B, N + T, H) from `lower_text`, in place of `input_ids` and with the same `attention_mask`.
+            text_hidden_states: (B, N + T, H) from `lower_text`, in place of `input_ids` and with the same `attention_mask`. A
+                model that reads words (`words`) needs the `input_ids` of the texts as well.
             aspect_weights: K factors w_k of the segments (paper, section 1.7). `pooler_output` and `prompt_embeds` are then
                 normalised, and weighted after that. `pooler_output` equals `text_embeds` of `forward` with the same weights.
             negated: also run the negated prompts, in the same pass.
@@ -91,9 +92,8 @@ class TextSide:
         Raises:
             ValueError: an argument has a wrong shape or value, or contradicts another one.
         """
-        if (input_ids is None) == (text_hidden_states is None):
-            raise ValueError("Give exactly one of input_ids and text_hidden_states.")
-        m = checked_count(num_prompts, self.config.num_prompts)
+        self._refuse_other_inputs(input_ids, text_hidden_states)
+        m = checked_count(num_prompts, self.config.num_prompts, self.config.joint_projection)
         tree = self.prompt_tree(negated, m)
         if text_hidden_states is None:
             input_ids, attention_mask = self._checked_texts(input_ids, attention_mask)
@@ -104,11 +104,13 @@ class TextSide:
             )
         else:
             refuse_other_mask(attention_mask, (text_hidden_states.shape[0], text_hidden_states.shape[1] - len(tree)))
+            if input_ids is not None:
+                refuse_no_texts(input_ids, attention_mask)
             # The cache may have a smaller dtype than the model.
             text_hidden_states = text_hidden_states.to(self.text_model.dtype)  # (B, N + T, H)
         readouts = self._readouts(attention_mask, tree)
         output = self.text_model(
-            input_ids,
+            None if text_hidden_states is not None else input_ids,
             attention_mask,
             tree=tree,
             readouts=readouts,
@@ -118,7 +120,8 @@ class TextSide:
         vectors = output.last_hidden_state  # (B, R, H)
         if self.config.text_pooling == "mean":
             vectors = masked_mean(vectors, attention_mask)[:, None]  # (B, 1, H)
-        prompt_embeds = self.text_projection(vectors[:, :m])  # (B, m, D/K)
+        words = self._words(input_ids, attention_mask) if self.config.words else None
+        prompt_embeds = self._segments(vectors[:, :m], words)  # (B, m, D/K)
         if aspect_weights is not None:
             weights = checked_weights(aspect_weights, self.config.num_prompts)
             prompt_embeds = assembled(prompt_embeds, weights).unflatten(1, (m, -1))
@@ -128,8 +131,31 @@ class TextSide:
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             prompt_embeds=prompt_embeds,
-            negated_prompt_embeds=self.text_projection(vectors[:, m:]) if negated else None,
+            negated_prompt_embeds=self._segments(vectors[:, m:], words) if negated else None,
         )
+
+    def _refuse_other_inputs(self, input_ids: torch.Tensor | None, text_hidden_states: torch.Tensor | None) -> None:
+        """Raise a ValueError unless what the model reads is given, and nothing else."""
+        if self.config.words and input_ids is None:
+            raise ValueError(
+                "This model also reads the words of a text (words=True), so it needs input_ids, beside text_hidden_states too."
+            )
+        if not self.config.words and (input_ids is None) == (text_hidden_states is None):
+            raise ValueError("Give exactly one of input_ids and text_hidden_states.")
+
+    def _words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B, N) ids -> (B, H), the mean of their input embeddings, scaled to a mean square of 1 (ours)."""
+        mean = masked_mean(self.text_model.embed(input_ids).float(), attention_mask)  # (B, H)
+        return F.rms_norm(mean, mean.shape[-1:], eps=1e-12)
+
+    def _segments(self, vectors: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
+        """Project what is read of the prompts, (B, m, H), and the words, (B, H), to segments (B, m, D / K)."""
+        m = vectors.shape[1]
+        if self.config.joint_projection:
+            vectors = vectors.flatten(1)[:, None].expand(-1, m, -1)  # (B, K, K*H)
+        if words is not None:
+            vectors = torch.cat([vectors, words.to(vectors)[:, None].expand(-1, m, -1)], dim=-1)  # (B, m, C)
+        return self.text_projection(vectors)
 
     def _readouts(self, attention_mask: torch.Tensor, tree: PromptTree) -> torch.Tensor | None:
         """(B, R) columns whose last hidden state is read; None to read all columns."""

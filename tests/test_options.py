@@ -26,6 +26,8 @@ OTHER = {
     "num_prompts": (2, {}),
     "projection_dim": (24, {}),
     "shared_projection": (True, {}),
+    "joint_projection": (True, {}),
+    "words": (True, {}),
     "templates": (["a [APT-1]:", "b [APT-2]:", "c [APT-3]:"], {}),
     "negated_templates": (["no [APT-1]:", "nor [APT-2]:", "not [APT-3]:"], {}),
     "adaptive_tokens": ("input", {}),

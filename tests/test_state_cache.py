@@ -256,6 +256,8 @@ def test_formats_lose_no_more_than_they_must(name, error):
     scale = states.abs().amax(dim=1, keepdim=True) if name == "int8" else states.abs()
     assert ((back - states).abs() <= error * 1.001 * scale).all()
     assert error == 0 or not torch.equal(back, states)
+    empty = FORMATS[name].decode(FORMATS[name].encode(states[:0]), 16)  # of an empty text without prompts
+    assert empty.shape == (0, 16) and empty.dtype == FORMATS[name].decode(data, 16).dtype
 
 
 def test_what_float16_cannot_hold_is_refused():

@@ -15,10 +15,17 @@ class MPCLIPCollator:
         processor: an [`MPCLIPProcessor`].
         text_states: cached states to use in place of token ids, or None.
         image_states: cached states to use in place of pixels of pictures or clips, or None.
+        words: whether the model reads words, so that token ids come with cached states too.
     """
 
-    def __init__(self, processor, text_states: TextStates | None = None, image_states: ImageStates | ClipStates | None = None):
-        self.processor = processor
+    def __init__(
+        self,
+        processor,
+        text_states: TextStates | None = None,
+        image_states: ImageStates | ClipStates | None = None,
+        words: bool = False,
+    ):
+        self.processor, self.words = processor, words
         self.text_states, self.image_states = text_states, image_states
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
@@ -37,10 +44,20 @@ class MPCLIPCollator:
         }
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """B texts -> `attention_mask` (B, N), and `input_ids` (B, N) or cached `text_hidden_states` (B, N + T, H)."""
+        """B texts -> `attention_mask` (B, N), and `input_ids` (B, N) or cached `text_hidden_states` (B, N + T, H), or both."""
         if self.text_states is not None:
-            return self.text_states.batch(list(texts))
+            return self.with_words(self.text_states.batch(list(texts)), texts)
         return dict(self.processor(text=list(texts), truncation=True))
+
+    def with_words(self, batch: dict[str, torch.Tensor], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Add the `input_ids` (B, N) of B texts to their cached states, for a model that reads words."""
+        if not self.words:
+            return batch
+        mask = batch["attention_mask"]  # (B, N), padded on the left
+        ids = torch.zeros_like(mask)
+        token_ids = self.processor.tokenizer(list(texts), truncation=True)["input_ids"]
+        ids[mask.bool()] = torch.tensor([one for row in token_ids for one in row], dtype=ids.dtype)
+        return batch | {"input_ids": ids}
 
     def image_inputs(self, images: Sequence) -> dict[str, torch.Tensor]:
         """B pictures -> `pixel_values` (B, C, H, W). With cached states: B row numbers -> `vision_hidden_states` (B, N, C).

@@ -139,8 +139,8 @@ def chunks_of_tokens(lengths: torch.Tensor, tokens: int, prompt_tokens: int) -> 
 def without_padding(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Token ids and attention mask (B, N) without the columns that are padding in all of these texts."""
     used = inputs["attention_mask"].any(dim=0)  # (N,)
-    if "input_ids" not in inputs or used.all() or not used.any():
-        return inputs
+    if "input_ids" not in inputs or "text_hidden_states" in inputs or used.all() or not used.any():
+        return inputs  # cached states are read without such columns
     return inputs | {name: inputs[name][:, used] for name in ("input_ids", "attention_mask")}
 
 

@@ -20,7 +20,7 @@ class LateStates(MPCLIPCollator):
     """
 
     def __init__(self, collator: MPCLIPCollator):
-        super().__init__(collator.processor, collator.text_states, collator.image_states)
+        super().__init__(collator.processor, collator.text_states, collator.image_states, collator.words)
         self.text_of = {} if self.text_states is None else {row: text for text, row in self.text_states.row_of.items()}
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -47,7 +47,8 @@ class LateStates(MPCLIPCollator):
         """Some rows of a batch -> arguments of `MPCLIPModel.forward`, in which row numbers have become states, on the CPU."""
         inputs = dict(rows)
         if "text_row" in inputs:
-            inputs |= self.text_states.batch([self.text_of[row] for row in inputs.pop("text_row").tolist()])
+            texts = [self.text_of[row] for row in inputs.pop("text_row").tolist()]
+            inputs |= self.with_words(self.text_states.batch(texts), texts)
         if "image_row" in inputs:
             inputs |= self.image_states.batch(inputs.pop("image_row").tolist())
         return inputs

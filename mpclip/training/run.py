@@ -193,7 +193,8 @@ def build_trainer(
 
     def collator(split: str) -> MPCLIPCollator:
         negated = split == "train" and base.config.negation_weight > 0  # evaluation does not use negated prompts
-        return MPCLIPCollator(processor, *cached_states(base, processor, rows[split], options=options, negated=negated))
+        states = cached_states(base, processor, rows[split], options=options, negated=negated)
+        return MPCLIPCollator(processor, *states, base.config.words)
 
     stream_collator = MPCLIPCollator(processor)
     if stream is not None and data.cache_states:

@@ -57,6 +57,8 @@ class StateFormat:
         Raises:
             ValueError: a value is too large for float16. Some tokens of LLMs have very large states.
         """
+        if states.numel() == 0:  # of an empty text without prompts
+            return b""
         states = states.contiguous()
         if self.stored == torch.int8:
             states = states.float()
@@ -71,6 +73,8 @@ class StateFormat:
 
     def decode(self, data: bytes, width: int) -> torch.Tensor:
         """bytes -> (T, C) states of `width` = C channels, in the dtype `stored`; float32 for int8."""
+        if len(data) == 0:  # frombuffer takes no empty buffer
+            return torch.empty(0, width, dtype=torch.float32 if self.stored == torch.int8 else self.stored)
         if self.stored != torch.int8:
             return torch.frombuffer(bytearray(data), dtype=self.stored).view(-1, width)
         T = len(data) // (width + 4)

@@ -107,19 +107,24 @@ class StreamedStates(MPCLIPCollator):
         format: of the states.
         text: width, number of nodes in a row, and the nodes that the model has; None if texts come as such.
         image_width: channels of a token; None if pictures come as such.
+        words: as for `MPCLIPCollator`.
     """
 
-    def __init__(self, processor, format: str, text: tuple[int, int, list[int]] | None, image_width: int | None):
-        super().__init__(processor)
+    def __init__(
+        self, processor, format: str, text: tuple[int, int, list[int]] | None, image_width: int | None, words: bool = False
+    ):
+        super().__init__(processor, words=words)
         self.format, self.text, self.image_width = FORMATS[format], text, image_width
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         """As in the base class, from `text_states` and `image_states` of the examples, bytes, where these are cached."""
+        captions = [example["captions"][0] for example in examples]
         if self.text is None:
-            texts = self.text_inputs([example["captions"][0] for example in examples])
+            texts = self.text_inputs(captions)
         else:
             width, stored_nodes, nodes = self.text
-            texts = padded_texts([self.format.decode(e["text_states"], width) for e in examples], stored_nodes, nodes)
+            states = [self.format.decode(example["text_states"], width) for example in examples]
+            texts = self.with_words(padded_texts(states, stored_nodes, nodes), captions)
         if self.image_width is None:
             return texts | self.image_inputs([example["image"] for example in examples])
         return texts | padded_pictures([self.format.decode(e["image_states"], self.image_width) for e in examples])
@@ -178,7 +183,8 @@ def cache_stream_states(
 
     fill_parts(folder, shards, compute, data)
     text_form = (tower.config.hidden_size, len(tree), list(range(len(tree)))) if data.cache_text_states else None
-    collator = StreamedStates(processor, data.cache_format, text_form, model.image_token_dim if images else None)
+    image_width = model.image_token_dim if images else None
+    collator = StreamedStates(processor, data.cache_format, text_form, image_width, model.config.words)
     return StateShards(folder, shards, images), collator
 
 
