@@ -64,7 +64,11 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
             text_model = text_tower_class(type(config.text_config))(config.text_config, **tower_arguments(config))
         self.text_model = text_model
         self.text_projection = SegmentProjection(
-            config.num_prompts, config.text_width, config.projection_dim, config.shared_projection
+            config.num_prompts,
+            config.text_width,
+            config.projection_dim,
+            config.shared_projection,
+            config.projection_bias,
         )
         self.logit_scale = LogitScale(has_bias=config.loss == "sigmoid")
         self.vision_model = self.image_pooling = self.image_projection = None
@@ -83,6 +87,8 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
                 init.constant_(module.bias, self.config.logit_bias_init_value)
         elif isinstance(module, SegmentProjection):
             init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, AttentionPooling):
             init.normal_(module.queries, std=1.0)
 

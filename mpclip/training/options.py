@@ -58,6 +58,11 @@ class ModelArguments(ModelOptions):
         None, "Number of last layers with LoRA adapters. Hidden states below them can be cached. Default: all layers."
     )
     lora_alpha: Count = option(32, "LoRA alpha: adapters are scaled by alpha / rank.")
+    projection_start: Literal["random", "closed_form"] = option(
+        "random",
+        "What the projections start from. 'closed_form': ridge regression on the states of the towers (ours), which takes as "
+        "long as an epoch or two. With num_train_epochs 0 it is the whole training.",
+    )
     vision_tuning: Literal["frozen", "full"] = option(
         "frozen", "Which weights of the vision encoder are trained: none ('frozen') or all ('full')."
     )
@@ -183,7 +188,10 @@ class TrainingDefaults:
         "then make larger chunks, and long ones cannot overflow the memory.",
     )
     per_device_eval_batch_size: Count = option(64, "Images or texts per batch in evaluation.")
-    num_train_epochs: Positive = option(10.0, "Passes over the images. Every pass draws a new caption for each image.")
+    num_train_epochs: NonNegative = option(
+        10.0,
+        "Passes over the images. Every pass draws a new caption for each image. 0: none, after projection_start='closed_form'.",
+    )
     warmup_steps: NonNegative = option(0.1, "Steps of linear warm-up; below 1, a share of all steps.")
     lr_scheduler_type: str = option("cosine", "Schedule of the learning rates, by its name in transformers.")
     precision: Precision = option(

@@ -34,8 +34,9 @@ from mpclip.hardware import precision_told
 from mpclip.stop import Interrupted, StopSignals
 
 from .arguments import MPCLIPTrainingArguments, RunOptions
-from .batch_size import refuse_few_examples, refuse_no_negatives
+from .batch_size import pairs_per_process, refuse_few_examples, refuse_no_negatives
 from .checkpoints import STATE_FILE
+from .closed_form import refuse_closed_form, solve_projections
 from .collator import MPCLIPCollator
 from .folder_lock import locked
 from .hub_push import HubPusher
@@ -186,6 +187,8 @@ def build_trainer(
             warn_of_shared_pictures(rows["train"], rows["eval"], data.train_split, data.eval_split)
 
     base, processor = build_model(model_options, data.max_text_length)
+    if model_options.projection_start == "closed_form":
+        refuse_closed_form(base.config)
     model = prepare_tuning(base, model_options)
     counts = [sum(p.numel() for p in base.parameters() if p.requires_grad or not only) for only in (True, False)]
     logger.info("%d of %d parameters are trained", *counts)
@@ -256,12 +259,14 @@ def train(
         start = start or find_start(options)
         if writes:
             prepare_folder(options, start)
+        solved = _solve(trainer) if options.model.projection_start == "closed_form" and start.checkpoint is None else None
         metrics = _fit(trainer, start.checkpoint, signals)
         _tell_unreadable(trainer)
         if trainer.eval_dataset is not None:
             metrics = trainer.evaluate()
             trainer.save_metrics("eval", metrics, combined=False)
         record = record_of(trainer, options=options, command=command or [], resumed_from=start.checkpoint) if writes else {}
+        record |= {"closed_form": solved} if solved else {}
         save_final(trainer, with_adapter=options.model.checkpoint is not None)
         if writes:
             write_json(folder / "training.json", record)
@@ -285,6 +290,24 @@ def _next(options: RunOptions) -> list[tuple[list[str], str]]:
         (["mpclip", "eval", "retrieval", *where, "--json", f"{folder}/retrieval.json"], "measure it"),
         (["mpclip", "search", "build", *where, "--index", f"{folder}_index"], "search these pictures"),
     ]
+
+
+def _solve(trainer: MPCLIPTrainer) -> dict[str, float]:
+    """Solve the projections in closed form, and tell what is found."""
+    solved = solve_projections(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.train_dataset,
+        trainer.data_collator,
+        batch_size=pairs_per_process(trainer.args),
+        context=trainer.compute_loss_context_manager,
+        seed=trainer.args.seed,
+    )
+    logger.info(
+        "Closed form: %d pictures with %d texts, %.0f seconds, ridge %g%s",
+        *(solved["pictures"], solved["texts"], solved["seconds"], solved["ridge"]),
+        f", mean recall {solved['mean_recall']:.1f} on the pictures that were held out" if "mean_recall" in solved else "",
+    )
+    return solved
 
 
 def _fit(trainer: MPCLIPTrainer, checkpoint: str | None, signals: StopSignals | None) -> dict[str, float]:
@@ -340,6 +363,11 @@ def _refuse_illegal(options: RunOptions, cached_images: bool) -> None:
     refuse_no_negatives(options.training)
     if options.data.dataset is None:
         raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
+    if options.training.num_train_epochs == 0 and options.model.projection_start != "closed_form":
+        raise ValueError(
+            "num_train_epochs=0 trains nothing. Give a number of epochs, or solve the projections alone with "
+            "--projection_start closed_form."
+        )
     options.model.refuse_missing_sources()
     if options.training.n_gpu > 1:
         raise ValueError(

@@ -305,6 +305,10 @@ def refuse_unstreamable(options: RunOptions) -> None:
             "lengths are known when the shards are read",
         ),
         "--check_images": (data.check_images, "it would read all shards before training"),
+        "--projection_start closed_form": (
+            options.model.projection_start == "closed_form",
+            "it looks pictures up by their number. Solve on a data set that is no stream, and train on with --checkpoint",
+        ),
         "--dataloader_drop_last false": (
             not training.dataloader_drop_last,
             "the last batch of each reader would have too few negatives, and processes would have batches of several sizes",
