@@ -123,7 +123,7 @@ def test_the_trainer_takes_a_plain_table(folder, tmp_path):
         ("smallest_crop", 1.5, "above 0 and at most 1"),
         ("learning_rate", "nan", "at least 0"),
         ("text_learning_rate", -1e-4, "at least 0"),
-        ("num_train_epochs", -1, "above 0"),
+        ("num_train_epochs", -1, "at least 0"),
         ("per_device_eval_batch_size", 0, "at least 1"),
         ("weight_decay", -1, "at least 0"),
         ("gradient_accumulation_steps", 0, "at least 1"),
