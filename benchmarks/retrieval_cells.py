@@ -16,7 +16,7 @@ from mpclip.training.arguments import RunOptions
 from mpclip.training.collator import MPCLIPCollator
 from mpclip.training.command_line import parse_options
 from mpclip.training.options import DataArguments
-from mpclip.training.run import build_trainer, cached_states
+from mpclip.training.run import build_trainer, cached_states, solve_start
 
 
 @functools.lru_cache
@@ -42,6 +42,7 @@ def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
     options = parse_options(argv)
     started = time.monotonic()
     trainer = build_trainer(options, open_split=open_once)
+    solve_start(trainer, options.model)
     trainer.train()
     seconds = time.monotonic() - started
     results = {}
@@ -64,7 +65,7 @@ def embed(trainer, options: RunOptions, split: str) -> dict[str, torch.Tensor]:
     base = getattr(trainer.model, "base_model", trainer.model)
     base = getattr(base, "model", base)  # of a PeftModel
     states = cached_states(base, processor, rows, options=options)
-    trainer.eval_collator = MPCLIPCollator(processor, *states)
+    trainer.eval_collator = MPCLIPCollator(processor, *states, base.config.words)
     predictions = trainer.predict(ImageTextDataset(rows, "all", with_images=states[1] is None)).predictions
     names = ("image_embeds", "text_embeds", "caption_image")
     return dict(zip(names, map(torch.from_numpy, predictions), strict=True))

@@ -211,7 +211,7 @@ out, *argv = argv
 
 def work(rank, count):
     trainer = build_trainer(parse_options([*argv, "--output_dir", f"{out}/{count}"]))
-    found = mpclip.training.run._solve(trainer)
+    found = mpclip.training.run.solve_start(trainer, parse_options(argv).model)
     images, texts, _ = map(torch.from_numpy, trainer.predict(trainer.eval_dataset).predictions)
     if rank == 0:
         torch.save([found["texts"], texts @ images.T], f"{out}/{count}.pt")

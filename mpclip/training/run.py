@@ -259,14 +259,14 @@ def train(
         start = start or find_start(options)
         if writes:
             prepare_folder(options, start)
-        solved = _solve(trainer) if options.model.projection_start == "closed_form" and start.checkpoint is None else None
+        solved = {} if start.checkpoint else solve_start(trainer, options.model)
         metrics = _fit(trainer, start.checkpoint, signals)
         _tell_unreadable(trainer)
         if trainer.eval_dataset is not None:
             metrics = trainer.evaluate()
             trainer.save_metrics("eval", metrics, combined=False)
         record = record_of(trainer, options=options, command=command or [], resumed_from=start.checkpoint) if writes else {}
-        record |= {"closed_form": solved} if solved else {}
+        record |= {"closed_form": solved} if writes and solved else {}
         save_final(trainer, with_adapter=options.model.checkpoint is not None)
         if writes:
             write_json(folder / "training.json", record)
@@ -292,8 +292,18 @@ def _next(options: RunOptions) -> list[tuple[list[str], str]]:
     ]
 
 
-def _solve(trainer: MPCLIPTrainer) -> dict[str, float]:
-    """Solve the projections in closed form, and tell what is found."""
+def solve_start(trainer: MPCLIPTrainer, options: ModelArguments) -> dict[str, float]:
+    """Solve the projections in closed form, if the options ask for it, and tell what is found.
+
+    Args:
+        trainer: from `build_trainer`, before training.
+        options: of the model.
+
+    Returns:
+        As `solve_projections`; {} if the projections start at random.
+    """
+    if options.projection_start == "random":
+        return {}
     solved = solve_projections(
         trainer.accelerator.unwrap_model(trainer.model),
         trainer.train_dataset,
