@@ -43,7 +43,13 @@ class Features:
 
 @torch.inference_mode()
 def text_features(
-    model: MPCLIPModel, tokenizer, texts: list[str], prompt_layers: list[int], mean_layers: list[int], start: str = ""
+    model: MPCLIPModel,
+    tokenizer,
+    texts: list[str],
+    prompt_layers: list[int],
+    mean_layers: list[int],
+    start: str = "",
+    batch_size: int = BATCH,
 ) -> dict[str, torch.Tensor]:
     """Name -> (T, n, H) float16, as in `Features.text`.
 
@@ -53,6 +59,7 @@ def text_features(
         texts: T captions.
         prompt_layers, mean_layers: after how many layers the states are read; 0 is the input of the first layer.
         start: tokens in front of every text. They are no part of its means.
+        batch_size: texts that run at a time. Long ones are fastest in small batches on a CPU.
     """
     tree, H = model.prompt_tree(), model.config.text_config.hidden_size
     front = len(tokenizer(start)["input_ids"]) if start else 0
@@ -61,9 +68,9 @@ def text_features(
     )
     found = {name: torch.zeros(len(texts), n, H, dtype=torch.float16) for name, n in sizes.items()}
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    batches = range(0, len(texts), BATCH)
+    batches = range(0, len(texts), batch_size)
     for begin in track(batches, "Features of texts", len(batches), "batch"):
-        rows = order[begin : begin + BATCH]
+        rows = order[begin : begin + batch_size]
         encoded = tokenizer(
             [start + texts[i] for i in rows], padding=True, padding_side="right", truncation=True, return_tensors="pt"
         )
