@@ -23,7 +23,7 @@ from eval.tables import decimals_of, text_table, with_interval
 from mpclip.data.reading import READING_NAMES
 
 # What two results must share: which data were measured, and how they were read.
-SAME = ("task", "data", "split", "limit", "left_out", "folds", "build", "seed", *READING_NAMES)
+SAME = ("task", "data", "split", "limit", "left_out", "folds", "captions_joined", "build", "seed", *READING_NAMES)
 # Settings that may differ, but are then told.
 TOLD = ("dtype", "quantize", "batch_size")
 

@@ -15,7 +15,8 @@ both directions (t2i: text to image, i2t: image to text):
     ..._recurring_right       recalls and mAP@R, if a caption that several pictures have is right for all of them
 
 `mean_recall`, the mean of the six recalls, is the primary metric. --folds 5 divides the split into five parts of consecutive
-pictures, searches each on its own, and gives means over the parts, as published for "COCO 1K".
+pictures, searches each on its own, and gives means over the parts, as published for "COCO 1K". --captions_joined 5 makes one
+text of five captions of a picture, each a sentence, instead of a text of each; a picture with fewer has all in one.
 
 The items are ranks, 1 is best: `text_rank` of each caption, `image_rank` of each picture; `caption_image`, the picture of each
 caption; and others that `eval.metrics.retrieval_items` explains.
@@ -43,6 +44,7 @@ class Retrieval:
     def __init__(self, options: argparse.Namespace | None = None):
         self.grid: str | None = getattr(options, "grid", None)
         self.folds: int = getattr(options, "folds", 1)
+        self.joined: int = getattr(options, "captions_joined", 1)
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -53,15 +55,22 @@ class Retrieval:
             default=1,
             help="parts of consecutive pictures, each searched on its own; metrics are means over them (default: %(default)s)",
         )
+        parser.add_argument(
+            "--captions_joined",
+            type=count,
+            default=1,
+            help="captions of a picture that make one text, each a sentence; 1: each is a text (default: %(default)s)",
+        )
 
     def load(self, source: str, split: str, limit: int | None = None, **reading):
         """The pictures, with columns `image` and `captions`. Those that cannot be read are named and left out."""
         from mpclip.data.image_text import load_image_text
+        from mpclip.data.joined_captions import with_joined_captions
 
         rows = load_image_text(source, split, limit=limit, **reading)
         if self.folds > len(rows):
             raise ValueError(f"--folds {self.folds}: {source}, split {split!r} has only {len(rows)} pictures")
-        return rows
+        return with_joined_captions(rows, self.joined) if self.joined > 1 else rows
 
     def run(self, encoder, rows, **encoding) -> Result:
         """Embed pictures and captions and measure; see `eval.task.Task.run`."""
@@ -71,7 +80,9 @@ class Retrieval:
         captions = [caption for row in rows.with_format(None)["captions"][:] for caption in row]
         if self.grid:
             write_grid(*first_fold(rows, embeds, self.folds), self.grid)
-        return measure(embeds, captions, self.folds)
+        result = measure(embeds, captions, self.folds)
+        result.counts |= {"captions_joined": self.joined} if self.joined > 1 else {}
+        return result
 
     @staticmethod
     def units(items: dict[str, np.ndarray]) -> int:

@@ -35,6 +35,7 @@ import torch
 
 from mpclip.data.image_checks import NAMES_SHOWN, named, picture_or_fault, to_rgb, undecodable, without_captions
 from mpclip.data.image_sources import open_table
+from mpclip.data.joined_captions import EACH_ALONE, JoinedCaptions
 from mpclip.data.picture_size import pixel_limit, read_pictures_of
 from mpclip.data.reading import ReadingOptions
 from mpclip.data.same_pictures import merge_same_pictures
@@ -131,13 +132,14 @@ class ImageTextDataset(torch.utils.data.Dataset):
 
     Args:
         rows: a table with `image` and `captions`, as from `load_image_text`.
-        captions: "random" for one caption per item, "all" for every caption.
+        captions: "random" for one text per item, "all" for every one.
         seed: of the draws.
         with_images: False neither reads images nor puts them into the items. For image features that are already cached.
         smallest_crop: below 1, each image is a random crop with at least this share of its area, drawn anew each epoch.
             Images are never mirrored, since captions say left and right.
         bad_images: what happens to a row whose picture cannot be read. "fail": an error. "skip": the item is that of the next
             row whose picture can be read, every time that the row is drawn; it is named in the log once.
+        joined: which texts a picture has: each caption by default.
 
     Raises:
         ValueError: `rows` lacks a column, or `captions` has another value.
@@ -151,6 +153,7 @@ class ImageTextDataset(torch.utils.data.Dataset):
         with_images: bool = True,
         smallest_crop: float = 1.0,
         bad_images: Literal["fail", "skip"] = "fail",
+        joined: JoinedCaptions = EACH_ALONE,
     ):
         needed = ["image", "captions"] if with_images else ["captions"]
         if missing := [name for name in needed if name not in rows.column_names]:
@@ -162,6 +165,7 @@ class ImageTextDataset(torch.utils.data.Dataset):
         self.seed = seed
         self.smallest_crop = smallest_crop
         self.bad_images = bad_images
+        self.joined = joined
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._faulty = torch.zeros(len(rows), dtype=torch.bool).share_memory_()  # (rows,), set by all workers
 
@@ -192,9 +196,9 @@ class ImageTextDataset(torch.utils.data.Dataset):
             index, row = self._readable(index)
         else:
             row = self._row(index)
-        captions = row["captions"]
+        captions = self.joined.every(row["captions"])
         if self.captions == "random":
-            captions = [captions[self._drawn(index, len(captions))]]
+            captions = [captions[self._drawn(index, len(row["captions"]))]]
         item = {"index": index, "captions": captions}
         if "image" in row:
             image = to_rgb(row["image"])
@@ -233,13 +237,13 @@ class ImageTextDataset(torch.utils.data.Dataset):
             return picture_or_fault(cell, limit)[1] or str(error)
 
     def caption_lengths(self) -> list[int]:
-        """For each row the length, in characters, of the caption that "random" draws in this epoch."""
+        """For each row the length, in characters, of the text that "random" draws in this epoch."""
         captions = self.rows.with_format(None)["captions"]
-        return [len(row[self._drawn(i, len(row))]) for i, row in enumerate(captions)]
+        return [len(self.joined.every(row)[self._drawn(i, len(row))]) for i, row in enumerate(captions)]
 
     def _drawn(self, index: int, count: int) -> int:
-        """Which of `count` captions row `index` gets in this epoch."""
-        return random.Random(f"{self.seed} {self.epoch} {index}").choice(range(count))
+        """Which of its texts row `index`, which has `count` captions, gets in this epoch."""
+        return self.joined.drawn(count, random.Random(f"{self.seed} {self.epoch} {index}"))
 
 
 def random_crop(image: PIL.Image.Image, smallest: float, seed: str) -> PIL.Image.Image:

@@ -9,6 +9,7 @@ import torch
 
 from mpclip.data.image_checks import picture_or_fault
 from mpclip.data.image_text import UnreadablePicture, random_crop
+from mpclip.data.joined_captions import EACH_ALONE, JoinedCaptions
 from mpclip.data.picture_size import pixel_limit
 from mpclip.data.reading import MAX_MEGAPIXELS
 from mpclip.data.stream_order import START, drawn_samples
@@ -33,7 +34,7 @@ class StreamedPairs(torch.utils.data.IterableDataset):
         workers: of the data loader in each process; 0 for none.
         process, processes: number of this process, and of all.
         samples_per_epoch: of all processes together. Default: those of the shards, if their number is known.
-        smallest_crop: as in `ImageTextDataset`.
+        smallest_crop, joined: as in `ImageTextDataset`.
         max_megapixels: larger pictures cannot be read.
         bad_images: "skip" leaves out samples that cannot be read and tells them with the batch; "fail" ends with an error.
 
@@ -55,11 +56,13 @@ class StreamedPairs(torch.utils.data.IterableDataset):
         smallest_crop: float = 1.0,
         max_megapixels: float = MAX_MEGAPIXELS,
         bad_images: Literal["skip", "fail"] = "skip",
+        joined: JoinedCaptions = EACH_ALONE,
     ):
         self.shards, self.batch_size, self.seed, self.buffer = shards, batch_size, seed, buffer
         self.workers, self.process, self.processes = workers, process, processes
         self.smallest_crop, self.max_megapixels, self.bad_images = smallest_crop, max_megapixels, bad_images
         self.lanes = max(workers, 1)  # readers of this process
+        self.joined = joined
         self.positions = [START] * self.lanes  # where each of them begins
         self.first = 0  # which of them gives the first batch
         self.readers = self.lanes * processes
@@ -154,8 +157,8 @@ class StreamedPairs(torch.utils.data.IterableDataset):
         """A sample as a pair, in the pass of this number; None if it cannot be used."""
         if sample.fault is not None:
             return note("samples without a caption", f"{sample.name} ({sample.fault})")
-        chosen = random.Random(f"{self.seed} {number} {sample.name}").choice(range(len(sample.captions)))
-        example = {"name": sample.name, "captions": [sample.captions[chosen]]}
+        chosen = self.joined.drawn(len(sample.captions), random.Random(f"{self.seed} {number} {sample.name}"))
+        example = {"name": sample.name, "captions": [self.joined.every(sample.captions)[chosen]]}
         if sample.text_states is not None:
             example["text_states"] = sample.text_states[chosen]
         if sample.image_states is not None:

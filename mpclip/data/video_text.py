@@ -26,6 +26,7 @@ from mpclip.data.forms.listing import Listing
 from mpclip.data.forms.video_listing import SENTENCE, VIDEO_COLUMNS, video_listing
 from mpclip.data.image_checks import without_captions
 from mpclip.data.image_text import ImageTextDataset
+from mpclip.data.joined_captions import EACH_ALONE, JoinedCaptions
 from mpclip.data.left_out import leave_out
 from mpclip.data.links import Bounds
 from mpclip.data.reading import ReadingOptions
@@ -171,6 +172,7 @@ class VideoTextDataset(ImageTextDataset):
         captions, seed: as for `ImageTextDataset`.
         with_clips: False neither decodes videos nor puts them into the items. For clips whose features are cached.
         num_frames, sampling: as for `mpclip.data.video.read_clip`.
+        joined: as for `ImageTextDataset`.
 
     An item has `image`, a list of pictures: the frames of the clip.
     """
@@ -183,8 +185,9 @@ class VideoTextDataset(ImageTextDataset):
         with_clips: bool = True,
         num_frames: int = NUM_FRAMES,
         sampling: Sampling = "uniform",
+        joined: JoinedCaptions = EACH_ALONE,
     ):
-        super().__init__(rows, captions, seed, with_images=False)
+        super().__init__(rows, captions, seed, with_images=False, joined=joined)
         self.clips = Clips(rows["video"][:], num_frames, sampling) if with_clips else None
 
     def __getitem__(self, index: int) -> dict[str, Any]:

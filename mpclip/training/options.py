@@ -19,6 +19,7 @@ from modeling_mpclip.model_options import (
     option,
     refuse_illegal_values,
 )
+from mpclip.data.joined_captions import JoinedCaptions
 from mpclip.data.reading import ReadingOptions
 from mpclip.hardware import Precision
 
@@ -139,6 +140,16 @@ class DataArguments(ReadingOptions):
         "Smallest area of the random crops to train on, as a share of the image's area. Crops are not mirrored. 1: whole "
         "images. Less than 1 cannot be combined with cached image states.",
     )
+    captions_joined: str = option(
+        "1",
+        "How many captions of a picture make one training text, such as 3, or 1-5 for a number that is drawn anew for each "
+        "picture and epoch. Each caption becomes a sentence. Evaluation during training takes each caption alone.",
+    )
+    joined_draws: Count = option(
+        2,
+        "Texts that a picture has of each number of joined captions, of other captions or in another order. More texts vary "
+        "more, and with cached states they take more space.",
+    )
     max_text_length: Count = option(MAX_TEXT_LENGTH, "Tokens that a caption is cut to. Prompts are not counted.")
     cache_states: bool = option(
         False, "Run frozen towers once and train on their stored states. Texts need adaptive_tokens='boundary'."
@@ -160,6 +171,12 @@ class DataArguments(ReadingOptions):
         refuse_illegal_values(self, type(self))
         if self.eval_split == "none":
             self.eval_split = None
+        _ = self.joined  # refuses what is no number of captions
+
+    @property
+    def joined(self) -> JoinedCaptions:
+        """How captions are made into training texts."""
+        return JoinedCaptions.of(self.captions_joined, self.joined_draws)
 
 
 @dataclass

@@ -25,6 +25,7 @@ from modeling_mpclip.model_options import OPTION_NAMES
 from mpclip.command import next_steps
 from mpclip.data.backbones import resolve_backbone
 from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.data.joined_captions import EACH_ALONE, JoinedCaptions
 from mpclip.data.reading import reading_given, reading_of
 from mpclip.data.same_pictures import warn_of_shared_pictures
 from mpclip.data.video import Clips
@@ -120,6 +121,7 @@ def cached_states(
     *,
     options: RunOptions,
     negated: bool = False,
+    joined: JoinedCaptions = EACH_ALONE,
 ) -> tuple[TextStates | None, ImageStates | ClipStates | None]:
     """Compute and store the states of the frozen towers, or find them in the cache.
 
@@ -129,6 +131,7 @@ def cached_states(
         rows: a table with the columns `image`, or `video`, and `captions`.
         options: of the run.
         negated: include the negated prompts.
+        joined: how captions are made into texts.
 
     Returns:
         States of texts and of images or clips for [`MPCLIPCollator`]. None where the options do not ask for a cache.
@@ -140,8 +143,8 @@ def cached_states(
     folder = Path(data.cache_dir)
     text = images = None
     if data.cache_text_states:
-        captions = [caption for row in rows.with_format(None)["captions"] for caption in row]
-        text = cache_text_states(model, processor.tokenizer, captions, folder, negated, **how)
+        texts = [text for row in rows.with_format(None)["captions"] for text in joined.every(row)]
+        text = cache_text_states(model, processor.tokenizer, texts, folder, negated, **how)
     if options.model.vision_tuning == "frozen":
         if data.video_column:
             clips = Clips(rows["video"][:], data.num_frames, data.frame_sampling)
@@ -196,7 +199,8 @@ def build_trainer(
 
     def collator(split: str) -> MPCLIPCollator:
         negated = split == "train" and base.config.negation_weight > 0  # evaluation does not use negated prompts
-        states = cached_states(base, processor, rows[split], options=options, negated=negated)
+        joined = data.joined if split == "train" else EACH_ALONE
+        states = cached_states(base, processor, rows[split], options=options, negated=negated, joined=joined)
         return MPCLIPCollator(processor, *states, base.config.words)
 
     stream_collator = MPCLIPCollator(processor)
@@ -351,10 +355,12 @@ def _tell_unreadable(trainer: MPCLIPTrainer) -> None:
 
 def _examples(rows: datasets.Dataset, captions: str, data: DataArguments, seed: int, cached_images: bool) -> ImageTextDataset:
     """The examples of a split, with pictures or clips where these are not cached."""
+    trains = captions == "random"
+    joined = data.joined if trains else EACH_ALONE
     if data.video_column:
-        return VideoTextDataset(rows, captions, seed, not cached_images, data.num_frames, data.frame_sampling)
-    crop = data.smallest_crop if captions == "random" else 1.0
-    return ImageTextDataset(rows, captions, seed, not cached_images, crop, data.bad_images)
+        return VideoTextDataset(rows, captions, seed, not cached_images, data.num_frames, data.frame_sampling, joined)
+    crop = data.smallest_crop if trains else 1.0
+    return ImageTextDataset(rows, captions, seed, not cached_images, crop, data.bad_images, joined)
 
 
 def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:

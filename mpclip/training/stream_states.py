@@ -52,7 +52,7 @@ SCHEMA = pyarrow.schema(
         ("name", pyarrow.string()),
         ("captions", pyarrow.list_(pyarrow.string())),
         ("image", pyarrow.large_binary()),  # null where pictures are trained
-        ("texts", pyarrow.list_(pyarrow.large_binary())),  # a cell per caption; null where texts are not cached
+        ("texts", pyarrow.list_(pyarrow.large_binary())),  # a cell per text; null where texts are not cached
     ]
 )
 
@@ -139,7 +139,7 @@ def cache_stream_states(
         model: an [`MPCLIPModel`], frozen where its states are stored.
         processor: its processor.
         shards: local files.
-        data: the format and folder of the states, and whether texts are cached.
+        data: the format and folder of the states, whether texts are cached, and how captions are joined.
         images: whether the states of pictures are stored.
         negated: include the negated prompts.
         device, precision: what is computed on, and in.
@@ -157,6 +157,8 @@ def cache_stream_states(
     run_texts = run_images = None
     if data.cache_text_states:
         key["text"] = text_key(model) | {"tree": tree_identity(tree, tower)}
+        if data.joined.most > 1:
+            key["text"] |= {"joined": data.joined}
         run_texts = text_runner(model, tree, device, precision)
     if images:
         key["image"] = vision_key(model, processor.image_processor)
@@ -174,11 +176,12 @@ def cache_stream_states(
             for row, tokens in zip(rows, run_images([picture for _, picture in samples]), strict=True):
                 row["image"] = encode(tokens)
         if run_texts is not None:
-            texts = sorted({caption for row in rows for caption in row["captions"]}, key=len)
+            texts_of = [data.joined.every(row["captions"]) for row in rows]
+            texts = sorted({text for of_row in texts_of for text in of_row}, key=len)
             states = run_texts(processor.tokenizer(texts, truncation=True)["input_ids"])
-            of_text = {caption: encode(found) for caption, found in zip(texts, states, strict=True)}
-            for row in rows:
-                row["texts"] = [of_text[caption] for caption in row["captions"]]
+            of_text = {text: encode(found) for text, found in zip(texts, states, strict=True)}
+            for row, of_row in zip(rows, texts_of, strict=True):
+                row["texts"] = [of_text[text] for text in of_row]
         return rows
 
     fill_parts(folder, shards, compute, data)

@@ -251,6 +251,7 @@ def streamed_pairs(options: RunOptions) -> StreamedPairs:
         smallest_crop=data.smallest_crop,
         max_megapixels=data.max_megapixels,
         bad_images=data.bad_images,
+        joined=data.joined,
     )
     logger.info("%s", told(pairs))
     return pairs
