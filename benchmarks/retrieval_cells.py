@@ -11,6 +11,7 @@ import torch
 from eval.metrics import flat, retrieval_metrics, retrieval_ranks
 from modeling_mpclip.segments import normalized
 from mpclip.data.image_text import ImageTextDataset, load_image_text
+from mpclip.data.joined_captions import with_joined_captions
 from mpclip.data.reading import reading_of
 from mpclip.training.arguments import RunOptions
 from mpclip.training.collator import MPCLIPCollator
@@ -37,7 +38,8 @@ def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
         splits: the splits to measure on.
 
     Returns:
-        Split -> metrics as from `measure`, those of `negation_metrics` where the data are scenes, and `train_seconds`.
+        Split -> metrics as from `measure`, those of `negation_metrics` where the data are scenes, and `train_seconds`. Of cells
+        that were trained on joined captions also `joined_mean_recall` and others, by one text of all captions of a picture.
     """
     options = parse_options(argv)
     started = time.monotonic()
@@ -47,21 +49,24 @@ def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
     seconds = time.monotonic() - started
     results = {}
     for split in splits:
-        embeds = embed(trainer, options, split)
+        embeds = embed(trainer, options, open_once(options.data, split))
         results[split] = measure(embeds, trainer.accelerator.unwrap_model(trainer.model).config.num_prompts)
         if "scene" in (rows := open_once(options.data, split)).column_names:
             results[split] |= negation_metrics(embeds, rows)
+        if (most := options.data.joined.most) > 1:
+            metrics = flat(retrieval_metrics(**embed(trainer, options, with_joined_captions(rows, most))))
+            results[split] |= {f"joined_{name}": metrics[name] for name in ("mean_recall", "t2i_R@1", "i2t_R@1")}
         results[split] |= {"train_seconds": round(seconds, 1)}
     return results
 
 
-def embed(trainer, options: RunOptions, split: str) -> dict[str, torch.Tensor]:
-    """Embeddings of a split.
+def embed(trainer, options: RunOptions, rows: datasets.Dataset) -> dict[str, torch.Tensor]:
+    """Embeddings of a table.
 
     Returns:
         image_embeds (I, D) and text_embeds (T, D), float32, normalised; caption_image (T,) int, the image of each caption.
     """
-    rows, processor = open_once(options.data, split), trainer.processing_class
+    processor = trainer.processing_class
     base = getattr(trainer.model, "base_model", trainer.model)
     base = getattr(base, "model", base)  # of a PeftModel
     states = cached_states(base, processor, rows, options=options)
