@@ -10,6 +10,8 @@ from eval.tables import markdown_table
 from eval.tasks.retrieval import recalls_of
 
 METRIC_NAMES = {"mean_recall": "mean recall", "t2i_R@1": "T2I R@1", "i2t_R@1": "I2T R@1", "spearman": "Spearman"}
+METRIC_NAMES |= {"words_R@1": 'R@1 of "X without Y"', "plain_R@1": 'R@1 of "X"', "exclude_R@1": "R@1 of X with exclude="}
+METRIC_NAMES |= {"words_pure": 'first five of "X without Y"'}
 METRIC_NAMES |= {"negated_R@1": 'T2I R@1 of "without ..."', "joined_mean_recall": "mean recall of joined captions"}
 ALL = "all"  # name of the split that holds the mean over splits
 

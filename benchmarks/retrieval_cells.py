@@ -1,14 +1,17 @@
 """Trains and measures a cell of `benchmarks.ablation`: one retrieval system with one seed."""
 
+import argparse
 import functools
 import re
 import time
+from collections.abc import Sequence
 
 import datasets
 import numpy as np
 import torch
 
 from eval.metrics import flat, retrieval_metrics, retrieval_ranks
+from eval.tasks.exclusion import WAYS, Exclusion
 from modeling_mpclip.segments import normalized
 from mpclip.data.image_text import ImageTextDataset, load_image_text
 from mpclip.data.joined_captions import with_joined_captions
@@ -38,7 +41,8 @@ def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
         splits: the splits to measure on.
 
     Returns:
-        Split -> metrics as from `measure`, those of `negation_metrics` where the data are scenes, and `train_seconds`. Of cells
+        Split -> metrics as from `measure`, those of `negation_metrics` and `exclusion_metrics` where the data are scenes, and
+        `train_seconds`. Of cells
         that were trained on joined captions also `joined_mean_recall` and others, by one text of all captions of a picture.
     """
     options = parse_options(argv)
@@ -49,10 +53,13 @@ def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
     seconds = time.monotonic() - started
     results = {}
     for split in splits:
-        embeds = embed(trainer, options, open_once(options.data, split))
+        rows = open_once(options.data, split)
+        scenes = "scene" in rows.column_names
+        queries = looking_at(1).queries(rows)[2] if scenes else []  # those of the first five are among them
+        embeds = embed(trainer, options, rows, queries)
         results[split] = measure(embeds, trainer.accelerator.unwrap_model(trainer.model).config.num_prompts)
-        if "scene" in (rows := open_once(options.data, split)).column_names:
-            results[split] |= negation_metrics(embeds, rows)
+        if scenes:
+            results[split] |= negation_metrics(embeds, rows) | exclusion_metrics(trainer, embeds, rows)
         if (most := options.data.joined.most) > 1:
             metrics = flat(retrieval_metrics(**embed(trainer, options, with_joined_captions(rows, most))))
             results[split] |= {f"joined_{name}": metrics[name] for name in ("mean_recall", "t2i_R@1", "i2t_R@1")}
@@ -60,8 +67,8 @@ def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
     return results
 
 
-def embed(trainer, options: RunOptions, rows: datasets.Dataset) -> dict[str, torch.Tensor]:
-    """Embeddings of a table.
+def embed(trainer, options: RunOptions, rows: datasets.Dataset, further: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """Embeddings of a table. The trainer's encoder can then embed `further` texts too.
 
     Returns:
         image_embeds (I, D) and text_embeds (T, D), float32, normalised; caption_image (T,) int, the image of each caption.
@@ -69,7 +76,7 @@ def embed(trainer, options: RunOptions, rows: datasets.Dataset) -> dict[str, tor
     processor = trainer.processing_class
     base = getattr(trainer.model, "base_model", trainer.model)
     base = getattr(base, "model", base)  # of a PeftModel
-    states = cached_states(base, processor, rows, options=options)
+    states = cached_states(base, processor, rows, options=options, further=further)
     trainer.eval_collator = MPCLIPCollator(processor, *states, base.config.words)
     predictions = trainer.predict(ImageTextDataset(rows, "all", with_images=states[1] is None)).predictions
     names = ("image_embeds", "text_embeds", "caption_image")
@@ -101,6 +108,20 @@ def negation_metrics(embeds: dict[str, torch.Tensor], rows: datasets.Dataset) ->
     negated = np.array([says_absence(caption) for captions in rows["captions"][:] for caption in captions])  # (T,)
     parts = {"negated_R@1": ranks[negated], "not_negated_R@1": ranks[~negated]}
     return {name: 100.0 * float(np.mean(part <= 1)) for name, part in parts.items() if len(part)}
+
+
+def exclusion_metrics(trainer, embeds: dict[str, torch.Tensor], rows: datasets.Dataset) -> dict[str, float]:
+    """`mpclip eval exclusion` of the last model: of the first five pictures, and as `words_R@1` and others of the first one."""
+    metrics = {}
+    for top, name in ((5, "pure"), (1, "R@1")):
+        found = looking_at(top).measured(trainer.encoder(), rows, embeds["image_embeds"])
+        metrics |= {f"{way}_{name}": found.metrics[f"{way}_pure"] for way in WAYS}
+    return metrics
+
+
+def looking_at(top: int) -> Exclusion:
+    """The task that looks at the first pictures."""
+    return Exclusion(argparse.Namespace(top=top, together=3))
 
 
 def says_absence(caption: str) -> bool:

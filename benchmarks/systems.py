@@ -26,7 +26,14 @@ from mpclip.files import read_json, write_json
 
 # Options in which the cells of one system may differ: the seed, and those that do not change the weights.
 NOT_COMPARED = ("seed", "eval_split", "bad_images")
-SOME_HAVE = ("negated_R@1", "joined_mean_recall")  # compared for the data that have it
+SOME_HAVE = (
+    "negated_R@1",
+    "joined_mean_recall",
+    "words_pure",
+    "words_R@1",
+    "plain_R@1",
+    "exclude_R@1",
+)  # compared for the data that have it
 
 
 @dataclass(frozen=True)

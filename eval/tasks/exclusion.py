@@ -69,17 +69,26 @@ class Exclusion:
         Raises:
             ValueError: no pair of things occurs often enough in the pictures, or a pair has one embedding.
         """
+        from mpclip.encoding import encode_images
+
+        return self.measured(encoder, rows, encode_images(encoder, rows, **encoding), **encoding)
+
+    def measured(self, encoder, rows, images, **encoding) -> Result:
+        """As `run`, with the embeddings of the pictures, (I, D)."""
+        from mpclip.encoding import encode_texts
+
+        things, pairs, texts = self.queries(rows)
+        names = np.array(things.names)[pairs]  # (P, 2)
+        queries = queries_of(encode_texts(encoder, texts, **encoding), pairs, names, encoder.segments)
+        return measure(queries, images, things.shown, pairs, names, self.top)
+
+    def queries(self, rows) -> tuple:
+        """The things, the pairs (P, 2), and the texts to embed: the N things, and "X without Y" of each pair."""
         from mpclip.data.exclusion_queries import exclusion_pairs, things_of
-        from mpclip.encoding import encode_images, encode_texts
 
         things = things_of(rows)
-        pairs = exclusion_pairs(things, self.together, self.top)  # (P, 2)
-        names = [(things.names[x], things.names[y]) for x, y in pairs]
-        texts = things.names + [f"{x} without {y}" for x, y in names]
-        embeds = encode_texts(encoder, texts, **encoding)  # (N + P, D)
-        images = encode_images(encoder, rows, **encoding)  # (I, D)
-        queries = queries_of(embeds, pairs, np.array(names), encoder.segments)
-        return measure(queries, images, things.shown, pairs, np.array(names), self.top)
+        pairs = exclusion_pairs(things, self.together, self.top)
+        return things, pairs, things.names + [f"{things.names[x]} without {things.names[y]}" for x, y in pairs]
 
     @staticmethod
     def units(items: dict[str, np.ndarray]) -> int:

@@ -33,6 +33,7 @@ import datasets
 import PIL.Image
 import torch
 
+from mpclip.data.absence_texts import AbsenceTexts
 from mpclip.data.image_checks import NAMES_SHOWN, named, picture_or_fault, to_rgb, undecodable, without_captions
 from mpclip.data.image_sources import open_table
 from mpclip.data.joined_captions import EACH_ALONE, JoinedCaptions
@@ -140,6 +141,7 @@ class ImageTextDataset(torch.utils.data.Dataset):
         bad_images: what happens to a row whose picture cannot be read. "fail": an error. "skip": the item is that of the next
             row whose picture can be read, every time that the row is drawn; it is named in the log once.
         joined: which texts a picture has: each caption by default.
+        absences: of `rows`; an item with one text then also has a text on what its picture does not show, as `without`.
 
     Raises:
         ValueError: `rows` lacks a column, or `captions` has another value.
@@ -154,6 +156,7 @@ class ImageTextDataset(torch.utils.data.Dataset):
         smallest_crop: float = 1.0,
         bad_images: Literal["fail", "skip"] = "fail",
         joined: JoinedCaptions = EACH_ALONE,
+        absences: AbsenceTexts | None = None,
     ):
         needed = ["image", "captions"] if with_images else ["captions"]
         if missing := [name for name in needed if name not in rows.column_names]:
@@ -165,7 +168,7 @@ class ImageTextDataset(torch.utils.data.Dataset):
         self.seed = seed
         self.smallest_crop = smallest_crop
         self.bad_images = bad_images
-        self.joined = joined
+        self.joined, self.absences = joined, absences
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._faulty = torch.zeros(len(rows), dtype=torch.bool).share_memory_()  # (rows,), set by all workers
 
@@ -186,7 +189,8 @@ class ImageTextDataset(torch.utils.data.Dataset):
         return self._faulty.nonzero()[:, 0].tolist()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`index` (int), `captions` (list[str]) and, unless `with_images` is False, `image` (PIL, RGB).
+        """`index` (int), `captions` (list[str]), `without` (a pair of `AbsenceTexts`, or None) where there are such texts, and,
+        unless `with_images` is False, `image` (PIL, RGB).
 
         Raises:
             UnreadablePicture: the picture cannot be read, and `bad_images` is "fail"; or none of the rows can be read.
@@ -200,6 +204,8 @@ class ImageTextDataset(torch.utils.data.Dataset):
         if self.captions == "random":
             captions = [captions[self._drawn(index, len(row["captions"]))]]
         item = {"index": index, "captions": captions}
+        if self.absences is not None:
+            item["without"] = self.absences.draw(index, self.epoch)
         if "image" in row:
             image = to_rgb(row["image"])
             item["image"] = random_crop(image, self.smallest_crop, f"crop {self.seed} {self.epoch} {index}")

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from mpclip.data.absence_texts import AbsenceTexts
+
 from .state_cache import ClipStates, ImageStates, TextStates
 
 
@@ -16,6 +18,7 @@ class MPCLIPCollator:
         text_states: cached states to use in place of token ids, or None.
         image_states: cached states to use in place of pixels of pictures or clips, or None.
         words: whether the model reads words, so that token ids come with cached states too.
+        absences: texts on what pictures do not show, which some examples bring.
     """
 
     def __init__(
@@ -24,24 +27,29 @@ class MPCLIPCollator:
         text_states: TextStates | None = None,
         image_states: ImageStates | ClipStates | None = None,
         words: bool = False,
+        absences: AbsenceTexts | None = None,
     ):
-        self.processor, self.words = processor, words
+        self.processor, self.words, self.absences = processor, words, absences
         self.text_states, self.image_states = text_states, image_states
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         """Make a batch of B pairs.
 
         Args:
-            examples: B dicts with `captions`, of which the first is used, and `image`; `index` with cached image states.
+            examples: B dicts with `captions`, of which the first is used, and `image`; `index` with cached image states; with
+                `absences` also `index` and `without`.
 
         Returns:
-            Arguments of `MPCLIPModel.forward`, as `text_inputs` and `image_inputs` return them.
+            Arguments of `MPCLIPModel.forward`, as `text_inputs` and `image_inputs` return them. T examples that bring a text on
+            what is absent add it behind the B captions, and `without_true` (T, B) bool: of which pictures these are true.
         """
         which = "image" if self.image_states is None else "index"
-        return {
-            **self.text_inputs([example["captions"][0] for example in examples]),
-            **self.image_inputs([example[which] for example in examples]),
-        }
+        texts, known = [example["captions"][0] for example in examples], {}
+        if self.absences is not None and (pairs := [e["without"] for e in examples if e["without"] is not None]):
+            texts += map(self.absences.text, pairs)
+            true = self.absences.true_of(pairs, [example["index"] for example in examples])
+            known["without_true"] = torch.from_numpy(true)  # (T, B)
+        return {**self.text_inputs(texts), **self.image_inputs([example[which] for example in examples]), **known}
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """B texts -> `attention_mask` (B, N), and `input_ids` (B, N) or cached `text_hidden_states` (B, N + T, H), or both."""
@@ -93,7 +101,8 @@ class WithIds:
     def caption_ids(self, batch: dict[str, torch.Tensor], texts: list[str]) -> torch.Tensor:
         """B captions -> (B,), hashes of their token ids."""
         if "input_ids" in batch:
-            rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            captions = slice(len(texts))  # texts on what is absent come behind
+            rows = zip(batch["input_ids"][captions], batch["attention_mask"][captions], strict=True)
             token_ids = [ids[mask.bool()].tolist() for ids, mask in rows]
         else:  # cached states
             token_ids = self.collator.processor.tokenizer(texts, truncation=True)["input_ids"]

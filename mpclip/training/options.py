@@ -150,6 +150,12 @@ class DataArguments(ReadingOptions):
         "Texts that a picture has of each number of joined captions, of other captions or in another order. More texts vary "
         "more, and with cached states they take more space.",
     )
+    without_weight: NonNegative = option(
+        0.0,
+        "Weight of the loss of texts that say what is absent, such as 'a dog without a ball' (ours). Each pair of a batch "
+        "brings one that is true of its picture; of which others it is true is told by their captions "
+        "(mpclip/data/exclusion_queries.py), or known of OpenMoji scenes. 0: none.",
+    )
     max_text_length: Count = option(MAX_TEXT_LENGTH, "Tokens that a caption is cut to. Prompts are not counted.")
     cache_states: bool = option(
         False, "Run frozen towers once and train on their stored states. Texts need adaptive_tokens='boundary'."

@@ -10,7 +10,7 @@ No function here changes its options.
 import copy
 import logging
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,9 @@ from transformers import AutoConfig, set_seed
 from modeling_mpclip import MPCLIPConfig, MPCLIPModel, MPCLIPProcessor
 from modeling_mpclip.model_options import OPTION_NAMES
 from mpclip.command import next_steps
+from mpclip.data.absence_texts import AbsenceTexts
 from mpclip.data.backbones import resolve_backbone
+from mpclip.data.exclusion_queries import things_of
 from mpclip.data.image_text import ImageTextDataset, load_image_text
 from mpclip.data.joined_captions import EACH_ALONE, JoinedCaptions
 from mpclip.data.reading import reading_given, reading_of
@@ -122,6 +124,7 @@ def cached_states(
     options: RunOptions,
     negated: bool = False,
     joined: JoinedCaptions = EACH_ALONE,
+    further: Sequence[str] = (),
 ) -> tuple[TextStates | None, ImageStates | ClipStates | None]:
     """Compute and store the states of the frozen towers, or find them in the cache.
 
@@ -132,6 +135,7 @@ def cached_states(
         options: of the run.
         negated: include the negated prompts.
         joined: how captions are made into texts.
+        further: texts beside those of the pictures.
 
     Returns:
         States of texts and of images or clips for [`MPCLIPCollator`]. None where the options do not ask for a cache.
@@ -144,6 +148,7 @@ def cached_states(
     text = images = None
     if data.cache_text_states:
         texts = [text for row in rows.with_format(None)["captions"] for text in joined.every(row)]
+        texts += further
         text = cache_text_states(model, processor.tokenizer, texts, folder, negated, **how)
     if options.model.vision_tuning == "frozen":
         if data.video_column:
@@ -197,11 +202,13 @@ def build_trainer(
     logger.info("%d of %d parameters are trained", *counts)
     logger.info("%s", precision_told(options.training.precision, options.training.device.type))
 
+    absences = AbsenceTexts(things_of(rows["train"]), arguments.seed) if data.without_weight else None
+
     def collator(split: str) -> MPCLIPCollator:
         negated = split == "train" and base.config.negation_weight > 0  # evaluation does not use negated prompts
-        joined = data.joined if split == "train" else EACH_ALONE
-        states = cached_states(base, processor, rows[split], options=options, negated=negated, joined=joined)
-        return MPCLIPCollator(processor, *states, base.config.words)
+        joined, absent = (data.joined, absences) if split == "train" else (EACH_ALONE, None)
+        how = {"options": options, "negated": negated, "joined": joined, "further": absent.every() if absent else ()}
+        return MPCLIPCollator(processor, *cached_states(base, processor, rows[split], **how), base.config.words, absent)
 
     stream_collator = MPCLIPCollator(processor)
     if stream is not None and data.cache_states:
@@ -211,7 +218,8 @@ def build_trainer(
     if shown is None:
         shown = first_pictures(stream, 3)
     if stream is None:
-        examples, make_trainer = _examples(rows["train"], "random", data, arguments.seed, cached_images), MPCLIPTrainer
+        examples = _examples(rows["train"], "random", data, arguments.seed, cached_images, absences)
+        make_trainer = MPCLIPTrainer
     else:
         examples, make_trainer = stream, StreamedTrainer
     return make_trainer(
@@ -223,6 +231,7 @@ def build_trainer(
         eval_collator=collator("eval") if "eval" in rows else None,
         train_groups=_groups(rows["train"], data.group_column) if stream is None else None,
         group_size=data.group_size,
+        without_weight=data.without_weight,
         named_rows=rows,
         hub_pusher=hub_pusher,
         write_card=write_card and partial(write_card, rows=middle_frames(shown, 3) if data.video_column else shown),
@@ -353,14 +362,21 @@ def _tell_unreadable(trainer: MPCLIPTrainer) -> None:
         )
 
 
-def _examples(rows: datasets.Dataset, captions: str, data: DataArguments, seed: int, cached_images: bool) -> ImageTextDataset:
+def _examples(
+    rows: datasets.Dataset,
+    captions: str,
+    data: DataArguments,
+    seed: int,
+    cached_images: bool,
+    absences: AbsenceTexts | None = None,
+) -> ImageTextDataset:
     """The examples of a split, with pictures or clips where these are not cached."""
     trains = captions == "random"
     joined = data.joined if trains else EACH_ALONE
     if data.video_column:
         return VideoTextDataset(rows, captions, seed, not cached_images, data.num_frames, data.frame_sampling, joined)
     crop = data.smallest_crop if trains else 1.0
-    return ImageTextDataset(rows, captions, seed, not cached_images, crop, data.bad_images, joined)
+    return ImageTextDataset(rows, captions, seed, not cached_images, crop, data.bad_images, joined, absences)
 
 
 def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:
@@ -389,6 +405,13 @@ def _refuse_illegal(options: RunOptions, cached_images: bool) -> None:
         raise ValueError(
             f"One process sees {options.training.n_gpu} GPUs, and torch would split every batch among them. Start one process "
             "per GPU with `accelerate launch train_hf.py ...`, or use one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
+    chunked = [name for name in ("forward_chunk", "forward_chunk_tokens") if getattr(options.training, name) is not None]
+    cannot = ["video_column"] if options.data.video_column else chunked
+    if options.data.without_weight and cannot:
+        raise ValueError(
+            f"without_weight={options.data.without_weight} does not work with {cannot[0]}: its texts are made for pictures, "
+            "and meet those of a whole batch. Leave one of them out."
         )
     if options.data.video_column and options.data.smallest_crop < 1:
         raise ValueError(

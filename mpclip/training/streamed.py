@@ -310,6 +310,7 @@ def refuse_unstreamable(options: RunOptions) -> None:
             options.model.projection_start == "closed_form",
             "it looks pictures up by their number. Solve on a data set that is no stream, and train on with --checkpoint",
         ),
+        "--without_weight": (data.without_weight, "what stands beside what would have to be known of all shards"),
         "--dataloader_drop_last false": (
             not training.dataloader_drop_last,
             "the last batch of each reader would have too few negatives, and processes would have batches of several sizes",

@@ -18,6 +18,7 @@ from modeling_mpclip.modeling_mpclip import MPCLIPModel
 from mpclip.data.image_text import ImageTextDataset
 from mpclip.encoding import ModelEncoder, encode_dataset
 
+from .absence_loss import absence_loss, of_pairs
 from .batch_size import batch_told, pairs_per_process, refuse_few_examples, refuse_no_negatives
 from .callbacks import BoundLogitScale, SetEpoch
 from .checkpoints import fault_of_weights
@@ -35,7 +36,7 @@ from .watch import Watch
 
 logger = logging.getLogger("train_hf")
 
-LOSS_PARTS = ("contrastive_loss", "diversity_loss", "negation_loss")
+LOSS_PARTS = ("contrastive_loss", "diversity_loss", "negation_loss", "absence_loss")
 
 
 class MPCLIPTrainer(Trainer):
@@ -63,6 +64,7 @@ class MPCLIPTrainer(Trainer):
         data_collator: an [`MPCLIPCollator`]. Default: one without cached states.
         eval_collator: the collator of the evaluation set, if its states are cached. Default: `data_collator`.
         train_groups: the group of each training row; `group_size` rows of a group share a batch (`GroupSampler`).
+        without_weight: weight of the loss of texts on what pictures do not show, if the collator adds such (`absence_loss.py`).
         named_rows: "train" and "eval" -> the table from which messages take file names, if the data sets lack that column.
         hub_pusher: pushes to the Hub instead of Trainer.
         write_card: called as `write_card(folder, repo_id=, model=, processor=)` instead of Trainer's own model card.
@@ -85,6 +87,7 @@ class MPCLIPTrainer(Trainer):
         eval_collator: MPCLIPCollator | None = None,
         train_groups: list | None = None,
         group_size: int = 2,
+        without_weight: float = 0.0,
         named_rows: dict[str, datasets.Dataset] | None = None,
         hub_pusher: HubPusher | None = None,
         write_card: Callable | None = None,
@@ -106,7 +109,7 @@ class MPCLIPTrainer(Trainer):
             self.late_states = LateStates(self.data_collator)
         self.write_card = write_card
         self.eval_collator = eval_collator or self.data_collator
-        self.train_groups, self.group_size = train_groups, group_size
+        self.train_groups, self.group_size, self.without_weight = train_groups, group_size, without_weight
         self.named_rows = named_rows or {}
         self.add_callback(BoundLogitScale())
         self.add_callback(SetEpoch())
@@ -184,13 +187,20 @@ class MPCLIPTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The total loss of the config, with the negatives of all processes (gathering.py). Its parts are kept for the log.
 
-        Pictures whose captions have the same token ids (`caption_id`) are no negatives of each other's captions.
+        Pictures whose captions have the same token ids (`caption_id`) are no negatives of each other's captions. Texts on what
+        is absent (`without_true`) meet the pictures of their own process alone.
         """
-        caption_ids = inputs.get("caption_id")
-        arguments = {name: value for name, value in inputs.items() if name != "caption_id"}
-        negated = bool(self.accelerator.unwrap_model(model).config.negation_weight)
-        outputs = model(**arguments, negated=negated)
-        loss = self.loss_of_embeddings(model, outputs, caption_ids)
+        caption_ids, true = inputs.get("caption_id"), inputs.get("without_true")
+        arguments = {name: value for name, value in inputs.items() if name not in ("caption_id", "without_true")}
+        base = self.accelerator.unwrap_model(model)
+        outputs = model(**arguments, negated=bool(base.config.negation_weight))
+        if true is None:
+            loss = self.loss_of_embeddings(model, outputs, caption_ids)
+        else:
+            pairs = true.shape[1]
+            absences = absence_loss(outputs["logits_per_text"][pairs:], true)
+            self._parts.setdefault("absence_loss", []).append(absences.detach())
+            loss = self.loss_of_embeddings(model, of_pairs(outputs, pairs), caption_ids) + self.without_weight * absences
         return (loss, outputs) if return_outputs else loss
 
     def loss_of_embeddings(self, model, embeds: Mapping[str, torch.Tensor], caption_ids: torch.Tensor | None) -> torch.Tensor:
