@@ -13,6 +13,9 @@ from benchmarks import ablation, retrieval_cells, seeds
 from benchmarks.results_tables import paper_table
 from benchmarks.retrieval_cells import says_absence
 from eval.intervals import t_interval
+from mpclip.data.image_text import load_image_text
+from mpclip.training.command_line import parse_options
+from mpclip.training.run import build_trainer
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +171,22 @@ def test_one_file_has_one_writer_and_one_name_one_system(command, tmp_path):
     (tmp_path / "other/mean_pooling.yaml").write_text("text_pooling: last_token\nnum_prompts: 1\n")
     with pytest.raises(SystemExit, match="same file name"):
         ablation.main([str(tmp_path / "other/mean_pooling.yaml"), *command])
+
+
+def test_a_cell_of_joined_captions_is_measured_by_them_too(folder, tmp_path):
+    metrics = retrieval_cells.train_cell(arguments(folder, tmp_path, "--captions_joined", "2"), ["validation"])["validation"]
+    joined = {name for name in metrics if name.startswith("joined_")}
+    assert joined == {"joined_mean_recall", "joined_t2i_R@1", "joined_i2t_R@1"}
+
+
+def test_exclusion_of_a_cell_on_scenes(folder, tmp_path):
+    """Of one "X without Y" the right pictures come first, and nothing else is embedded than what has stored states."""
+    shown = 6 * [["cat"]] + 3 * [["cat", "dog"]]
+    scenes = [{"objects": [{"name": name} for name in names], "background": "white"} for names in shown]
+    rows = load_image_text(folder / "data", "train").select([0] * 9).add_column("scene", scenes)
+    options = parse_options(arguments(folder, tmp_path, "--cache_states", "true", "--eval_split", "none"))
+    trainer = build_trainer(options)
+    embeds = retrieval_cells.embed(trainer, options, rows, retrieval_cells.looking_at(1).queries(rows)[2])
+    metrics = retrieval_cells.exclusion_metrics(trainer, embeds, rows)
+    assert metrics.keys() == {f"{way}_{name}" for way in ("plain", "words", "exclude") for name in ("pure", "R@1")}
+    assert all(0 <= value <= 100 for value in metrics.values())
