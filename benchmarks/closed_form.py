@@ -172,13 +172,15 @@ def interval(items: dict, pictures: int, against: dict | None = None) -> list[fl
     return bootstrap(retrieval_measures, items, pictures, against, samples=500)["mean_recall"]
 
 
-def with_intervals(found: dict[str, dict[str, dict]], pictures: int) -> dict[str, dict[str, dict]]:
-    """Text -> form -> its solution without items, with its interval and its differences to `BASELINES`."""
+def with_intervals(
+    found: dict[str, dict[str, dict]], pictures: int, baselines: tuple[str, ...] = BASELINES
+) -> dict[str, dict[str, dict]]:
+    """Text -> form -> its solution without items, with its interval and its differences to some texts."""
     told: dict[str, dict[str, dict]] = {}
     for text, forms in found.items():
         for form, one in forms.items():
             differences = {}
-            for name in BASELINES:
+            for name in baselines:
                 base = found[name]["together"]
                 differences[name] = {
                     "mean": one["metrics"]["mean_recall"] - base["metrics"]["mean_recall"],

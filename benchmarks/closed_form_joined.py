@@ -20,6 +20,7 @@ from mpclip.files import read_json, write_json
 from mpclip.hardware import add_precision, choose_precision
 
 LAYER = 30  # of SmolLM2-135M, its last
+COMPARED = tuple(name + words for words in ("", "+words") for name in ("mean_30", "prompt_30"))
 BATCH = 8  # texts that run at a time
 
 
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict:
         for name, parts in texts_read([LAYER], [LAYER]).items():
             forms = ("together", "segments") if name.startswith("prompts") else ("together",)
             found[name] = row(parts, forms, training, choose, report, axes)
-        solutions[str(joined)] = with_intervals(found, len(report.image))
+        solutions[str(joined)] = with_intervals(found, len(report.image), COMPARED)
         lengths[str(joined)] = round(read[2][1], 1)
         print(f"\n{joined} captions, {lengths[str(joined)]} tokens\n\n{as_table(solutions[str(joined)])}", flush=True)
         result = {

@@ -88,7 +88,7 @@ PLACES = {
     "weights": lambda results, name: tables.weights_table(results[name]["tasks"]),
     "expansions": lambda results, name: tables.expansion_table(results[name]["models"]),
     "solutions": lambda results, name: tables.solutions_table(results[name]["solutions"]),
-    "photos": lambda results, name: tables.photos_table(results[name]["solutions"]),
+    "photos": lambda results, name, *what: tables.photos_table(results[name]["solutions"], *what),
     "plot": _plot,
 }
 

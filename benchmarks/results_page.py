@@ -20,7 +20,7 @@ index.md becomes docs/results.md. Numbers, tables and plots are placeholders in 
     {weights RESULT}                                      table of segment weights
     {expansions RESULT}                                   table of expanded queries
     {solutions RESULT}                                    table of solutions in closed form, from the most photos
-    {photos RESULT}                                       their mean recall over the number of photos
+    {photos RESULT [WHAT]}                                their mean recall over the number of photos, or of WHAT
     {plot RESULT}                                         the plot beside the JSON file
     {answers PAGE ...}                                    in index.md: the answers of all pages
     {measurements}                                        in index.md: the list of JSON files

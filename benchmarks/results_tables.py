@@ -313,11 +313,11 @@ def solutions_table(rows: dict[str, dict]) -> str:
     )
 
 
-def photos_table(rows: dict[str, dict]) -> str:
-    """Mean recall of the solutions "together" over the number of photos, for the texts that all numbers have."""
+def photos_table(rows: dict[str, dict], what: str = "photos") -> str:
+    """Mean recall of the solutions "together" over a number, by default of photos, for the texts that all numbers have."""
     numbers = sorted(rows, key=int)
     texts = [text for text in rows[numbers[-1]] if all(text in rows[n] for n in numbers)]
     recalls = [[f"{rows[n][text]['together']['metrics']['mean_recall']:.1f}" for n in numbers] for text in texts]
     return markdown_table(
-        ["text", *(f"{n} photos" for n in numbers)], [[_told(t), *r] for t, r in zip(texts, recalls, strict=True)]
+        ["text", *(f"{n} {what}" for n in numbers)], [[_told(t), *r] for t, r in zip(texts, recalls, strict=True)]
     )
