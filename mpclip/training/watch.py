@@ -67,7 +67,7 @@ class Watch(TrainerCallback):
         lengths = inputs.get("text_tokens", inputs.get("attention_mask"))
         if lengths is None:
             return
-        self.pairs += len(lengths)
+        self.pairs += len(lengths) - len(inputs.get("without_true", ()))  # texts on what is absent are no pairs
         # A sum on the device: nothing waits for it.
         self.tokens = self.tokens.to(lengths.device) + lengths.sum() + len(lengths) * prompt_tokens
 
