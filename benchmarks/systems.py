@@ -20,20 +20,12 @@ from pathlib import Path
 import filelock
 
 from benchmarks.record import as_arguments, command_parser, provenance
-from benchmarks.results_tables import METRIC_NAMES, systems_table
+from benchmarks.results_tables import METRIC_NAMES, SOME_HAVE, systems_table
 from benchmarks.seeds import compare, plot, summarise, with_all_splits
 from mpclip.files import read_json, write_json
 
 # Options in which the cells of one system may differ: the seed, and those that do not change the weights.
 NOT_COMPARED = ("seed", "eval_split", "bad_images")
-SOME_HAVE = (
-    "negated_R@1",
-    "joined_mean_recall",
-    "words_pure",
-    "words_R@1",
-    "plain_R@1",
-    "exclude_R@1",
-)  # compared for the data that have it
 
 
 @dataclass(frozen=True)
