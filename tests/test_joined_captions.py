@@ -99,6 +99,13 @@ def test_a_run_on_other_texts_is_another_run(tmp_path):
     assert changed_options(before, now) == {"captions_joined": ("1", "1-5")}
 
 
+def test_retrieval_loads_one_text_per_picture(tmp_path):
+    write_folder(tmp_path, records(4))
+    rows, alone = (Retrieval(options(*words)).load(tmp_path, "train") for words in (["--captions_joined", "2"], []))
+    assert rows["captions"][:] == [[joined(captions, 2)] for captions in alone["captions"][:]]
+    assert rows[1]["image"].tobytes() == alone[1]["image"].tobytes() and rows[1]["image"].mode == "RGB"
+
+
 def test_retrieval_by_joined_captions():
     rows = with_joined_captions(rows_of(spelt()), 3)
     assert [len(row) for row in rows["captions"][:]] == [1] * COUNT and rows["image"][0].size == (6, 6)
