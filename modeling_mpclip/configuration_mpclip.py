@@ -167,6 +167,8 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
                 f"boundary_layer={self.boundary_layer} belongs to adaptive_tokens='boundary'; adaptive_tokens='input' learns "
                 "input embeddings, below all layers. Leave boundary_layer out, or set adaptive_tokens='boundary'."
             )
+        if self.text_attention == "bidirectional":
+            self._refuse_looking_both_ways_in_vain(layers)
         if self.num_pooling_queries < 1 or D % self.num_pooling_queries:
             raise ValueError(
                 f"pooling_queries={self.pooling_queries} does not divide projection_dim={D}: every pooling query gives the "
@@ -191,6 +193,22 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
                 )
         if self.image_pooling.startswith("attention") and self.pooling_width % self.pooling_heads:
             raise ValueError(f"pooling_width={self.pooling_width} is not a multiple of pooling_heads={self.pooling_heads}.")
+
+    def _refuse_looking_both_ways_in_vain(self, layers: int) -> None:
+        """Raise a ValueError if text_attention='bidirectional' has no layer in which it changes what is read.
+
+        A prompt, and the last token, read the text as it enters a layer. What the last layer makes of the other tokens is read
+        by the mean alone.
+        """
+        highest = layers - 1 if self.text_pooling == "mean" else layers - 2
+        if self.boundary_layer is None or self.boundary_layer > highest:
+            raise ValueError(
+                f"text_attention='bidirectional' with adaptive_tokens={self.adaptive_tokens!r} and boundary_layer="
+                f"{self.boundary_layer} changes no embedding: it begins at the boundary layer, and text_pooling="
+                f"{self.text_pooling!r} needs one of at most {highest}, as the text model has {layers} layers. Set "
+                "adaptive_tokens='boundary' and a lower boundary_layer (train more layers: trained_layers, lora_layers), or "
+                "leave text_attention out."
+            )
 
     def _refuse_partial_use_of_joint(self) -> None:
         """Raise a ValueError if joint_projection is combined with what needs a segment per prompt."""

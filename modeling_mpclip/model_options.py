@@ -112,6 +112,12 @@ class ModelOptions:
         "d, use only the first d layers of the LLM; the weights above are neither loaded nor saved (ours). "
         "Default: all layers.",
     )
+    text_attention: Literal["causal", "bidirectional"] = option(
+        "causal",
+        "Whether the text's tokens attend to earlier tokens alone, or from the boundary layer on to all of the text (ours). "
+        "The layers below stay causal, as they were pretrained, and their states can be cached all the same. Prompts need two "
+        "trained layers or more: they read the text as it enters a layer.",
+    )
     text_pooling: Literal["prompts", "mean", "last_token"] = option(
         "prompts",
         "How a text becomes a vector. 'prompts': the last token of each prompt. The baselines 'mean' and 'last_token' read the "

@@ -85,13 +85,14 @@ def tower_arguments(config: MPCLIPConfig) -> dict:
         config: of the model. Its prompts need not be compiled.
 
     Returns:
-        `adaptive_token_ids` and `boundary_layer` of `PromptedTextTower`.
+        `adaptive_token_ids`, `boundary_layer` and `text_attention` of `PromptedTextTower`.
     """
+    ids = config.adaptive_token_ids
     if config.text_pooling == "prompts" and config.prompt_tree is None and config.num_adaptive_tokens:
         # The prompts are not compiled yet. These ids give the number of embeddings; `compile_prompts` sets the true ids.
         ids = range(config.text_config.vocab_size, config.text_config.vocab_size + config.num_adaptive_tokens)
-        return {"adaptive_token_ids": tuple(ids), "boundary_layer": config.boundary_layer}
-    return {"adaptive_token_ids": tuple(config.adaptive_token_ids), "boundary_layer": config.boundary_layer}
+    own = {name: getattr(config, name) for name in ("boundary_layer", "text_attention")}
+    return {"adaptive_token_ids": tuple(ids), **own}
 
 
 def _load_tower(tower_class: type[PreTrainedModel], source: str, config, kwargs: dict | None, **own) -> PreTrainedModel:

@@ -2,7 +2,8 @@
 
 Columns of a row: N text tokens (padded left or right), then the T nodes of the tree, in the same columns for all texts. A
 prompt token attends to the text, to its ancestors and to itself. Its position continues from the last text token. One pass over
-text and tree therefore gives the result of K passes over "text + prompt k" (paper, section 1.2; the tree is ours).
+text and tree therefore gives the result of K passes over "text + prompt k" (paper, section 1.2; the tree is ours). In some
+layers the text's tokens may also attend to later ones of the text (`text_attention`, ours). They never attend to a prompt.
 
 The masks are not built by `transformers.masking_utils`, which measures a sliding window in columns. Here it must be measured in
 positions, which start again behind the text for every prompt.
@@ -70,20 +71,21 @@ class PromptLayout:
         self.attention_mask, self.tree = attention_mask, tree
         self.nodes = tree_tensors(tree, attention_mask.device)
         self.positions = prompt_position_ids(attention_mask, tree)
-        self._allowed: dict[int | None, torch.Tensor] = {}
+        self._allowed: dict[tuple[int | None, bool], torch.Tensor] = {}
         self._masks: dict = {}
 
-    def allowed(self, window: int | None) -> torch.Tensor:
+    def allowed(self, window: int | None, both_ways: bool = False) -> torch.Tensor:
         """(B, 1, N + T, N + T) bool, True where the row attends to the column, as `prompt_attention_mask` returns it."""
-        if window not in self._allowed:
-            self._allowed[window] = prompt_attention_mask(self.attention_mask, self.tree, window)
-        return self._allowed[window]
+        key = window, both_ways
+        if key not in self._allowed:
+            self._allowed[key] = prompt_attention_mask(self.attention_mask, self.tree, window, both_ways)
+        return self._allowed[key]
 
-    def mask(self, window: int | None, implementation: str, dtype: torch.dtype):
-        """The mask `allowed(window)` in the form that an attention implementation reads; see `mask_for_implementation`."""
-        key = window, implementation, dtype
+    def mask(self, window: int | None, implementation: str, dtype: torch.dtype, both_ways: bool = False):
+        """The mask `allowed(window, both_ways)` in the form that an attention implementation reads."""
+        key = window, implementation, dtype, both_ways
         if key not in self._masks:
-            self._masks[key] = mask_for_implementation(self.allowed(window), implementation, dtype)
+            self._masks[key] = mask_for_implementation(self.allowed(window, both_ways), implementation, dtype)
         return self._masks[key]
 
 
@@ -102,14 +104,16 @@ def prompt_position_ids(attention_mask: torch.Tensor, tree: PromptTree) -> torch
     return torch.cat([text, lengths + tree_tensors(tree, attention_mask.device).depths], dim=1)  # (B, N + T)
 
 
-def prompt_attention_mask(attention_mask: torch.Tensor, tree: PromptTree, window: int | None = None) -> torch.Tensor:
+def prompt_attention_mask(
+    attention_mask: torch.Tensor, tree: PromptTree, window: int | None = None, both_ways: bool = False
+) -> torch.Tensor:
     """Which columns each token attends to.
 
     Args:
         attention_mask: (B, N) as in `prompt_position_ids`.
         tree: T nodes; may be empty.
-        window: sliding window in positions: a token attends only to tokens fewer than `window` positions before it. None: no
-            window.
+        window: sliding window in positions: a token attends only to tokens fewer than `window` positions away. None: no window.
+        both_ways: tokens of the text also attend to later tokens of the text. A window then has its width on either side.
 
     Returns:
         (B, 1, N + T, N + T) bool, True where the row attends to the column. Every token attends to itself; padding attends to
@@ -118,15 +122,16 @@ def prompt_attention_mask(attention_mask: torch.Tensor, tree: PromptTree, window
     B, N = attention_mask.shape
     T, device = len(tree), attention_mask.device
     is_text = attention_mask.bool()  # (B, N)
-    causal = torch.ones(N, N, dtype=torch.bool, device=device).tril()
 
     mask = torch.zeros(B, N + T, N + T, dtype=torch.bool, device=device)
-    mask[:, :N, :N] = causal & is_text[:, None, :] & is_text[:, :, None]  # text: to text before it
+    mask[:, :N, :N] = is_text[:, None, :] & is_text[:, :, None]  # text: to text
+    if not both_ways:
+        mask[:, :N, :N] &= torch.ones(N, N, dtype=torch.bool, device=device).tril()  # and only to what stands before
     mask[:, N:, :N] = is_text[:, None, :]  # prompts: to the text
     mask[:, N:, N:] = tree_tensors(tree, device).lineage  # and to their ancestors, never to another prompt
     if window is not None:
         positions = prompt_position_ids(attention_mask, tree)  # (B, N + T)
-        mask &= positions[:, :, None] - positions[:, None, :] < window
+        mask &= (positions[:, :, None] - positions[:, None, :]).abs() < window
     mask |= torch.eye(N + T, dtype=torch.bool, device=device)  # padding: to itself, so that no softmax is over nothing
     return mask[:, None]  # (B, 1, N + T, N + T)
 

@@ -29,12 +29,24 @@ class BranchedTextTower(PromptedTextTower):
     """Mixin with the arguments and the interface of [`PromptedTextTower`], for a decoder of any kind.
 
     Raises:
-        ValueError: adaptive_tokens="boundary", which needs the layers one by one.
+        ValueError: adaptive_tokens="boundary", which needs the layers one by one; or text_attention="bidirectional".
     """
 
     path = "branches"
 
-    def __init__(self, config: PreTrainedConfig, adaptive_token_ids: tuple[int, ...] = (), boundary_layer: int | None = None):
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        adaptive_token_ids: tuple[int, ...] = (),
+        boundary_layer: int | None = None,
+        text_attention: str = "causal",
+    ):
+        if text_attention != "causal":
+            raise ValueError(
+                f"text_attention={text_attention!r} and a text model of type {config.model_type!r}: its tokens are mixed by "
+                "more than attention masks, and in one direction. Set text_attention='causal', or use a text model whose path "
+                "is 'tree' in docs/towers.md."
+            )
         if boundary_layer is not None and adaptive_token_ids:
             raise ValueError(
                 f"adaptive_tokens='boundary' and a text model of type {config.model_type!r}: its layers do not run one by one, "

@@ -2,7 +2,8 @@
 
 `PromptedTextTower` is a mixin for a transformers decoder such as `LlamaModel`; text_families.py has the classes. The forward
 pass has a lower part, an upper part and a last layer. The hidden states of a frozen lower part can be cached. The last layer
-runs at the readouts alone. Decoders that prompt-wise masks cannot express have the forward pass of text_branches.py.
+runs at the readouts alone. In the upper part the text may attend both ways; the lower part is causal, as it was pretrained.
+Decoders that prompt-wise masks cannot express have the forward pass of text_branches.py.
 """
 
 import inspect
@@ -32,6 +33,7 @@ class PromptedTextTower:
         adaptive_token_ids: consecutive ids of the M adaptive tokens.
         boundary_layer: index of the layer before which the vectors of adaptive_tokens="boundary" are added. None: the input
             embeddings of the adaptive tokens are learned instead.
+        text_attention: "causal", or "bidirectional": from the boundary layer on, the text's tokens also attend to later ones.
 
     Attributes:
         family: the row of the table of families (family_table.py) for this decoder.
@@ -48,6 +50,7 @@ class PromptedTextTower:
         config: PreTrainedConfig,
         adaptive_token_ids: tuple[int, ...] = (),
         boundary_layer: int | None = None,
+        text_attention: str = "causal",
     ):
         super().__init__(config)
         self.family = family_of(config.model_type)
@@ -61,6 +64,7 @@ class PromptedTextTower:
             self.set_attn_implementation("eager")
         self.adaptive_token_ids = list(adaptive_token_ids)
         self.boundary_layer = boundary_layer
+        self.text_attention = text_attention
         # The embeddings of the adaptive tokens are not part of the embedding matrix: they train while the matrix is frozen.
         # They are at the scale of the output of the matrix's module, which Gemma multiplies by a constant.
         M, H = len(self.adaptive_token_ids), config.hidden_size
@@ -143,7 +147,15 @@ class PromptedTextTower:
 
         Returns:
             (B, N + T, H) hidden states that enter layer `stop`.
+
+        Raises:
+            ValueError: `stop` is above the boundary layer, from which on the text attends both ways.
         """
+        if self.text_attention == "bidirectional" and stop > self.split_layer:
+            raise ValueError(
+                f"lower() got stop={stop}; with text_attention='bidirectional' the hidden states of the lower, causal part end "
+                f"at the boundary layer, {self.split_layer}."
+            )
         B = input_ids.shape[0]  # len() would fix the batch size of an exported graph
         prompts = self.embed(layout.nodes.token_ids).expand(B, -1, -1)  # (B, T, H)
         hidden = torch.cat([self.embed(input_ids), prompts], dim=1)  # (B, N + T, H)
@@ -193,7 +205,9 @@ class PromptedTextTower:
             kind = self._kind(i)
             output = self.layers[i](
                 hidden,
-                attention_mask=layout.mask(self._window(kind), self.config._attn_implementation, hidden.dtype),
+                attention_mask=layout.mask(
+                    self._window(kind), self.config._attn_implementation, hidden.dtype, self._both_ways(i)
+                ),
                 position_embeddings=rotary[kind],
                 position_ids=layout.positions,
                 use_cache=False,
@@ -211,8 +225,10 @@ class PromptedTextTower:
         Returns:
             (B, R, H), equal to the output of the full layer at those columns.
         """
-        kind = self._kind(len(self.layers) - 1)
-        allowed = gather_columns(layout.allowed(self._window(kind))[:, 0], readouts)[:, None]  # (B, 1, R, N + T)
+        last = len(self.layers) - 1
+        kind = self._kind(last)
+        allowed = layout.allowed(self._window(kind), self._both_ways(last))  # (B, 1, N + T, N + T)
+        allowed = gather_columns(allowed[:, 0], readouts)[:, None]  # (B, 1, R, N + T)
         mask = mask_for_implementation(allowed, self.config._attn_implementation, hidden.dtype)
         return run_at_columns(self.layers[-1], hidden, readouts, mask, self._rotary(kind, hidden, layout), layout.positions)
 
@@ -225,6 +241,10 @@ class PromptedTextTower:
 
     def _window(self, kind: str) -> int | None:
         return self.config.sliding_window if kind == "sliding_attention" else None
+
+    def _both_ways(self, i: int) -> bool:
+        """Whether the text's tokens attend to later ones in layer i."""
+        return self.text_attention == "bidirectional" and i >= self.split_layer
 
     def _rotary(self, kind: str, hidden: torch.Tensor, layout: PromptLayout) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin) of the rotary positions, (B, N + T, d) each. In Gemma 3 they differ between attention types."""

@@ -29,6 +29,12 @@ def test_defaults_follow_the_paper():
         ({"num_prompts": 1, "diversity_weight": 0.1}, "compares prompts and there is one"),
         ({"adaptive_tokens": "input", "boundary_layer": 2}, "belongs to adaptive_tokens='boundary'"),
         ({"adaptive_tokens": "boundary", "boundary_layer": 99}, "outside 0..3"),
+        ({"text_attention": "bidirectional", "adaptive_tokens": "input"}, "boundary_layer=None changes no embedding"),
+        ({"text_attention": "bidirectional"}, r"boundary_layer=2 changes no embedding.*'prompts' needs one of at most 1"),
+        (
+            {"text_attention": "bidirectional", "text_pooling": "mean", "num_prompts": 1, "boundary_layer": 3},
+            "'mean' needs one of at most 2",
+        ),
         ({"pooling_heads": 0}, "pooling_heads=0 is out of range"),
         ({"logit_scale_init_value": float("nan")}, "logit_scale_init_value=nan is out of range: expected a finite number"),
         ({"negation_margin": 1.5}, "expected at least -1 and at most 1"),

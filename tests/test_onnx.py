@@ -18,13 +18,13 @@ from mpclip.export.text import export_text
 onnxruntime = pytest.importorskip("onnxruntime", reason="the graphs are run by it: pip install onnx onnxscript onnxruntime")
 pytest.importorskip("onnxscript", reason="torch exports by it: pip install onnx onnxscript onnxruntime")
 
-# Everything that a graph may hold: soft caps (Gemma 2); windows, two rotary bases, norms of queries and keys (Gemma 3); biases
-# (Qwen2); scaled embeddings (Gemma); and every way to read a text.
+# Everything that a graph may hold: soft caps (Gemma 2); windows, two rotary bases, norms of queries and keys, texts that are
+# read both ways (Gemma 3); biases (Qwen2); scaled embeddings (Gemma); and every way to read a text.
 MODELS = {
     "llama": dict(loss="sigmoid", negated_templates=[]),
     "gemma": dict(text_pooling="last_token", num_prompts=1, layers=1),
     "gemma2": dict(),
-    "gemma3": dict(adaptive_tokens="boundary", boundary_layer=1),
+    "gemma3": dict(adaptive_tokens="boundary", boundary_layer=0, text_attention="bidirectional"),
     "qwen2": dict(text_pooling="mean", num_prompts=1, layers=1),
 }
 

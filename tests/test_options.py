@@ -34,6 +34,7 @@ OTHER = {
     "adaptive_tokens": ("input", {}),
     "boundary_layer": (1, {}),
     "text_layers": (2, {}),
+    "text_attention": ("bidirectional", {"boundary_layer": 1}),
     "text_pooling": ("mean", {"num_prompts": 1}),
     "image_pooling": ("attention", {}),
     "image_tokens": ("patches", {}),
