@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> dict:
         solutions[str(joined)] = with_intervals(found, len(report.image), COMPARED)
         lengths[str(joined)] = round(read[2][1], 1)
         print(f"\n{joined} captions, {lengths[str(joined)]} tokens\n\n{as_table(solutions[str(joined)])}", flush=True)
+        told, before = provenance("benchmarks.closed_form_joined", argv), result.get("commands", [])
         result = {
             "about": "Ridge regressions from frozen states of texts of several captions to frozen pictures.",
             "data": options.data,
@@ -104,7 +105,8 @@ def main(argv: list[str] | None = None) -> dict:
             "dtype": precision,
             "tokens": dict(sorted(lengths.items())),
             "solutions": dict(sorted(solutions.items())),
-        } | provenance("benchmarks.closed_form_joined", argv)
+            "commands": list(dict.fromkeys([*before, told["command"]])),
+        } | told
         write_json(options.json, result)
     return result
 
