@@ -126,6 +126,8 @@ def trained_in_words(config: dict, arguments: dict) -> list[str]:
     rest = "the projections and the logit scale"
     if config["image_pooling"].startswith("attention"):
         rest = "the attention pooling, " + rest
+    if config["text_pooling"] == "attention":
+        rest = "the attention pooling of the text, " + rest
     if config["text_pooling"] == "prompts":
         where = "at the input" if config["adaptive_tokens"] == "input" else f"added at layer {config['boundary_layer']}"
         rest += f", and the adaptive tokens ({where})"

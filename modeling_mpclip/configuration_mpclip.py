@@ -191,16 +191,17 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
                     "mean over them, in which their order is lost. Set frame_position='none', or use the attention pooling "
                     "with clip_pooling='tokens'."
                 )
-        if self.image_pooling.startswith("attention") and self.pooling_width % self.pooling_heads:
+        attends = self.image_pooling.startswith("attention") or self.text_pooling == "attention"
+        if attends and self.pooling_width % self.pooling_heads:
             raise ValueError(f"pooling_width={self.pooling_width} is not a multiple of pooling_heads={self.pooling_heads}.")
 
     def _refuse_looking_both_ways_in_vain(self, layers: int) -> None:
         """Raise a ValueError if text_attention='bidirectional' has no layer in which it changes what is read.
 
         A prompt, and the last token, read the text as it enters a layer. What the last layer makes of the other tokens is read
-        by the mean alone.
+        by the poolings over all tokens alone.
         """
-        highest = layers - 1 if self.text_pooling == "mean" else layers - 2
+        highest = layers - 1 if self.text_pooling in ("mean", "attention") else layers - 2
         if self.boundary_layer is None or self.boundary_layer > highest:
             raise ValueError(
                 f"text_attention='bidirectional' with adaptive_tokens={self.adaptive_tokens!r} and boundary_layer="
@@ -302,8 +303,14 @@ class MPCLIPConfig(transformers.PreTrainedConfig):
     @property
     def text_width(self) -> int:
         """Channels that a segment of a text is made of: of one prompt or of all (joint_projection), and of the words."""
-        vectors = (self.num_prompts if self.joint_projection else 1) + self.words
-        return vectors * self.text_config.hidden_size
+        H = self.text_config.hidden_size
+        states = (self.num_prompts if self.joint_projection else 1) * H
+        return (self.pooling_width if self.text_pooling == "attention" else states) + self.words * H
+
+    @property
+    def num_text_vectors(self) -> int:
+        """How many vectors of a text are projected, each by a matrix of its own: one per prompt, or per pooling query."""
+        return self.num_pooling_queries if self.text_pooling == "attention" else self.num_prompts
 
     @property
     def all_templates(self) -> list[str]:

@@ -118,10 +118,11 @@ class ModelOptions:
         "The layers below stay causal, as they were pretrained, and their states can be cached all the same. Prompts need two "
         "trained layers or more: they read the text as it enters a layer.",
     )
-    text_pooling: Literal["prompts", "mean", "last_token"] = option(
+    text_pooling: Literal["prompts", "mean", "last_token", "attention"] = option(
         "prompts",
-        "How a text becomes a vector. 'prompts': the last token of each prompt. The baselines 'mean' and 'last_token' read the "
-        "text itself and need num_prompts=1.",
+        "How a text becomes a vector. 'prompts': the last token of each prompt. The baselines 'mean', 'last_token' and "
+        "'attention' (ours: learned pooling queries over the text, as many as the image has) read the text itself and need "
+        "num_prompts=1.",
     )
     image_pooling: Literal["attention_per_prompt", "attention", "mean", "cls"] = option(
         "attention_per_prompt",
@@ -135,7 +136,8 @@ class ModelOptions:
     )
     pooling_queries: Count | None = option(
         None,
-        "Number of pooling queries; each gives D / Q dimensions. Default: K for 'attention_per_prompt', 1 for 'attention'.",
+        "Number of pooling queries; each gives D / Q dimensions. With text_pooling='attention' the text has as many. "
+        "Default: K for 'attention_per_prompt', 1 for 'attention'.",
     )
     pooling_width: Width = option(512, "Channels inside the attention pooling.")
     pooling_heads: Count = option(8, "Heads of the attention pooling; a divisor of pooling_width.")

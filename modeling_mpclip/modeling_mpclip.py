@@ -63,8 +63,9 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
         if text_model is None:
             text_model = text_tower_class(type(config.text_config))(config.text_config, **tower_arguments(config))
         self.text_model = text_model
+        self.text_pooling = self._new_text_pooling()
         self.text_projection = SegmentProjection(
-            config.num_prompts,
+            config.num_text_vectors,
             config.text_width,
             config.projection_dim,
             config.shared_projection,

@@ -1,9 +1,14 @@
-"""The text side of the model: token ids or cached hidden states -> prompt embeddings."""
+"""The text side of the model: token ids or cached hidden states -> prompt embeddings.
+
+The baseline text_pooling="attention" has no prompts. Q learned pooling queries attend to the states of the text, as those of
+the image attend to its tokens; each gives D / Q dimensions of the embedding.
+"""
 
 import torch
 import torch.nn.functional as F
 from transformers.utils import can_return_tuple
 
+from .image_tower import AttentionPooling
 from .outputs_mpclip import MPCLIPTextOutput
 from .prompt_attention import PromptLayout, tree_tensors
 from .prompt_tree import PromptTree
@@ -12,9 +17,17 @@ from .tower_inputs import asked, masked_mean, refuse_foreign_ids, refuse_no_text
 
 
 class TextSide:
-    """Part of [`MPCLIPModel`]; uses its `config`, `text_model` and `text_projection`."""
+    """Part of [`MPCLIPModel`]; uses its `config`, `text_model`, `text_pooling` and `text_projection`."""
 
     _has_looked_for_padding = False
+
+    def _new_text_pooling(self) -> AttentionPooling | None:
+        """The pooling of text_pooling="attention"; None for the other poolings."""
+        config = self.config
+        if config.text_pooling != "attention":
+            return None
+        H = config.text_config.hidden_size
+        return AttentionPooling(config.num_text_vectors, H, config.pooling_width, config.pooling_heads)
 
     def prompt_tree(self, negated: bool = False, num_prompts: int | None = None) -> PromptTree:
         """The compiled prompts; an empty tree for the text poolings without prompts.
@@ -120,8 +133,12 @@ class TextSide:
         vectors = output.last_hidden_state  # (B, R, H)
         if self.config.text_pooling == "mean":
             vectors = masked_mean(vectors, attention_mask)[:, None]  # (B, 1, H)
+        if self.text_pooling is not None:
+            vectors, _ = self.text_pooling(vectors, attention_mask.bool())  # (B, Q, W)
+            vectors = vectors * attention_mask.bool().any(dim=1)[:, None, None]  # a text without tokens has 0, as by the mean
+        read = m if self.text_pooling is None else vectors.shape[1]  # vectors that are not negated
         words = self._words(input_ids, attention_mask) if self.config.words else None
-        prompt_embeds = self._segments(vectors[:, :m], words)  # (B, m, D/K)
+        prompt_embeds = self._segments(vectors[:, :read], words)  # (B, m, D/K)
         if aspect_weights is not None:
             weights = checked_weights(aspect_weights, self.config.num_prompts)
             prompt_embeds = assembled(prompt_embeds, weights).unflatten(1, (m, -1))
@@ -131,7 +148,7 @@ class TextSide:
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             prompt_embeds=prompt_embeds,
-            negated_prompt_embeds=self._segments(vectors[:, m:], words) if negated else None,
+            negated_prompt_embeds=self._segments(vectors[:, read:], words) if negated else None,
         )
 
     def _refuse_other_inputs(self, input_ids: torch.Tensor | None, text_hidden_states: torch.Tensor | None) -> None:
@@ -146,21 +163,25 @@ class TextSide:
     def _words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(B, N) ids -> (B, H), the mean of their input embeddings, scaled to a mean square of 1 (ours)."""
         mean = masked_mean(self.text_model.embed(input_ids).float(), attention_mask)  # (B, H)
-        return F.rms_norm(mean, mean.shape[-1:], eps=1e-12)
+        return F.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5  # onnxruntime's rms_norm of an empty text is NaN
 
     def _segments(self, vectors: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
-        """Project what is read of the prompts, (B, m, H), and the words, (B, H), to segments (B, m, D / K)."""
+        """Project what is read of the prompts, (B, m, H), and the words, (B, H), to segments (B, m, D / K).
+
+        The Q vectors of an attention pooling, (B, Q, W), become one segment (B, 1, D).
+        """
         m = vectors.shape[1]
         if self.config.joint_projection:
             vectors = vectors.flatten(1)[:, None].expand(-1, m, -1)  # (B, K, K*H)
         if words is not None:
             vectors = torch.cat([vectors, words.to(vectors)[:, None].expand(-1, m, -1)], dim=-1)  # (B, m, C)
-        return self.text_projection(vectors)
+        segments = self.text_projection(vectors)  # (B, m, D / K) or (B, Q, D / Q)
+        return segments if self.text_pooling is None else segments.flatten(1)[:, None]
 
     def _readouts(self, attention_mask: torch.Tensor, tree: PromptTree) -> torch.Tensor | None:
         """(B, R) columns whose last hidden state is read; None to read all columns."""
         B, N = attention_mask.shape
-        if self.config.text_pooling == "mean":
+        if self.config.text_pooling in ("mean", "attention"):
             return None
         if self.config.text_pooling == "last_token":
             columns = torch.arange(N, device=attention_mask.device)

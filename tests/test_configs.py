@@ -48,7 +48,7 @@ def test_full_size_models_are_built_on_meta(setting, system, tmp_path, monkeypat
     with torch.device("meta"):
         built = MPCLIPModel(config)
     assert built.config.num_prompts == (6 if system.stem.startswith("multi") else 1)
-    assert built.text_projection.weight.shape[-1] * built.config.num_prompts == 768
+    assert built.text_projection.weight.shape[-1] * built.config.num_text_vectors == 768
 
 
 @pytest.mark.parametrize("setting, system", CELLS, ids=IDS)

@@ -18,7 +18,7 @@ def test_defaults_follow_the_paper():
     [
         ({"projection_dim": 100}, "Use projection_dim=102"),
         ({"num_prompts": 0}, "num_prompts=0 is out of range: expected at least 1"),
-        ({"text_pooling": "max"}, "use one of 'prompts', 'mean', 'last_token'"),
+        ({"text_pooling": "max"}, "use one of 'prompts', 'mean', 'last_token', 'attention'"),
         ({"text_pooling": "mean"}, "set num_prompts=1"),
         ({"image_pooling": "sum"}, "image_pooling='sum' is unknown"),
         ({"loss": "hinge"}, "'softmax', 'sigmoid'"),

@@ -26,6 +26,7 @@ MODELS = {
     "gemma2": dict(),
     "gemma3": dict(adaptive_tokens="boundary", boundary_layer=0, text_attention="bidirectional"),
     "qwen2": dict(text_pooling="mean", num_prompts=1, layers=1),
+    "mistral": dict(text_pooling="attention", num_prompts=1, pooling_queries=3, words=True, layers=1),
 }
 
 
@@ -58,7 +59,7 @@ def test_embeddings_are_those_of_torch(exported, side):
             mask = mask if side == "right" else mask.flip(1)
             (ours,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
             torch.testing.assert_close(torch.from_numpy(ours), model(ids, mask).text_embeds, atol=1e-4, rtol=0)
-            read = mask.numpy().any(axis=1) | (model.config.text_pooling == "prompts")  # a mean over no token is zero
+            read = mask.numpy().any(axis=1) | (model.config.text_pooling == "prompts")  # a pooling of no token is zero
             assert np.allclose(np.linalg.norm(ours, axis=1)[read], 1, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ The weights can also be quantised while a checkpoint is loaded, without a second
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    int8 = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["vision_model", "image_pooling"])
+    int8 = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["vision_model", "image_pooling", "text_pooling"])
     model = AutoModel.from_pretrained("runs/demo/multi_prompt", trust_remote_code=True, quantization_config=int8)
 
 `python -m eval retrieval --quantize int8` measures the loss in recall. Quantise last, after training, after merging an adapter
@@ -29,7 +29,7 @@ from modeling_mpclip.source_names import refuse_missing_folder
 from .text import keep_prompts
 
 # The modules with all linear layers that do not belong to the LLM.
-LEFT_ALONE = ["vision_model", "image_pooling"]
+LEFT_ALONE = ["vision_model", "image_pooling", "text_pooling"]
 
 
 def int8_config() -> TorchAoConfig:

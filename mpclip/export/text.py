@@ -44,7 +44,8 @@ def export_text(checkpoint: str, out: str | Path) -> None:
         )
     config = MPCLIPConfig.from_dict({**whole.config.to_dict(), "text_only": True, "vision_config": None})
     model = MPCLIPModel(config, text_model=whole.text_model)
-    model.text_projection, model.logit_scale = whole.text_projection, whole.logit_scale
+    for name in ("text_pooling", "text_projection", "logit_scale"):
+        setattr(model, name, getattr(whole, name))
 
     tokenizer = read_as_text(AutoTokenizer.from_pretrained(checkpoint))
     tokenizer.init_kwargs.pop("auto_map", None)  # it names MPCLIPProcessor, which needs an image processor

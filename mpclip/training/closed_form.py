@@ -46,8 +46,14 @@ def refuse_closed_form(config) -> None:
     """Refuse a model that cannot hold a solution in closed form.
 
     Raises:
-        ValueError: the image pooling is no attention pooling, or all prompts share one matrix.
+        ValueError: the image pooling is no attention pooling, the text pooling is one, or all prompts share one matrix.
     """
+    if config.text_pooling == "attention":
+        raise ValueError(
+            "projection_start='closed_form' solves the projections from states of the frozen towers, and "
+            "text_pooling='attention' puts pooling queries that are still to be learned between the two. Use another "
+            "text_pooling, or leave projection_start out."
+        )
     if not config.image_pooling.startswith("attention"):
         raise ValueError(
             "projection_start='closed_form' writes the principal axes of the pictures into the attention pooling, which "

@@ -74,7 +74,7 @@ def prepare_tuning(model, arguments: ModelArguments) -> nn.Module:
 
     from peft import LoraConfig, get_peft_model
 
-    trained = ["image_pooling", "image_projection", "text_projection", "logit_scale"]
+    trained = ["image_pooling", "image_projection", "text_pooling", "text_projection", "logit_scale"]
     trained += ["adaptive_embedding" if learned_at_input else "boundary_embedding"]
     trained += ["vision_model"] if arguments.vision_tuning == "full" else []
     first = boundary_layer(len(text.layers), arguments)
