@@ -172,7 +172,7 @@ def test_exclusion_subtracts_what_is_excluded(model):
         model.encode("a street", exclude=[IMAGES[0]])
 
 
-@pytest.mark.parametrize("text_pooling", ["mean", "last_token"])
+@pytest.mark.parametrize("text_pooling", ["mean", "last_token", "attention"])
 def test_poolings_without_prompts(tmp_path, text_pooling):
     folder = save_checkpoint(tmp_path / "checkpoint", text_pooling=text_pooling, num_prompts=1)
     embeds = load(folder).encode(TEXTS, convert_to_tensor=True)

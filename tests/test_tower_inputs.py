@@ -83,7 +83,7 @@ def test_no_texts_for_the_processor():
         make_processor(make_tokenizer())(text=[])
 
 
-@pytest.mark.parametrize("pooling", ["prompts", "mean", "last_token"])
+@pytest.mark.parametrize("pooling", ["prompts", "mean", "last_token", "attention"])
 def test_an_empty_text_alone_is_what_it_is_beside_others(pooling):
     model = make_model(text_pooling=pooling, **({} if pooling == "prompts" else {"num_prompts": 1}))
     processor = make_processor(make_tokenizer())

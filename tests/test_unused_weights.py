@@ -54,6 +54,7 @@ def test_text_families(text, tuning):
         {"image_pooling": "cls"},
         {"text_pooling": "mean", "num_prompts": 1},
         {"text_pooling": "last_token", "num_prompts": 1, "pooling_queries": 2},
+        {"text_pooling": "attention", "num_prompts": 1, "pooling_queries": 2},
         {"num_prompts": 1, "templates": ["It means:"]},  # no adaptive token
         {"elastic_prompts": True, "diversity_weight": 0.1},
     ],
