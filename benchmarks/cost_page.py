@@ -38,8 +38,17 @@ def section(name: str, tables: dict = TABLES | MANY_TABLES) -> str:
     result = read_json(PAGE.parent / "cost" / f"{name}.json")
     if not result:
         return f"Not measured yet: `python -m benchmarks.{name} --json docs/cost/{name}.json`"
-    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    return f"{tables[name](result)}\n\n<sub>`{result['command']}`, {result['date'][:10]}, {machine}</sub>"
+    return f"{tables[name](result)}\n\n<sub>{how_measured(result)}</sub>"
+
+
+def how_measured(result: dict) -> str:
+    """Command, date and machine of a result; of each of them, where its parts were measured at several times (`records`)."""
+    records = {record["command"]: record for record in result.get("records", {"all": result}).values()}
+    told = []
+    for command, record in records.items():
+        machine = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+        told.append(f"`{command}`, {record['date'][:10]}, {machine}")
+    return "<br>".join(told)
 
 
 def filled(page: str, tables: dict = TABLES) -> str:

@@ -7,6 +7,8 @@ throughput   pairs per second by batch, workers and precision, and processor mil
 profile      the same step by torch.profiler: the share of each part of the model, and the slowest operations
 compile      a step of a model by torch.compile against one of the plain model, in turns; their losses; the time to compile
 
+Each part has a record of its own: a command that measures some parts replaces those in the JSON and keeps the others.
+
 The towers are the packaged ones, with six prompts, and the LLM's last layer is trained, as in configs/flickr8k_smollm2.yaml.
 The states are made up and stored in bfloat16. The wall clock counts what else the machine does; processor time hardly does.
 """
@@ -22,7 +24,7 @@ from benchmarks.memory import fill_stores, states_in, step_model
 from benchmarks.record import command_parser, provenance
 from eval.tables import markdown_table
 from mpclip.command import start
-from mpclip.files import write_json
+from mpclip.files import read_json, write_json
 
 PARTS = ("throughput", "profile", "compile")
 # What a profile tells -> the module that it is the forward pass of, by the name of its attribute.
@@ -217,6 +219,17 @@ def tables(result: dict) -> str:
     return "\n\n".join(blocks)
 
 
+def merged(before: dict, now: dict) -> dict:
+    """A result with the parts that were measured now in place of those of before, each with its own record.
+
+    Args:
+        before: the content of the JSON; empty if there was none.
+        now: parts by name, and `records`: part -> its `command`, `date` and `machine`.
+    """
+    records = before.get("records", {}) | now["records"]
+    return {part: (now if part in now else before)[part] for part in PARTS if part in records} | {"records": records}
+
+
 def main(argv: list[str] | None = None) -> dict:
     """The command; returns what it measured."""
     argv = sys.argv[1:] if argv is None else argv
@@ -244,10 +257,12 @@ def main(argv: list[str] | None = None) -> dict:
             result["profile"] = profile(Step(folder, options.batches[-1], options.precisions[0]))
         if "compile" in options.parts:
             result["compile"] = compiled_or_not(folder, options.batches[0], options.precisions[0], options.steps)
-    result |= provenance("benchmarks.steps", argv)
-    print(tables(result))
+    record = provenance("benchmarks.steps", argv)
+    result |= {"records": dict.fromkeys(result, record)}
     if options.json:
+        result = merged(read_json(options.json), result)
         write_json(options.json, result)
+    print(tables(result))
     return result
 
 

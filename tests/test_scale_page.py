@@ -93,6 +93,19 @@ def test_tables_of_steps_and_of_memory():
     assert "1.10 times that at 256" in memory.summary({"cells": [cell], "ratio": 1.1})
 
 
+def test_parts_of_steps_are_replaced_alone():
+    """Each keeps its record, and the page tells all of them."""
+    machine = {"cpu": "A"}
+    old = {"command": "old", "date": "2026-01-01T00:00:00", "machine": machine}
+    new = {"command": "new", "date": "2026-02-02T00:00:00", "machine": machine}
+    before = {"throughput": [1], "profile": {"a": 1}, "records": {"throughput": old, "profile": old}}
+    found = steps.merged(before, {"profile": {"a": 2}, "compile": {"b": 3}, "records": {"profile": new, "compile": new}})
+    assert {part: found[part] for part in steps.PARTS} == {"throughput": [1], "profile": {"a": 2}, "compile": {"b": 3}}
+    assert found["records"] == {"throughput": old, "profile": new, "compile": new}
+    assert cost_page.how_measured(found) == "`old`, 2026-01-01, cpu A<br>`new`, 2026-02-02, cpu A"
+    assert steps.merged({}, before) == before
+
+
 def test_a_step_of_the_benchmark_runs(tmp_path, monkeypatch):
     """On a tiny model and tiny stores: throughput, and a profile that names all parts."""
     from conftest import make_model
