@@ -1,7 +1,9 @@
 """Training on a stream: by one process and by two, and resumed within an epoch and at the end of one."""
 
 import json
+import math
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from mpclip.data.shard_writing import write_shards
 from mpclip.files import read_json
 from mpclip.training import build_trainer, parse_options
 from mpclip.training.checkpoints import checkpoints_in
+from mpclip.training.collator import MPCLIPCollator
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -185,3 +188,19 @@ def test_pictures_are_not_read_before_they_are_needed(folder, tmp_path, caplog, 
         train_hf.main([*argv, "--bad_images", "fail", "--output_dir", str(tmp_path / "fails")])
     with pytest.warns(match=r"1 of 8 rows with an image that cannot be decoded: 3\.png"):
         assert len(build_trainer(parse_options([*argv, "--check_images", "true"])).train_dataset) == 7
+
+
+@pytest.mark.parametrize("extra", [("--dataloader_num_workers", "2"), ("--gradient_accumulation_steps", "3")])
+def test_a_loss_that_is_not_finite_names_the_sample_of_a_stream(folder, shards, tmp_path, monkeypatch, extra):
+    """The sample whose picture is NaN, though batches of later steps were read before."""
+    collate = MPCLIPCollator.__call__
+
+    def poisoned(self, examples):
+        batch = collate(self, examples)
+        batch["pixel_values"][[example["captions"][0] in ("7 alone", "the number 7") for example in examples]] = math.nan
+        return batch
+
+    monkeypatch.setattr(MPCLIPCollator, "__call__", poisoned)
+    with pytest.raises(SystemExit, match=r"the loss is nan\. Not finite are the embeddings of 1 of its 4 examples: ") as ended:
+        train_hf.main(streamed(folder, shards, tmp_path / "out", *extra))
+    assert re.search(r'examples: [^ ]+ \("(7 alone|the number 7)"\)\. ', ended.value.code)

@@ -97,7 +97,7 @@ class FiniteSteps(TrainerCallback):
         if not rows:
             return ""
         which = "Its batch" if len(rows) == count else f"Not finite are the embeddings of {len(rows)} of its {count} examples"
-        return f"{which}: {examples_named(self.trainer.train_dataset, rows, self.trainer.named_rows.get('train'))}. "
+        return f"{which}: {self.trainer.examples_told(rows)}. "
 
 
 def gradient_norm(model: torch.nn.Module) -> torch.Tensor:
@@ -171,8 +171,18 @@ def examples_named(dataset, rows: list[int], table: datasets.Dataset | None = No
     parts = [names.get(row) or f"row {row}" for row in shown]
     for i, row in enumerate(shown):
         if row in captions:
-            parts[i] += f' ("{printable(captions[row][:LONGEST])}{"..." if len(captions[row]) > LONGEST else ""}")'
-    return ", ".join(parts) + (f" and {len(rows) - len(shown)} more" if len(rows) > len(shown) else "")
+            parts[i] = with_caption(parts[i], captions[row])
+    return listed(parts, len(rows))
+
+
+def with_caption(name: str, caption: str) -> str:
+    """An example as a part of a message: its name and the beginning of its caption."""
+    return f'{printable(name)} ("{printable(caption[:LONGEST])}{"..." if len(caption) > LONGEST else ""}")'
+
+
+def listed(parts: list[str], count: int) -> str:
+    """The first `NAMED` of `count` examples, and how many more there are."""
+    return ", ".join(parts[:NAMED]) + (f" and {count - NAMED} more" if count > NAMED else "")
 
 
 def _file_names(table: datasets.Dataset, rows: list[int]) -> dict[int, str]:

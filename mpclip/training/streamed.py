@@ -30,11 +30,14 @@ from .arguments import RunOptions
 from .batch_size import refuse_no_negatives
 from .checkpoints import NUMBERED
 from .collator import WithIds
+from .finite import listed, with_caption
 from .resume import OtherRun
 from .stream_states import StreamedStates, cache_stream_states
 from .trainer import MPCLIPTrainer
 
 logger = logging.getLogger("train_hf")
+
+PREFETCHED = 2  # batches that Trainer and accelerate may take before the step that they belong to
 
 
 class StreamedTrainer(MPCLIPTrainer):
@@ -70,6 +73,10 @@ class StreamedTrainer(MPCLIPTrainer):
         self.stream = Stream(self.train_dataset, WithIds(self.data_collator), self.args, self._start)
         return DataLoader(self.stream, batch_size=None, collate_fn=_unchanged)
 
+    def examples_told(self, rows: list[int]) -> str:
+        """Examples of the latest step, as a part of a message: names in their shards, and captions."""
+        return listed([with_caption(*self.stream.latest[row]) for row in rows], len(rows))
+
     def num_examples(self, dataloader: DataLoader) -> int:
         """Samples of an epoch."""
         return len(self.train_dataset)
@@ -97,6 +104,7 @@ class Stream(torch.utils.data.IterableDataset):
         self.batches, self.in_epoch, self.positions = start["batches"], start["in_epoch"], list(start["positions"])
         self.skips = not arguments.ignore_data_skip
         self.left_out: Counter[str] = Counter()
+        self.latest: dict[int, tuple[str, str]] = {}  # number -> name and caption, of the samples that a message may name
         self._named: set[tuple[str, str]] = set()
         self._running: Iterator | None = None
 
@@ -119,7 +127,17 @@ class Stream(torch.utils.data.IterableDataset):
             self.positions[item["lane"]] = item["position"]
             self.batches, self.in_epoch = self.batches + 1, self.in_epoch + 1
             self._tell(item["faults"])
-            yield item["batch"]
+            yield item["batch"] | {"row": self._numbered(item["named"])}
+
+    def _numbered(self, named: list[tuple[str, str]]) -> torch.Tensor:
+        """(B,) numbers by which `latest` knows the samples of a batch; those of steps that are over are forgotten."""
+        first = self.batches * len(named)
+        numbers = range(first, first + len(named))
+        self.latest |= zip(numbers, named, strict=True)
+        ahead = self.arguments.gradient_accumulation_steps + PREFETCHED
+        for number in list(self.latest)[: -ahead * len(named)]:
+            del self.latest[number]
+        return torch.tensor(numbers)
 
     def position(self) -> dict[str, Any]:
         """Where the stream is behind the last batch that was given, as JSON values."""
@@ -184,7 +202,8 @@ class _Collate:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         examples = item.pop("examples")
-        return item | {"batch": self.collator(examples)}
+        named = [(example["name"], example["captions"][0]) for example in examples]
+        return item | {"batch": self.collator(examples), "named": named}
 
 
 def _unchanged(batch):

@@ -23,7 +23,7 @@ from .batch_size import batch_told, pairs_per_process, refuse_few_examples, refu
 from .callbacks import BoundLogitScale, SetEpoch
 from .checkpoints import fault_of_weights
 from .collator import MPCLIPCollator, WithIds
-from .finite import Batch, FiniteSteps, refuse_embeddings, refuse_weights
+from .finite import Batch, FiniteSteps, examples_named, refuse_embeddings, refuse_weights
 from .gathering import of_first_process, others_gathered, others_in_ring, refuse_uneven
 from .gradient_cache import in_chunks, refuse_chunks, step_in_chunks
 from .hub_push import HubPusher
@@ -178,6 +178,10 @@ class MPCLIPTrainer(Trainer):
             loss = super().training_step(model, inputs, *args, **kwargs)
         self.finite_steps.batches.append(Batch(loss, rows, self._embeds))
         return loss
+
+    def examples_told(self, rows: list[int]) -> str:
+        """Training examples as a part of a message, by the `row` numbers of their batches."""
+        return examples_named(self.train_dataset, rows, self.named_rows.get("train"))
 
     def get_batch_samples(self, *args, **kwargs):
         """As Trainer's; the time that it takes is the time in which the model waits for data."""
