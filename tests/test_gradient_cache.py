@@ -202,6 +202,36 @@ def test_the_loss_in_tiles_is_the_plain_loss(loss, others, dtype, monkeypatch):
             torch.testing.assert_close(ours, theirs, **close)
 
 
+@pytest.mark.parametrize("autocast, dtype", [(True, torch.float32), (False, torch.bfloat16), (True, torch.bfloat16)])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_tiles_in_bfloat16_are_as_near_to_float32_as_the_plain_loss(loss, autocast, dtype, monkeypatch):
+    """64 tiles: gradients that were summed in bfloat16 would be three times as far off with the sigmoid loss."""
+    monkeypatch.setattr(tiled_loss, "LEAST_ROWS", 1)
+    config = make_model(layers=1, loss=loss).config
+    generator = torch.Generator().manual_seed(0)
+    alike = torch.randn(256, 64, generator=generator)
+    parts = [nn.functional.normalize(alike + torch.randn(256, 64, generator=generator), dim=-1) for _ in range(2)]
+
+    def computed(compute, autocast: bool, dtype: torch.dtype, **tile) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        scale, leaves = (
+            torch.full((1,), 20.0, requires_grad=True),
+            [part.to(dtype, copy=True).requires_grad_() for part in parts],
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = (leaves[1] @ leaves[0].T).float() * scale
+            embeds = {"text_embeds": leaves[0], "image_embeds": leaves[1], "logits_per_image": logits}
+            found = compute(embeds, config, lambda x: x.float() * scale, **tile)["loss"]
+        found.backward()
+        return found.detach(), [x.grad.float() for x in (*leaves, scale)]
+
+    exact = computed(total_loss, False, torch.float32)
+    plain = computed(total_loss, autocast, dtype)
+    tiled = computed(total_loss_in_tiles, autocast, dtype, tile=4 * 256)
+    torch.testing.assert_close(tiled[0], plain[0], atol=1e-5, rtol=1e-5)  # the products are the same
+    for ours, theirs, right in zip(tiled[1], plain[1], exact[1], strict=True):
+        assert (ours - right).norm() < 1.2 * (theirs - right).norm() + 1e-5 * right.norm()
+
+
 def test_large_losses_are_computed_in_tiles(monkeypatch):
     model, used = make_model(layers=1), []
     monkeypatch.setattr(tiled_loss, "TILED_ABOVE", 16)

@@ -91,12 +91,13 @@ def _softmax_loss(image, text, to_logits, everywhere, others, tile) -> tuple[tor
 def _rows_against(queries, candidates, to_logits, everywhere, tile) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross-entropy of (B, D) queries among (N, D) candidates, of which the first B match; and (B,) logsumexp."""
     rows = max(LEAST_ROWS, tile // len(candidates))
+    candidates = _widened(candidates)
     losses, sums = [], []
     for start in range(0, len(queries), rows):
 
         def one(part: torch.Tensor, candidates: torch.Tensor, start: int = start) -> tuple[torch.Tensor, torch.Tensor]:
             own = torch.arange(start, start + len(part), device=part.device)
-            logits = to_logits(part @ candidates.T).float()  # (rows, N)
+            logits = to_logits(part @ candidates.to(part.dtype).T).float()  # (rows, N)
             if everywhere is not None:
                 same = everywhere[own, None] == everywhere  # (rows, N)
                 logits = logits.masked_fill(same.scatter(1, own[:, None], False), -torch.inf)
@@ -113,6 +114,7 @@ def _sigmoid_loss(image, text, to_logits, everywhere, others, tile) -> tuple[tor
     B, losses = len(image), []
     rows = max(LEAST_ROWS, tile // B)
     for number, block in enumerate([text, *others(text)]):  # (B, D) each
+        block = _widened(block)
         for start in range(0, B, rows):
 
             def one(part: torch.Tensor, block: torch.Tensor, start: int = start, number: int = number) -> torch.Tensor:
@@ -120,7 +122,7 @@ def _sigmoid_loss(image, text, to_logits, everywhere, others, tile) -> tuple[tor
                 matches = torch.zeros(len(part), B, dtype=torch.bool, device=part.device)
                 if number == 0:
                     matches.scatter_(1, own[:, None], True)
-                logits = to_logits(part @ block.T).float()  # (rows, B)
+                logits = to_logits(part @ block.to(part.dtype).T).float()  # (rows, B)
                 of_each = -F.logsigmoid(torch.where(matches, logits, -logits))
                 if everywhere is not None:
                     same = everywhere[own, None] == everywhere[number * B : (number + 1) * B]  # (rows, B)
@@ -129,6 +131,11 @@ def _sigmoid_loss(image, text, to_logits, everywhere, others, tile) -> tuple[tor
 
             losses.append(_kept_once(one, image[start : start + rows], block))
     return torch.stack(losses).sum() / B, None
+
+
+def _widened(candidates: torch.Tensor) -> torch.Tensor:
+    """In float32 at least: the gradients of many tiles are summed in this dtype, and bfloat16 would round each sum."""
+    return candidates.to(torch.promote_types(candidates.dtype, torch.float32))
 
 
 def _kept_once(one: Callable, part: torch.Tensor, candidates: torch.Tensor):
