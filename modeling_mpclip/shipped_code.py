@@ -35,19 +35,26 @@ def saved_as_shipped(thing):
     """Within the block, a model, config or processor has the name of its `shipped_class`; its methods stay its own.
 
     Args:
-        thing: what is being saved. If its own class cannot be shipped, a warning says what the checkpoint will name.
+        thing: what is being saved. If its own class cannot be shipped, a warning says what the checkpoint will name. A class
+            that torch has made of it, such as FSDP2's, holds no code of its own: what counts is the class below.
     """
     own, shipped = type(thing), shipped_class(type(thing))
     if shipped is own:
         yield
         return
-    logger.warning(
-        "The code of %s, which is defined in %s, cannot be saved. The checkpoint names %s instead, which is what %s will load. "
-        "Load it with %s.from_pretrained, or move %s to a module of its own and import it from there.",
-        *(own.__name__, own.__module__, shipped.__name__, shipped._auto_class, own.__name__, own.__name__),
-    )
+    own_code = next(base for base in inspect.getmro(own) if base.__module__.partition(".")[0] != "torch")
+    if own_code is not shipped:
+        _warn(own_code, shipped)
     object.__setattr__(thing, "__class__", type(shipped.__name__, (own,), {"__module__": shipped.__module__}))
     try:
         yield
     finally:
         object.__setattr__(thing, "__class__", own)
+
+
+def _warn(own: type, shipped: type) -> None:
+    logger.warning(
+        "The code of %s, which is defined in %s, cannot be saved. The checkpoint names %s instead, which is what %s will load. "
+        "Load it with %s.from_pretrained, or move %s to a module of its own and import it from there.",
+        *(own.__name__, own.__module__, shipped.__name__, shipped._auto_class, own.__name__, own.__name__),
+    )

@@ -44,7 +44,7 @@ in_processes(2, compare)
 
 # accelerate shards on GPUs only. Here it is told that these processes have GPUs, but that their device is the CPU.
 TRAINED = """
-import json
+import json, logging
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from mpclip.training.saving import save_final
@@ -62,7 +62,8 @@ def trained(rank, count, name, resume):
         shard_on_the_cpu()
     out = f"{root}/{name}"
     options = parse_options([*argv, "--per_device_train_batch_size", str(4 // count), "--output_dir", out])
-    trainer = build_trainer(options)
+    trainer, warned = build_trainer(options), []
+    logging.getLogger("modeling_mpclip.shipped_code").warning = lambda *given: warned.append(str(given))
     trainer.train(resume_from_checkpoint=resume)
     # Processes that share the weights must evaluate the same batches at the same time.
     recall = trainer.evaluate()["eval_mean_recall"] if name in ("one", "fsdp") else None
@@ -70,7 +71,7 @@ def trained(rank, count, name, resume):
     save_final(trainer, with_adapter=False)
     if rank == 0:
         logs = [log for log in trainer.state.log_history if "loss" in log]
-        told = {"logs": logs, "recall": recall, "sharded": type(trainer.model).__name__.startswith("FSDP")}
+        told = {"logs": logs, "recall": recall, "sharded": type(trainer.model).__name__.startswith("FSDP"), "warned": warned}
         open(f"{out}/told.json", "w").write(json.dumps(told))
     if count > 1:
         trainer.accelerator.free_memory()
@@ -115,6 +116,7 @@ def test_sharded_weights_compute_and_train_as_whole_ones(folder, tmp_path):
     runs = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/told.json")}
     assert {name for name, told in runs.items() if told["sharded"]} == {"fsdp", "fsdp_resumed"} and len(runs) == 5
     weights = {name: load_file(tmp_path / name / "model.safetensors") for name in runs}
+    assert not any(told["warned"] for told in runs.values())  # the class that FSDP2 makes is no class of the user
     one = runs["one"]
     for name, told in runs.items():
         assert told["recall"] in (None, one["recall"]), name

@@ -8,6 +8,7 @@ from pathlib import Path
 import fresh_process
 import pytest
 from conftest import make_model, make_processor, make_tokenizer
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -69,7 +70,6 @@ def of_a_function(base):
 
 
 def of_run_time(base):
-    """As `fully_shard` of torch does."""
     return type(f"FSDP{base.__name__}", (base,), {})
 
 
@@ -95,6 +95,17 @@ def test_a_checkpoint_of_a_class_without_a_file_names_its_base(make, tmp_path, c
     loaded = [auto.from_pretrained(tmp_path) for auto in (AutoModel, AutoConfig, AutoProcessor)]
     assert [type(thing) for thing in loaded] == [MPCLIPModel, MPCLIPConfig, MPCLIPProcessor]
     assert type(own[0].from_pretrained(tmp_path)) is own[0]  # by its own class it loads as before
+
+
+def test_a_class_that_torch_makes_is_saved_without_a_warning(tmp_path, caplog):
+    """FSDP2 gives a model such a class, and nothing of it is missed in a checkpoint. A class of a notebook below it is."""
+    for base, told in ((MPCLIPModel, False), (of_a_notebook(MPCLIPModel), True)):
+        model = make_model()
+        model.__class__ = type(f"FSDP{base.__name__}", (FSDPModule, base), {"__module__": fully_shard.__module__})
+        model.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["MPCLIPModel"]
+        assert ("The code of Mine, which is defined in __main__, cannot be saved" in caplog.text) == told
+        assert ("cannot be saved" in caplog.text) == told
 
 
 def test_a_class_of_a_module_goes_along(tmp_path, monkeypatch, caplog):
