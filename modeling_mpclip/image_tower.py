@@ -110,18 +110,15 @@ class SegmentProjection(nn.Module):
         input_dim: C, channels of a vector.
         projection_dim: D, dimensions of the embedding.
         shared: use one matrix for all segments.
-        bias: add a constant to every segment.
     """
 
-    def __init__(self, num_segments: int, input_dim: int, projection_dim: int, shared: bool = False, bias: bool = False):
+    def __init__(self, num_segments: int, input_dim: int, projection_dim: int, shared: bool = False):
         super().__init__()
         projections = 1 if shared else num_segments
         self.weight = nn.Parameter(torch.empty(projections, input_dim, projection_dim // num_segments))
-        self.bias = nn.Parameter(torch.empty(projections, projection_dim // num_segments)) if bias else None
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """(B, m, C) -> (B, m, D / Q): the first m segments, from the first m vectors."""
         # A shared matrix, (1, C, D / Q), is expanded to any number of segments.
         weight = self.weight[: vectors.shape[1]].expand(vectors.shape[1], -1, -1)  # (m, C, D / Q)
-        segments = torch.einsum("bqc,qcd->bqd", vectors.to(weight), weight)  # the tower may have another dtype or device
-        return segments if self.bias is None else segments + self.bias[: vectors.shape[1]]
+        return torch.einsum("bqc,qcd->bqd", vectors.to(weight), weight)  # the tower may have another dtype or device

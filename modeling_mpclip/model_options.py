@@ -79,10 +79,6 @@ class ModelOptions:
         "Let every segment read all prompts, in place of its own alone (ours). Recall is higher, and the first prompts cannot "
         "be used without the others.",
     )
-    projection_bias: bool = option(
-        False,
-        "Add a learned constant to every segment of a text (ours). A start in closed form then centres the texts.",
-    )
     words: bool = option(
         False,
         "Also read the mean of the input embeddings of the text's tokens, beside what the prompts or the pooling read (ours). "

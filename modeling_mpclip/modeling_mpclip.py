@@ -69,7 +69,6 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
             config.text_width,
             config.projection_dim,
             config.shared_projection,
-            config.projection_bias,
         )
         self.logit_scale = LogitScale(has_bias=config.loss == "sigmoid")
         self.vision_model = self.image_pooling = self.image_projection = None
@@ -88,8 +87,6 @@ class MPCLIPModel(TextSide, ImageSide, PreTrainedModel):
                 init.constant_(module.bias, self.config.logit_bias_init_value)
         elif isinstance(module, SegmentProjection):
             init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
-            if module.bias is not None:
-                init.zeros_(module.bias)
         elif isinstance(module, AttentionPooling):
             init.normal_(module.queries, std=1.0)
 

@@ -23,7 +23,6 @@ FORMS = {
     "joint": {"joint_projection": True, "words": True},
     "one query": {"image_pooling": "attention", "words": True},
     "mean": {"text_pooling": "mean", "num_prompts": 1, "words": True},
-    "constant": {"joint_projection": True, "projection_bias": True, "words": True},
     "sigmoid": {"loss": "sigmoid", "joint_projection": True},
 }
 BOUNDARY = {"adaptive_tokens": "boundary", "boundary_layer": 2}
@@ -70,13 +69,12 @@ def by_the_book(model, rows, strength: float):
         x, target = seen[0][:, k], y[owner]
         parts = x.split(H, dim=1)
         scale = torch.cat([(p - p.mean(0)).square().sum(1).mean().sqrt().expand(H) for p in parts])
-        mean = x.mean(0) if config.projection_bias else 0
-        z = (x - mean) / scale
+        z = x / scale
         load = (strength * len(parts) / x.shape[1] * len(x)) ** 0.5
         augmented = torch.cat([z, load * torch.eye(z.shape[1])]).double()
         padded = torch.cat([target, torch.zeros(z.shape[1], y.shape[1])]).double()
         weight = torch.linalg.lstsq(augmented, padded, driver="gelsd").solution.float()
-        predicted = z @ weight + (target.mean(0) if config.projection_bias else 0)  # (T, r)
+        predicted = z @ weight  # (T, r)
         directions = torch.linalg.eigh(torch.cov(predicted.T))[1].flip(1)
         for turn in [range(j, y.shape[1], K)[:d] for j in range(K)] if config.joint_projection else [range(d)]:
             text_parts.append(predicted @ directions[:, list(turn)])
@@ -154,10 +152,9 @@ def test_ridges_are_those_of_their_definition():
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(50, 6, generator=draw) + 3, torch.randn(50, 2, generator=draw)
     sums = Sums.of(x[:20], y[:20]) + Sums.of(x[20:], y[20:])
-    weight, bias = Ridge(sums, [6], centred=True).solve(1e-9)  # all but ordinary least squares
-    expected = torch.linalg.lstsq(torch.cat([x, torch.ones(50, 1)], 1), y).solution
-    torch.testing.assert_close(torch.cat([weight, bias[None]]), expected, atol=1e-4, rtol=1e-3)
-    stronger = [Ridge(sums, [2, 4], centred=True).solve(strength)[0].norm() for strength in RIDGES]
+    weight = Ridge(sums, [6]).solve(1e-9)  # all but ordinary least squares
+    torch.testing.assert_close(weight, torch.linalg.lstsq(x, y).solution, atol=1e-4, rtol=1e-3)
+    stronger = [Ridge(sums, [2, 4]).solve(strength).norm() for strength in RIDGES]
     assert stronger == sorted(stronger, reverse=True)
     mean, axes = whitened_axes(x, most=4)
     assert axes.shape == (6, 4)

@@ -13,7 +13,7 @@ from modeling_mpclip import MPCLIPModel, MPCLIPProcessor
 FIRST_FILES = ["configuration", "contrastive_losses", "image_tower", "modeling", "processing", "prompt_attention"]
 FIRST_FILES += ["prompt_tree", "text_tower"]
 LATER_OPTIONS = ("shared_projection", "elastic_prompts", "text_only", "pooling_queries")
-LATER_OPTIONS += ("joint_projection", "projection_bias", "words")
+LATER_OPTIONS += ("joint_projection", "words")
 LATER_FILES = ("modules.json", "config_sentence_transformers.json")
 
 

@@ -27,7 +27,6 @@ OTHER = {
     "projection_dim": (24, {}),
     "shared_projection": (True, {}),
     "joint_projection": (True, {}),
-    "projection_bias": (True, {}),
     "words": (True, {}),
     "templates": (["a [APT-1]:", "b [APT-2]:", "c [APT-3]:"], {}),
     "negated_templates": (["no [APT-1]:", "nor [APT-2]:", "not [APT-3]:"], {}),

@@ -1,8 +1,11 @@
 """Streams of shards: what is read, in which order, and that a position goes on exactly."""
 
+import functools
+import http.server
 import io
 import json
 import tarfile
+import threading
 from collections import Counter
 
 import datasets
@@ -15,7 +18,7 @@ from mpclip.data.reading import ReadingOptions
 from mpclip.data.shard_writing import write_shards
 from mpclip.data.stream_order import START, drawn_samples
 from mpclip.data.stream_pairs import StreamedPairs
-from mpclip.data.streaming import open_shards
+from mpclip.data.streaming import numbered_addresses, open_shards
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -94,6 +97,57 @@ def test_webdataset_by_the_loader_of_datasets(tars):
     for i in range(5):
         expected = [(sample.captions, sample.picture["bytes"]) for sample in own.samples(i)]
         assert [(sample.captions, sample.picture["bytes"]) for sample in shards.samples(i)] == expected
+
+
+@pytest.fixture
+def served(tars):
+    """The address of a server on this machine that gives the shards."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *given):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tars)) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_tars_at_addresses(tars, served, tmp_path):
+    """Samples and batches are those of the files, from any position; what is not there is named."""
+    shards, own = opened(f"{served}/{{00000..00004}}.tar"), opened(tars)
+    assert len(shards.names) == 5 and shards.total is None
+    for shard, start in ((0, 0), (4, 3)):
+        expected = [(sample.captions, sample.picture["bytes"]) for sample in own.samples(shard, start)]
+        assert [(sample.captions, sample.picture["bytes"]) for sample in shards.samples(shard, start)] == expected
+    found, expected = (batches(StreamedPairs(one, 4, samples_per_epoch=45), 8) for one in (shards, own))
+    assert [len(batch["examples"]) for batch in found] == [len(batch["examples"]) for batch in expected] == [4] * 8
+    assert len(opened(f"{served}/00003.tar").names) == 1
+    with pytest.raises(ValueError, match=r"could not open it .*00005\.tar"):
+        opened(f"{served}/{{00003..00005}}.tar")
+    with pytest.raises(ValueError, match=r"samples is unknown.* Set --samples_per_epoch"):
+        StreamedPairs(shards, 4)
+
+
+def test_shards_of_ours_at_an_address(served, tars, tmp_path):
+    """They have a file of captions where a picture has several, and a text alone where it has one."""
+    counts = {"later": [2] * 7 + [1], "first": [1, 2]}  # captions of the pictures
+    for name, several in counts.items():
+        rows = [{"file_name": f"{i}.png", "captions": ["alone", f"{i}"][:count]} for i, count in enumerate(several)]
+        write_shards(str(write_folder(tmp_path / name, rows)), "train", tars / name, shards=1)
+    captions = [sample.captions for sample in opened(tars / "later").samples(0)]
+    assert sorted(map(len, captions)) == [1] + [2] * 7
+    assert [sample.captions for sample in opened(f"{served}/later/00000.tar").samples(0)] == captions
+    with pytest.raises(ValueError, match="don't share .* the same types"):  # `datasets` looks at the first five
+        opened(f"{served}/first/00000.tar")
+
+
+def test_numbers_in_braces():
+    assert numbered_addresses("https://a.org/x.tar") == ["https://a.org/x.tar"]
+    assert numbered_addresses("s/{08..10}.tar?k") == ["s/08.tar?k", "s/09.tar?k", "s/10.tar?k"]
+    for odd, message in (("{1..2}/{1..2}", "one range"), ("{a,b}", "one range"), ("{3..1}", "no range")):
+        with pytest.raises(ValueError, match=message):
+            numbered_addresses(f"https://a.org/{odd}.tar")
 
 
 def test_what_cannot_be_streamed_is_refused(tars, tmp_path):

@@ -216,17 +216,16 @@ class Solution:
     """Projections of texts and pictures to K segments of D / K dimensions.
 
     Attributes:
-        text: (K, F, D / K), of what each segment reads; `bias`: (K, D / K).
+        text: (K, F, D / K), of what each segment reads.
         image: (r, K, D / K), of the axes of a picture.
     """
 
     text: torch.Tensor
-    bias: torch.Tensor
     image: torch.Tensor
 
     def embeds(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised embeddings of texts, (t, n, F) -> (t, D), and of pictures, (i, r) -> (i, D)."""
-        texts = torch.einsum("tkf,kfd->tkd", x.expand(-1, len(self.text), -1), self.text) + self.bias  # (t, K, D/K)
+        texts = torch.einsum("tkf,kfd->tkd", x.expand(-1, len(self.text), -1), self.text)  # (t, K, D/K)
         pictures = torch.einsum("ir,rkd->ikd", y, self.image)  # (i, K, D/K)
         return F.normalize(texts.flatten(1), dim=-1), F.normalize(pictures.flatten(1), dim=-1)
 
@@ -240,18 +239,17 @@ def solution(config, ridges: list[Ridge], strength: float) -> Solution:
         strength: of the ridge.
     """
     K, d = config.num_prompts, config.projection_dim // config.num_prompts
-    text, bias, image = [], [], []
+    text, image = [], []
     for i, ridge in enumerate(ridges):
-        weight, constant = ridge.solve(strength)  # (F, r), (r,)
+        weight = ridge.solve(strength)  # (F, r)
         directions = ridge.directions(weight)  # (r, r)
         for k in range(K) if config.joint_projection else [i]:
             # One regression for all segments: they take turns, so that each has as much of the best directions.
             own = directions[:, k::K] if config.joint_projection else directions
             own = F.pad(own[:, :d], (0, max(0, d - own.shape[1])))  # (r, d); there may be fewer directions than dimensions
             text.append(weight @ own)
-            bias.append(constant @ own)
             image.append(own)
-    return Solution(torch.stack(text), torch.stack(bias), torch.stack(image, dim=1))
+    return Solution(torch.stack(text), torch.stack(image, dim=1))
 
 
 def _best(
@@ -259,16 +257,16 @@ def _best(
 ) -> tuple[Solution, dict[str, float]]:
     """The solution on all pictures, with the ridge that finds most of those that are held out; and what it is."""
     H = config.text_config.hidden_size
-    widths, centred = [H] * (config.text_width // H), config.projection_bias
+    widths = [H] * (config.text_width // H)
     if not len(held_y):
-        return solution(config, [Ridge(sums, widths, centred) for sums in fitted], RIDGE), {"ridge": RIDGE}
-    recalls, ridges = {}, [Ridge(sums, widths, centred) for sums in fitted]
+        return solution(config, [Ridge(sums, widths) for sums in fitted], RIDGE), {"ridge": RIDGE}
+    recalls, ridges = {}, [Ridge(sums, widths) for sums in fitted]
     for strength in RIDGES:
         texts, pictures = solution(config, ridges, strength).embeds(held_texts[0], held_y)
         measured = SimpleNamespace(predictions=(pictures.numpy(), texts.numpy(), held_texts[1].numpy()))
         recalls[strength] = retrieval_compute_metrics(measured)["mean_recall"]
     best = max(recalls, key=recalls.get)
-    ridges = [Ridge(a + b, widths, centred) for a, b in zip(fitted, held_out, strict=True)]
+    ridges = [Ridge(a + b, widths) for a, b in zip(fitted, held_out, strict=True)]
     return solution(config, ridges, best), {"ridge": best, "mean_recall": round(recalls[best], 2)}
 
 
@@ -298,8 +296,6 @@ def _write(model, solved: Solution, centre: torch.Tensor, axes: torch.Tensor) ->
     unused = ~solved.image.any(dim=0)  # (K, D/K)
     noise = torch.randn(solved.text.shape, generator=torch.Generator().manual_seed(0)) * solved.text.std() * TINY
     text.weight.copy_(torch.where(unused[:, None], noise, solved.text))
-    if text.bias is not None:
-        text.bias.copy_(solved.bias)
 
 
 def _fit_logits(

@@ -61,37 +61,30 @@ class Sums:
 
 
 class Ridge:
-    """Ridge regressions of any strength, from the same sums.
+    """Ridge regressions of any strength, y = x W, from the same sums. They have no constant, as projections have none.
 
     Args:
-        sums: of the pairs. Without a constant, the outputs should have a mean of 0.
+        sums: of the pairs. Outputs have a mean of 0, or nearly so.
         widths: of the vectors that an input is made of. Each counts by its direction alone: it is scaled to a mean squared
             distance of 1 from its mean.
-        centred: whether the regression has a constant.
     """
 
-    def __init__(self, sums: Sums, widths: list[int], centred: bool):
+    def __init__(self, sums: Sums, widths: list[int]):
         T = sums.count
         mean = sums.x / T  # (F,)
         variance = (sums.xx.diagonal() / T - mean.square()).clamp(min=0)  # (F,)
         lengths = [part.sum().sqrt().clamp(min=1e-12) for part in variance.split(widths)]
         self.scale = torch.cat([length.expand(width) for length, width in zip(lengths, widths, strict=True)])  # (F,)
-        self.mean, self.output_mean = (m if centred else torch.zeros_like(m) for m in (mean, sums.y / T))
         scales = torch.outer(self.scale, self.scale)
+        self.moments = (sums.xx / T / scales).double()  # (F, F)
         self.covariance = ((sums.xx / T - torch.outer(mean, mean)) / scales).double()  # (F, F)
-        self.moments = self.covariance if centred else (sums.xx / T / scales).double()
-        self.target = ((sums.xy / T - torch.outer(self.mean, self.output_mean)) / self.scale[:, None]).double()  # (F, r)
+        self.target = (sums.xy / T / self.scale[:, None]).double()  # (F, r)
         self.unit = len(widths) / len(mean)  # mean variance of a channel
 
-    def solve(self, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The regression of a strength, y = x W + b.
-
-        Returns:
-            W (F, r) and b (r,), float32; b is 0 unless `centred`.
-        """
+    def solve(self, strength: float) -> torch.Tensor:
+        """W (F, r), float32, of the regression of a strength."""
         loaded = self.moments + strength * self.unit * torch.eye(len(self.moments), dtype=torch.float64)
-        weight = torch.cholesky_solve(self.target, torch.linalg.cholesky(loaded)) / self.scale[:, None]  # (F, r)
-        return weight.float(), self.output_mean - (self.mean.double() @ weight).float()
+        return (torch.cholesky_solve(self.target, torch.linalg.cholesky(loaded)) / self.scale[:, None]).float()
 
     def directions(self, weight: torch.Tensor) -> torch.Tensor:
         """(r, r) orthonormal columns: the directions of the outputs, the one that most of the predictions lies in first."""
