@@ -138,7 +138,7 @@ def test_shards_of_ours_at_an_address(served, tars, tmp_path):
     captions = [sample.captions for sample in opened(tars / "later").samples(0)]
     assert sorted(map(len, captions)) == [1] + [2] * 7
     assert [sample.captions for sample in opened(f"{served}/later/00000.tar").samples(0)] == captions
-    with pytest.raises(ValueError, match="don't share .* the same types"):  # `datasets` looks at the first five
+    with pytest.raises(ValueError, match=r"don't share .* the same types"):  # `datasets` looks at the first five
         opened(f"{served}/first/00000.tar")
 
 

@@ -8,7 +8,8 @@ A source is one of these:
 
 * webdataset tars, such as img2dataset writes and `python -m mpclip.data.shards`: a folder, a file or a pattern;
 * parquet files: a folder, a file or a pattern;
-* the id of a data set on the Hub, or the address of tars (hf://, https://): `datasets` streams it.
+* the id of a data set on the Hub, or the address of tars (hf://, https://): `datasets` streams it. Several are named by numbers
+  in braces, https://example.org/{000..127}.tar, as webdataset has it.
 
 Each file is a shard. Columns and captions are found as for data sets that are opened whole (image_text.py). But rows of one
 picture stay several samples, since a stream never sees all rows at once.
@@ -179,13 +180,18 @@ class TableShards:
 
     def _captions_of(self, row: dict[str, Any]) -> list[str]:
         names = self.captions
+        if "__key__" in row:  # webdataset: a sample may lack a file that others have
+            row = {name: cell for name, cell in row.items() if cell is not None}
+            names = caption_columns(list(row), self.reading.caption_column) if names else names
         if not names and self.reading.class_caption is not None:
             label = row[self.label] if self.classes is None else self.classes.int2str(row[self.label])
             return [self.reading.class_caption.replace("{}", str(label).replace("_", " "))]
         if not names:  # webdataset: {"caption": ...} in a JSON file
             row = row["json"] or {}
             names = caption_columns(list(row), None)
-        return [caption for name in names for caption in captions_of_cell(row[name], self.reading.separator)]
+        cells = (row[name] for name in names)  # bytes: a file with an ending that `datasets` does not know
+        texts = (cell.decode() if isinstance(cell, bytes) else cell for cell in cells)
+        return [caption for text in texts for caption in captions_of_cell(text, self.reading.separator)]
 
 
 Shards = TarShards | TableShards
@@ -225,7 +231,7 @@ def _open(source: str, split: str, reading: ReadingOptions) -> Shards:
     if "://" in source:
         if not source.endswith(TAR_SUFFIXES):
             raise ValueError("expected the address of tars, a folder, a pattern of files, or the id of a data set on the Hub")
-        rows = _load("webdataset", split="train", data_files={"train": source})
+        rows = _load("webdataset", split="train", data_files={"train": numbered_addresses(source)})
         return TableShards(rows, _numbered(rows), None, reading, None)
     if tars := tar_files(source):
         return TarShards(_of_split(tars, split), reading)
@@ -245,6 +251,23 @@ def _open(source: str, split: str, reading: ReadingOptions) -> Shards:
     rows = _load(source, split=split)
     told = (rows.info.splits or {}).get(split)
     return TableShards(rows, _numbered(rows), told and told.num_examples, reading, None)
+
+
+def numbered_addresses(address: str) -> list[str]:
+    """The addresses that one with numbers in braces stands for: "{08..10}.tar" is 08.tar, 09.tar and 10.tar.
+
+    Raises:
+        ValueError: there are other braces.
+    """
+    before, *rest = re.split(r"\{(\d+)\.\.(\d+)\}", address)
+    if "{" in before + "".join(rest[2::3]) or len(rest) > 3:
+        raise ValueError("expected one range of numbers in braces, such as {000..127}")
+    if not rest:
+        return [address]
+    first, last, behind = rest
+    if int(first) > int(last):
+        raise ValueError(f"{{{first}..{last}}} is no range: the first number must not be above the last")
+    return [f"{before}{number:0{len(first)}d}{behind}" for number in range(int(first), int(last) + 1)]
 
 
 def _load(*args, **kwargs) -> datasets.IterableDataset:
