@@ -17,10 +17,11 @@ from mpclip.data.image_text import ImageTextDataset, load_image_text
 from mpclip.data.joined_captions import with_joined_captions
 from mpclip.data.reading import reading_of
 from mpclip.training.arguments import RunOptions
+from mpclip.training.closed_form import solve_start
 from mpclip.training.collator import MPCLIPCollator
 from mpclip.training.command_line import parse_options
 from mpclip.training.options import DataArguments
-from mpclip.training.run import build_trainer, cached_states, solve_start
+from mpclip.training.run import build_trainer, cached_states
 
 
 @functools.lru_cache

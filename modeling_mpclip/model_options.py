@@ -76,8 +76,8 @@ class ModelOptions:
     shared_projection: bool = option(False, "Project all prompts with one matrix instead of one matrix per prompt.")
     joint_projection: bool = option(
         False,
-        "Let every segment read all prompts, in place of its own alone (ours). Recall is higher, and the first prompts cannot "
-        "be used without the others.",
+        "Let every segment read all prompts, in place of its own alone (ours). The first prompts can then not be used without "
+        "the others.",
     )
     words: bool = option(
         False,

@@ -199,7 +199,7 @@ def test_a_resumed_run_keeps_what_it_has_learnt(folder, tmp_path, monkeypatch):
     options = parse_options(given)
     train(build_trainer(options), options=options)
     (tmp_path / "training.json").unlink()
-    monkeypatch.setattr("mpclip.training.run.solve_projections", None)
+    monkeypatch.setattr("mpclip.training.closed_form.solve_projections", None)
     train(build_trainer(options), options=options)
 
 

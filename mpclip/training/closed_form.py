@@ -9,28 +9,27 @@ the projections hold regression and directions. So the model's own forward pass 
 The ridge is chosen by recall on pictures that are held out; then all pictures are used. The logit scale is the best one for
 the held-out pictures.
 
-docs/results/frozen.md has what it finds. With few photos it finds more than training does, and takes seconds.
+docs/results/words.md has what it finds, beside what training finds.
 """
 
 import copy
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
 from torch import nn
 
 from eval.metrics import retrieval_compute_metrics
 from modeling_mpclip.contrastive_losses import sigmoid_contrastive_loss, softmax_contrastive_loss
-from modeling_mpclip.tower_inputs import masked_mean
-from mpclip.progress import track
 
+from .batch_size import pairs_per_process
 from .collator import MPCLIPCollator
+from .options import ModelArguments
+from .projection_inputs import ProjectionInputs, trained
 from .ridge import AXES, RIDGES, Ridge, Sums, whitened_axes
 
 logger = logging.getLogger("train_hf")
@@ -40,6 +39,34 @@ MOST_HELD_OUT = 1_000  # pictures on which the ridge is chosen
 FEWEST_HELD_OUT = 10  # with fewer, none are held out and the ridge is `RIDGE`
 RIDGE = 0.1
 TINY = 1e-3  # size of weights that take part in nothing yet, but must be able to learn
+
+
+def solve_start(trainer, options: ModelArguments) -> dict[str, float]:
+    """Solve the projections in closed form, if the options ask for it, and tell what is found.
+
+    Args:
+        trainer: [`MPCLIPTrainer`] from `build_trainer`, before training.
+        options: of the model.
+
+    Returns:
+        As `solve_projections`; {} if the projections start at random.
+    """
+    if options.projection_start == "random":
+        return {}
+    solved = solve_projections(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.train_dataset,
+        trainer.data_collator,
+        batch_size=pairs_per_process(trainer.args),
+        context=trainer.compute_loss_context_manager,
+        seed=trainer.args.seed,
+    )
+    logger.info(
+        "Closed form: %d pictures with %d texts, %.0f seconds, ridge %g%s",
+        *(solved["pictures"], solved["texts"], solved["seconds"], solved["ridge"]),
+        f", mean recall {solved['mean_recall']:.1f} on the pictures that were held out" if "mean_recall" in solved else "",
+    )
+    return solved
 
 
 def refuse_closed_form(config) -> None:
@@ -95,7 +122,7 @@ def solve_projections(
     model.eval()
     try:
         with torch.no_grad():
-            read = _Reader(model, collator, context)
+            read = ProjectionInputs(model, collator, context)
             means, captions = read.pictures(_all_captions(dataset), order, batch_size)  # (I, C)
             centre, axes = whitened_axes(means, min(AXES, model.config.pooling_width))
             y = (means - centre) @ axes  # (I, r)
@@ -110,102 +137,11 @@ def solve_projections(
     return {"pictures": len(order), "texts": texts, **found, "seconds": round(time.monotonic() - started, 1)}
 
 
-def trained(module: nn.Module) -> nn.Module:
-    """The module itself, or the copy of it that an adapter trains."""
-    copies = getattr(module, "modules_to_save", None)
-    return module if copies is None else copies[module.active_adapters[0]]
-
-
 def _all_captions(dataset):
     """A copy of an `ImageTextDataset` that gives all captions of a picture, and the whole picture."""
     dataset = copy.copy(dataset)
     dataset.captions, dataset.smallest_crop = "all", 1.0
     return dataset
-
-
-# Reading ----------------------------------------------------------------------------------------------------------
-
-
-class _Reader:
-    """Runs a model and takes what its pooling and its text projection are given.
-
-    The processes of a job share the batches.
-
-    Args:
-        model, collator, context: as for `solve_projections`.
-    """
-
-    def __init__(self, model, collator: MPCLIPCollator, context: Callable):
-        self.model, self.collator, self.context = model, collator, context
-        self.state = PartialState()
-
-    def pictures(self, dataset, order: list[int], batch_size: int) -> tuple[torch.Tensor, dict[int, list[str]]]:
-        """(I, C) means of the normalised tokens of pictures, and place in the order -> captions, of this process's share."""
-        batches, captions, means = self._share(_batches(range(len(order)), batch_size)), {}, None
-        pooling = trained(self.model.image_pooling)
-        for places in track(batches, "Pictures for the closed form", len(batches), "batch"):
-            examples = [dataset[order[place]] for place in places]
-            captions |= {place: example["captions"] for place, example in zip(places, examples, strict=True)}
-            which = "image" if self.collator.image_states is None else "index"
-            inputs = self.collator.image_inputs([example[which] for example in examples])
-            tokens, mask = self._given(pooling, inputs)
-            normal = F.layer_norm(tokens.float(), tokens.shape[-1:])  # (b, N, C)
-            mean = masked_mean(normal, torch.ones_like(normal[..., 0]) if mask is None else mask)  # (b, C)
-            means = torch.zeros(len(order), mean.shape[1]) if means is None else means
-            means[list(places)] = mean.cpu()
-        return self._sum(means), captions
-
-    def texts(
-        self, captions: dict[int, list[str]], y: torch.Tensor, held: int, batch_size: int
-    ) -> tuple[list[Sums], list[Sums], tuple[torch.Tensor, torch.Tensor]]:
-        """Sums over texts and their pictures, for each of the n regressions, and the texts of the held-out pictures.
-
-        Args:
-            captions: place of a picture -> its captions.
-            y: (I, r), the axes of the pictures.
-            held: the first pictures are held out.
-
-        Returns:
-            The sums without and with the pictures that are held out, and of the latter (t, n, F) and the picture of each, (t,).
-        """
-        pairs = [(place, text) for place, texts in captions.items() for text in texts]
-        pairs.sort(key=lambda pair: len(pair[1]))  # so that a batch has texts of about the same length
-        batches, sums, held_x, held_owner = _batches(pairs, batch_size), [None, None], [], []
-        for batch in track(batches, "Texts for the closed form", len(batches), "batch"):
-            (given,) = self._given(trained(self.model.text_projection), self.collator.text_inputs([text for _, text in batch]))
-            x = (given[:, :1] if self.model.config.joint_projection else given).float().cpu()  # (b, n, F)
-            owner = torch.tensor([place for place, _ in batch])  # (b,)
-            for i, chosen in enumerate((owner >= held, owner < held)):
-                of_batch = [Sums.of(x[chosen, k], y[owner[chosen]]) for k in range(x.shape[1])]
-                sums[i] = of_batch if sums[i] is None else [a + b for a, b in zip(sums[i], of_batch, strict=True)]
-            held_x.append(x[owner < held])
-            held_owner.append(owner[owner < held])
-        of_all = [[Sums(*(self._sum(value) for value in vars(one).values())) for one in part] for part in sums]
-        texts = gather_object([torch.cat(held_x)]), gather_object([torch.cat(held_owner)])
-        return *of_all, tuple(torch.cat(part) for part in texts)
-
-    def _share(self, batches: list) -> list:
-        """Those of the batches that this process reads."""
-        return batches[self.state.process_index :: self.state.num_processes]
-
-    def _given(self, module: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple:
-        """The arguments that a module of the model is called with."""
-        seen = []
-        handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
-        try:
-            with self.context():
-                self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
-        finally:
-            handle.remove()
-        return seen[0]
-
-    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over the processes."""
-        return reduce(tensor.to(self.state.device), "sum").cpu() if self.state.num_processes > 1 else tensor
-
-
-def _batches(items: Sequence, size: int) -> list[Sequence]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 # Solving ----------------------------------------------------------------------------------------------------------

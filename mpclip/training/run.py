@@ -37,14 +37,15 @@ from mpclip.hardware import precision_told
 from mpclip.stop import Interrupted, StopSignals
 
 from .arguments import MPCLIPTrainingArguments, RunOptions
-from .batch_size import pairs_per_process, refuse_few_examples, refuse_no_negatives
+from .batch_size import refuse_few_examples
 from .checkpoints import STATE_FILE
-from .closed_form import refuse_closed_form, solve_projections
+from .closed_form import refuse_closed_form, solve_start
 from .collator import MPCLIPCollator
 from .folder_lock import locked
 from .hub_push import HubPusher
 from .options import DataArguments, ModelArguments
 from .record import record_of
+from .refusals import refuse_illegal
 from .resume import Start, find_start, mark_finished, prepare_folder
 from .saving import removing_half_saved, save_final
 from .state_cache import ClipStates, ImageStates, TextStates, cache_clip_states, cache_image_states, cache_text_states
@@ -177,7 +178,7 @@ def build_trainer(
     model_options, data = options.model, options.data
     arguments = _trainer_arguments(options)
     cached_images = data.cache_states and model_options.vision_tuning == "frozen"
-    _refuse_illegal(options, cached_images)
+    refuse_illegal(options, cached_images)
     # Before the slow part: it raises an error if the repository cannot be written to.
     hub_pusher = HubPusher(options.training, data.cache_dir) if options.training.push_to_hub else None
     set_seed(arguments.seed)
@@ -305,34 +306,6 @@ def _next(options: RunOptions) -> list[tuple[list[str], str]]:
     ]
 
 
-def solve_start(trainer: MPCLIPTrainer, options: ModelArguments) -> dict[str, float]:
-    """Solve the projections in closed form, if the options ask for it, and tell what is found.
-
-    Args:
-        trainer: from `build_trainer`, before training.
-        options: of the model.
-
-    Returns:
-        As `solve_projections`; {} if the projections start at random.
-    """
-    if options.projection_start == "random":
-        return {}
-    solved = solve_projections(
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.train_dataset,
-        trainer.data_collator,
-        batch_size=pairs_per_process(trainer.args),
-        context=trainer.compute_loss_context_manager,
-        seed=trainer.args.seed,
-    )
-    logger.info(
-        "Closed form: %d pictures with %d texts, %.0f seconds, ridge %g%s",
-        *(solved["pictures"], solved["texts"], solved["seconds"], solved["ridge"]),
-        f", mean recall {solved['mean_recall']:.1f} on the pictures that were held out" if "mean_recall" in solved else "",
-    )
-    return solved
-
-
 def _fit(trainer: MPCLIPTrainer, checkpoint: str | None, signals: StopSignals | None) -> dict[str, float]:
     """Run the training loop, and save its metrics.
 
@@ -388,41 +361,6 @@ def _trainer_arguments(options: RunOptions) -> MPCLIPTrainingArguments:
     if not options.data.eval_split:
         arguments.eval_strategy, arguments.load_best_model_at_end = "no", False
     return arguments
-
-
-def _refuse_illegal(options: RunOptions, cached_images: bool) -> None:
-    """Raise a ValueError for options that cannot work, alone or together."""
-    refuse_no_negatives(options.training)
-    if options.data.dataset is None:
-        raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
-    if options.training.num_train_epochs == 0 and options.model.projection_start != "closed_form":
-        raise ValueError(
-            "num_train_epochs=0 trains nothing. Give a number of epochs, or solve the projections alone with "
-            "--projection_start closed_form."
-        )
-    options.model.refuse_missing_sources()
-    if options.training.n_gpu > 1:
-        raise ValueError(
-            f"One process sees {options.training.n_gpu} GPUs, and torch would split every batch among them. Start one process "
-            "per GPU with `accelerate launch train_hf.py ...`, or use one GPU with CUDA_VISIBLE_DEVICES=0."
-        )
-    chunked = [name for name in ("forward_chunk", "forward_chunk_tokens") if getattr(options.training, name) is not None]
-    cannot = ["video_column"] if options.data.video_column else chunked
-    if options.data.without_weight and cannot:
-        raise ValueError(
-            f"without_weight={options.data.without_weight} does not work with {cannot[0]}: its texts are made for pictures, "
-            "and meet those of a whole batch. Leave one of them out."
-        )
-    if options.data.video_column and options.data.smallest_crop < 1:
-        raise ValueError(
-            f"smallest_crop={options.data.smallest_crop} draws crops of pictures, and video_column trains on clips, whose "
-            "frames stay whole. Leave one of them out."
-        )
-    if cached_images and options.data.smallest_crop < 1:
-        raise ValueError(
-            f"smallest_crop={options.data.smallest_crop} draws new crops in every epoch, but cache_states stores the states of "
-            "whole images. Use --vision_tuning full, --cache_states false or --smallest_crop 1."
-        )
 
 
 def _groups(rows: datasets.Dataset, column: str | None) -> list | None:
