@@ -178,7 +178,7 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
         facts |= {
             "data": _data_in_words(training),
             "checkpoint": Path(arguments["model"]["checkpoint"] or "").name,
-            "trained": trained_in_words(config, arguments["model"]),
+            "trained": trained_in_words(config, arguments["model"], training["MPCLIPTrainingArguments"]["num_train_epochs"]),
             "option_table": markdown_table(
                 ["option", "value"], [[code(name), code(value, True)] for name, value in options_given(training)]
             ),

@@ -104,13 +104,17 @@ def pooling_queries_in_words(config: dict) -> str:
     return f"{queries} pooling queries" + (" (one per prompt)" if queries == K else "")
 
 
-def trained_in_words(config: dict, arguments: dict) -> list[str]:
+def trained_in_words(config: dict, arguments: dict, epochs: float = 1) -> list[str]:
     """The parts of the model that a run trained, a sentence each for text tower, vision tower and the rest.
 
     Args:
         config: content of config.json.
         arguments: `ModelArguments` of training.json.
+        epochs: `num_train_epochs` of training.json.
     """
+    solved = arguments.get("projection_start") == "closed_form"
+    if solved and not epochs:
+        return ["Nothing was trained by gradients: the projections were solved in closed form, by ridge regression."]
     layers = config["text_config"]["num_hidden_layers"]
     last = arguments["trained_layers"]
     adapted = arguments["lora_layers"]
@@ -131,7 +135,8 @@ def trained_in_words(config: dict, arguments: dict) -> list[str]:
     if config["text_pooling"] == "prompts":
         where = "at the input" if config["adaptive_tokens"] == "input" else f"added at layer {config['boundary_layer']}"
         rest += f", and the adaptive tokens ({where})"
-    return [f"Trained in the text tower: {text}.", f"Trained in the vision tower: {vision}.", f"Also trained: {rest}."]
+    sentences = [f"Trained in the text tower: {text}.", f"Trained in the vision tower: {vision}.", f"Also trained: {rest}."]
+    return sentences + ["The projections started from a solution in closed form, by ridge regression."] * solved
 
 
 def options_given(training: dict) -> list[tuple[str, str]]:

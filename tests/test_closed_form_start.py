@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from conftest import arguments, make_model, make_processor, make_tokenizer
 from PIL import Image
 
+from model_card.card import write_card
 from mpclip.training import ImageTextDataset, ModelArguments, build_trainer, parse_options, prepare_tuning, train
 from mpclip.training.closed_form import RIDGE, solve_projections
 from mpclip.training.collator import MPCLIPCollator
@@ -183,8 +184,9 @@ def test_one_picture_is_refused():
 def test_a_run_without_epochs_ends_with_the_solution(folder, tmp_path):
     given = [*arguments(folder, tmp_path, "--words", "true", "--joint_projection", "true"), "--num_train_epochs", "0"]
     options = parse_options([*given, "--projection_start", "closed_form"])
-    trainer = build_trainer(options)
+    trainer = build_trainer(options, write_card=write_card)
     metrics = train(trainer, options=options)
+    assert "solved in closed form" in (tmp_path / "README.md").read_text()
     assert metrics["eval_mean_recall"] > 0
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["closed_form"]["pictures"] == 8 and (tmp_path / "model.safetensors").exists()
@@ -207,6 +209,7 @@ PROCESSES = """
 out, *argv = argv
 
 def work(rank, count):
+    # With batches of all pictures, the second process has none.
     trainer = build_trainer(parse_options([*argv, "--output_dir", f"{out}/{count}"]))
     found = mpclip.training.run.solve_start(trainer, parse_options(argv).model)
     images, texts, _ = map(torch.from_numpy, trainer.predict(trainer.eval_dataset).predictions)
@@ -220,6 +223,7 @@ for count in (1, 2):
 
 def test_processes_share_the_work(folder, tmp_path):
     given = arguments(folder, tmp_path, "--words", "true", "--joint_projection", "true", "--projection_start", "closed_form")
+    given += ["--per_device_train_batch_size", "8", "--dataloader_drop_last", "false"]
     several_processes.run(PROCESSES, tmp_path, str(tmp_path), *given)
     (texts, one), (texts_of_two, two) = (torch.load(tmp_path / f"{count}.pt") for count in (1, 2))
     assert texts == texts_of_two == 20

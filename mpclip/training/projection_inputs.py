@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import nn
@@ -36,7 +35,8 @@ class ProjectionInputs:
 
     def pictures(self, dataset, order: list[int], batch_size: int) -> tuple[torch.Tensor, dict[int, list[str]]]:
         """(I, C) means of the normalised tokens of pictures, and place in the order -> captions, of this process's share."""
-        batches, captions, means = self._share(_batches(range(len(order)), batch_size)), {}, None
+        batches, captions = self._share(_batches(range(len(order)), batch_size)), {}
+        means = torch.zeros(len(order), self.model.image_token_dim)  # a process may have no batch
         pooling = trained(self.model.image_pooling)
         for places in track(batches, "Pictures for the closed form", len(batches), "batch"):
             examples = [dataset[order[place]] for place in places]
@@ -44,9 +44,8 @@ class ProjectionInputs:
             which = "image" if self.collator.image_states is None else "index"
             inputs = self.collator.image_inputs([example[which] for example in examples])
             tokens, mask = self._given(pooling, inputs)
-            normal = F.layer_norm(tokens.float(), tokens.shape[-1:])  # (b, N, C)
+            normal = nn.functional.layer_norm(tokens.float(), tokens.shape[-1:])  # (b, N, C)
             mean = masked_mean(normal, torch.ones_like(normal[..., 0]) if mask is None else mask)  # (b, C)
-            means = torch.zeros(len(order), mean.shape[1]) if means is None else means
             means[list(places)] = mean.cpu()
         return self._sum(means), captions
 
@@ -65,14 +64,17 @@ class ProjectionInputs:
         """
         pairs = [(place, text) for place, texts in captions.items() for text in texts]
         pairs.sort(key=lambda pair: len(pair[1]))  # so that a batch has texts of about the same length
-        batches, sums, held_x, held_owner = _batches(pairs, batch_size), [None, None], [], []
+        config, batches = self.model.config, _batches(pairs, batch_size)
+        n, F, r = 1 if config.joint_projection else config.num_prompts, config.text_width, y.shape[1]
+        sums = [[Sums.zero(F, r) for _ in range(n)] for _ in range(2)]
+        held_x, held_owner = [torch.zeros(0, n, F)], [torch.zeros(0, dtype=torch.long)]
         for batch in track(batches, "Texts for the closed form", len(batches), "batch"):
             (given,) = self._given(trained(self.model.text_projection), self.collator.text_inputs([text for _, text in batch]))
-            x = (given[:, :1] if self.model.config.joint_projection else given).float().cpu()  # (b, n, F)
+            x = given[:, :n].float().cpu()  # (b, n, F); with joint_projection all segments are given the same
             owner = torch.tensor([place for place, _ in batch])  # (b,)
-            for i, chosen in enumerate((owner >= held, owner < held)):
-                of_batch = [Sums.of(x[chosen, k], y[owner[chosen]]) for k in range(x.shape[1])]
-                sums[i] = of_batch if sums[i] is None else [a + b for a, b in zip(sums[i], of_batch, strict=True)]
+            for part, chosen in zip(sums, (owner >= held, owner < held), strict=True):
+                for k in range(n):
+                    part[k].add(Sums.of(x[chosen, k], y[owner[chosen]]))
             held_x.append(x[owner < held])
             held_owner.append(owner[owner < held])
         of_all = [[Sums(*(self._sum(value) for value in vars(one).values())) for one in part] for part in sums]

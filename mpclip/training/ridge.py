@@ -47,6 +47,11 @@ class Sums:
     xy: torch.Tensor
 
     @classmethod
+    def zero(cls, inputs: int, outputs: int) -> "Sums":
+        """The sums over no pair of F inputs and r outputs."""
+        return cls.of(torch.zeros(0, inputs), torch.zeros(0, outputs))
+
+    @classmethod
     def of(cls, x: torch.Tensor, y: torch.Tensor) -> "Sums":
         """The sums of (T, F) inputs and (T, r) outputs."""
         return cls(torch.tensor(float(len(x))), x.sum(dim=0), y.sum(dim=0), x.T @ x, x.T @ y)
