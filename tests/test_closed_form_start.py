@@ -183,7 +183,8 @@ def test_one_picture_is_refused():
 
 def test_a_run_without_epochs_ends_with_the_solution(folder, tmp_path):
     given = [*arguments(folder, tmp_path, "--words", "true", "--joint_projection", "true"), "--num_train_epochs", "0"]
-    options = parse_options([*given, "--projection_start", "closed_form"])
+    few = ["--per_device_train_batch_size", "64"]  # no batch is made, so that none is too large
+    options = parse_options([*given, "--projection_start", "closed_form", *few])
     trainer = build_trainer(options, write_card=write_card)
     metrics = train(trainer, options=options)
     assert "solved in closed form" in (tmp_path / "README.md").read_text()

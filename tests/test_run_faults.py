@@ -45,7 +45,7 @@ def weights_in(out) -> list[str]:
         (("--per_device_train_batch_size", "1", "--loss", "sigmoid"), "per_device_train_batch_size=1"),
         (("--train_split", "train[:1]", "--dataloader_drop_last", "false"), "There are 1 pictures.*Give more pictures"),
         (("--max_steps", "0"), "max_steps=0: no step would be made"),
-        (("--num_train_epochs", "0"), "num_train_epochs=0.0 is out of range"),
+        (("--num_train_epochs", "0"), "num_train_epochs=0 trains nothing"),
     ],
     ids=lambda value: "-".join(value[1::2]) if isinstance(value, tuple) else None,
 )

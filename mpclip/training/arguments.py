@@ -47,6 +47,11 @@ class MPCLIPTrainingArguments(TrainingDefaults, TrainingArguments):
         for tracker in self.report_to:
             _refuse_missing(tracker)
 
+    @property
+    def without_steps(self) -> bool:
+        """Whether no step is made, because projection_start="closed_form" is the whole training."""
+        return self.num_train_epochs == 0 and self.max_steps < 1
+
     def _set_precision(self) -> None:
         """Settle `precision`, and the options that transformers has in its place."""
         given = {"bfloat16": self.bf16, "float16": self.fp16, "float32": self.bf16 is False and not self.fp16}

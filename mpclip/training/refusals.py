@@ -14,10 +14,11 @@ def refuse_illegal(options: RunOptions, cached_images: bool) -> None:
     Raises:
         ValueError: the message names the options and says what to set.
     """
-    refuse_no_negatives(options.training)
+    if not options.training.without_steps:
+        refuse_no_negatives(options.training)
     if options.data.dataset is None:
         raise ValueError("No data set given: pass --dataset with a Hub id, a folder or a parquet file.")
-    if options.training.num_train_epochs == 0 and options.model.projection_start != "closed_form":
+    if options.training.without_steps and options.model.projection_start != "closed_form":
         raise ValueError(
             "num_train_epochs=0 trains nothing. Give a number of epochs, or solve the projections alone with "
             "--projection_start closed_form."

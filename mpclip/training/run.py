@@ -187,9 +187,10 @@ def build_trainer(
     if stream is None:
         rows["train"] = open_split(checked if cached_images else data, data.train_split)
         what = "clips" if data.video_column else "pictures"
-        refuse_few_examples(
-            len(rows["train"]), arguments, f"{what} with captions in {data.dataset}, split {data.train_split!r}"
-        )
+        if not arguments.without_steps:
+            refuse_few_examples(
+                len(rows["train"]), arguments, f"{what} with captions in {data.dataset}, split {data.train_split!r}"
+            )
     if data.eval_split:
         rows["eval"] = open_split(checked, data.eval_split)
         if not data.video_column and stream is None:
@@ -274,7 +275,7 @@ def train(
         if writes:
             prepare_folder(options, start)
         solved = {} if start.checkpoint else solve_start(trainer, options.model)
-        metrics = _fit(trainer, start.checkpoint, signals)
+        metrics = {} if trainer.args.without_steps else _fit(trainer, start.checkpoint, signals)
         _tell_unreadable(trainer)
         if trainer.eval_dataset is not None:
             metrics = trainer.evaluate()
