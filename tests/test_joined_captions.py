@@ -5,14 +5,12 @@ import random
 import pytest
 import torch
 from conftest import arguments
-from test_retrieval import COUNT, ColourEncoder, options, rows_of, spelt
 from tiny_pictures import records, write_folder
 
 import train_hf
-from eval.tasks.retrieval import Retrieval
 from modeling_mpclip import MPCLIPModel
 from mpclip.data.image_text import ImageTextDataset, load_image_text
-from mpclip.data.joined_captions import JoinedCaptions, joined, sentence, with_joined_captions
+from mpclip.data.joined_captions import JoinedCaptions, joined, sentence
 from mpclip.data.shard_writing import write_shards
 from mpclip.training.command_line import parse_options
 from mpclip.training.resume import changed_options, shaping_options
@@ -97,18 +95,3 @@ def test_a_run_on_other_texts_is_another_run(tmp_path):
         shaping_options(parse_options(["--output_dir", str(tmp_path), *more])) for more in ([], ["--captions_joined", "1-5"])
     )
     assert changed_options(before, now) == {"captions_joined": ("1", "1-5")}
-
-
-def test_retrieval_loads_one_text_per_picture(tmp_path):
-    write_folder(tmp_path, records(4))
-    rows, alone = (Retrieval(options(*words)).load(tmp_path, "train") for words in (["--captions_joined", "2"], []))
-    assert rows["captions"][:] == [[joined(captions, 2)] for captions in alone["captions"][:]]
-    assert rows[1]["image"].tobytes() == alone[1]["image"].tobytes() and rows[1]["image"].mode == "RGB"
-
-
-def test_retrieval_by_joined_captions():
-    rows = with_joined_captions(rows_of(spelt()), 3)
-    assert [len(row) for row in rows["captions"][:]] == [1] * COUNT and rows["image"][0].size == (6, 6)
-    result = Retrieval(options("--captions_joined", "3")).run(ColourEncoder(), rows)
-    assert result.counts == {"images": COUNT, "captions": COUNT, "recurring_captions": 0, "captions_joined": 3}
-    assert result.metrics["mean_recall"] == 100.0

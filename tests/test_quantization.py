@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 import eval.__main__
 from mpclip.export.__main__ import main
-from mpclip.export.int8 import int8_config, quantize
+from mpclip.export.int8 import LEFT_ALONE, int8_config, quantize
 from mpclip.export.text import export_text
 
 pytest.importorskip("torchao", reason="int8 weights need torchao: pip install 'torchao>=0.18'")
@@ -145,6 +145,6 @@ def test_recall_of_int8_weights_is_measured_by_the_same_command(folder, tmp_path
     eval.__main__.main(["retrieval", *options, "--quantize", "int8", "--json", str(tmp_path / "int8.json")])
     result = json.loads((tmp_path / "int8.json").read_text())
     assert result["quantize"] == "int8" and result["images"] == 4 and "--quantize int8" in result["command"]
-    assert loads[0]["quantization_config"].modules_to_not_convert == ["vision_model", "image_pooling"]
+    assert loads[0]["quantization_config"].modules_to_not_convert == LEFT_ALONE
     eval.__main__.main(["retrieval", *options, "--json", str(tmp_path / "plain.json")])
     assert json.loads((tmp_path / "plain.json").read_text())["quantize"] is None and "quantization_config" not in loads[1]

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tiny_pictures import records, write_folder
 
 import eval.__main__
 from eval.compare import compare
@@ -17,6 +18,7 @@ from eval.query_grid import WRONG
 from eval.result import load_items
 from eval.tasks.retrieval import Retrieval, first_fold, measure, recalls_of, write_grid
 from model_card.evaluation import Measured, all_measured
+from mpclip.data.joined_captions import joined, with_joined_captions
 from mpclip.encoding import Encoder
 
 COUNT = 9  # pictures
@@ -184,3 +186,18 @@ def test_two_models_are_compared_on_the_same_pictures(tmp_path):
     (tmp_path / "other").mkdir()
     shown = compare(saved(tmp_path, "3"), saved(tmp_path / "other", "3"), eval.__main__.task_class)
     assert shown.count("+0.0 (+0.0 to +0.0)") == 22  # 13, and 9 with recurring captions
+
+
+def test_retrieval_loads_one_text_per_picture(tmp_path):
+    write_folder(tmp_path, records(4))
+    rows, alone = (Retrieval(options(*words)).load(tmp_path, "train") for words in (["--captions_joined", "2"], []))
+    assert rows["captions"][:] == [[joined(captions, 2)] for captions in alone["captions"][:]]
+    assert rows[1]["image"].tobytes() == alone[1]["image"].tobytes() and rows[1]["image"].mode == "RGB"
+
+
+def test_retrieval_by_joined_captions():
+    rows = with_joined_captions(rows_of(spelt()), 3)
+    assert [len(row) for row in rows["captions"][:]] == [1] * COUNT and rows["image"][0].size == (6, 6)
+    result = Retrieval(options("--captions_joined", "3")).run(ColourEncoder(), rows)
+    assert result.counts == {"images": COUNT, "captions": COUNT, "recurring_captions": 0, "captions_joined": 3}
+    assert result.metrics["mean_recall"] == 100.0
