@@ -29,6 +29,7 @@ TASKS = {
     "differences": "eval.tasks.differences:Differences",
     "exclusion": "eval.tasks.exclusion:Exclusion",
     "prompts": "eval.tasks.prompts:Prompts",
+    "segments": "eval.tasks.segments:Segments",
     "sts": "eval.tasks.sts:SentencePairs",
     "zero_shot": "eval.tasks.zero_shot:ZeroShot",
     "human": "eval.tasks.human:Human",

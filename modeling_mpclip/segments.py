@@ -55,6 +55,28 @@ def weighted(embeds: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (embeds.unflatten(1, (len(weights), -1)) * weights.to(embeds)[:, None]).flatten(1)
 
 
+def with_segment_of(embeds: torch.Tensor, others: torch.Tensor, segment: int, num_prompts: int) -> torch.Tensor:
+    """Embeddings with one segment taken from others, such as a scene with the background of another picture (ours).
+
+    It finds what is meant where a segment stands for one aspect alone; `mpclip eval segments` tells which does.
+
+    Args:
+        embeds, others: (B, D) each, embeddings by all prompts.
+        segment: k, numbered from 0.
+        num_prompts: K.
+
+    Returns:
+        (B, D) float32, normalised.
+
+    Raises:
+        ValueError: there is no segment of that number.
+    """
+    if not 0 <= segment < num_prompts:
+        raise ValueError(f"segment={segment}; expected one of 0 to {num_prompts - 1}, as there are {num_prompts} prompts.")
+    kept, taken = (side.unflatten(1, (num_prompts, -1)) for side in (embeds, others))  # (B, K, d) each
+    return normalized(torch.cat([kept[:, :segment], taken[:, segment : segment + 1], kept[:, segment + 1 :]], dim=1))
+
+
 def excluding(embeds: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
     """normalise(t - EXCLUSION * sum_x (x - (x . t) t)): a query t that excludes texts x (ours).
 

@@ -16,6 +16,7 @@ from modeling_mpclip.segments import (
     normalized,
     refuse_excluding_itself,
     weighted,
+    with_segment_of,
 )
 from mpclip.search.build import build_index
 from mpclip.search.queries import QueryEncoder
@@ -123,3 +124,13 @@ def test_fewer_prompts_with_weights_and_exclusion(checkpoint):
     expected = assembled(segments[:2, :2], torch.tensor(WEIGHTS), segments[2:])
     given = dict(num_prompts=2, aspect_weights=WEIGHTS, exclude="cars", convert_to_tensor=True)
     torch.testing.assert_close(sentences.encode_query(TEXTS, **given).cpu(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_one_segment_of_another_embedding():
+    first, second = (F.normalize(torch.randn(4, 6), dim=1) for _ in range(2))
+    mixed = with_segment_of(first, second, 1, 3)
+    expected = torch.cat([first[:, :2], second[:, 2:4], first[:, 4:]], 1)
+    torch.testing.assert_close(mixed, expected / expected.norm(dim=1, keepdim=True))
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f"segment={wrong}; expected one of 0 to 2"):
+            with_segment_of(first, second, wrong, 3)
