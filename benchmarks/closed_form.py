@@ -28,9 +28,6 @@ from mpclip.command import start
 from mpclip.files import write_json
 from mpclip.hardware import add_precision, choose_precision
 
-AXES = 512  # principal axes of the pictures that are kept
-WHITENING = 3.0  # best of 0.3, 1, 3 and 10 on validation[:50%] of Flickr8k
-RIDGES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # times the mean squared length of a feature
 DIMENSIONS = 768  # of an embedding in segments
 PROMPT_LAYERS = [12, 20, 24, 28, 30]
 MEAN_LAYERS = [2, 16, 30]
@@ -71,17 +68,6 @@ def design(features, parts, like=None):
     mean = reference.mean(dim=0)  # (n, H)
     length = (reference - mean).square().sum(dim=-1).mean(dim=0).sqrt()  # (n,)
     return (x - mean) / length[:, None]
-
-
-def axes_of(images):
-    """Mean (C,) and (C, AXES) map to half-whitened principal axes of (I, C) pictures."""
-    import torch
-
-    mean = images.mean(dim=0)
-    variance, directions = torch.linalg.eigh((images - mean).T @ (images - mean) / len(images))  # ascending
-    rank = min(AXES, len(images))
-    scale = (variance[-rank:] + WHITENING * variance.mean()).rsqrt()  # (r,)
-    return mean, directions[:, -rank:] * scale
 
 
 class Ridge:
@@ -146,6 +132,7 @@ def measure(form, x, matrices, y, training, owner) -> dict:
 def row(parts, forms, training, choose, report, axes) -> dict[str, dict]:
     """Form -> `ridge`, `metrics`, `choose` (mean recall where the ridge was chosen), and `items` of the reported pictures."""
     from eval.metrics.retrieval import retrieval_measures
+    from mpclip.training.ridge import RIDGES
 
     mean, project = axes
     x = design(training, parts)
@@ -220,6 +207,7 @@ def main(argv: list[str] | None = None) -> dict:
     options = parser.parse_args(argv)
 
     from benchmarks.frozen_features import features
+    from mpclip.training.ridge import AXES, RIDGES, WHITENING, whitened_axes
 
     precision = choose_precision(options.precision, "cpu")
 
@@ -241,7 +229,7 @@ def main(argv: list[str] | None = None) -> dict:
     rows = {}
     for photos in [100] if options.quick else options.photos:
         some = training.first(photos)
-        axes = axes_of(some.image.float())
+        axes = whitened_axes(some.image.float())
         found: dict[str, dict[str, dict]] = {}
         for name in everything if photos == max(options.photos) and not options.quick else few:
             forms = ("together", "segments") if name.startswith("prompts") else ("together",)

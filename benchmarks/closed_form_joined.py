@@ -12,7 +12,7 @@ Each length is written to the JSON file when it is solved. The same command with
 import sys
 from pathlib import Path
 
-from benchmarks.closed_form import TOWERS, as_table, axes_of, row, texts_read, with_intervals
+from benchmarks.closed_form import TOWERS, as_table, row, texts_read, with_intervals
 from benchmarks.record import command_parser, provenance
 from mpclip.argument_types import count
 from mpclip.command import start
@@ -79,6 +79,8 @@ def main(argv: list[str] | None = None) -> dict:
     add_precision(parser)
     options = parser.parse_args(argv)
 
+    from mpclip.training.ridge import whitened_axes
+
     precision = choose_precision(options.precision, "cpu")
     result = read_json(options.json)
     solutions, lengths = result.get("solutions", {}), result.get("tokens", {})
@@ -88,7 +90,7 @@ def main(argv: list[str] | None = None) -> dict:
             for split in (options.train, options.choose, options.report)
         ]
         training, choose, report = (features for features, _ in read)
-        axes, found = axes_of(training.image.float()), {}
+        axes, found = whitened_axes(training.image.float()), {}
         for name, parts in texts_read([LAYER], [LAYER]).items():
             forms = ("together", "segments") if name.startswith("prompts") else ("together",)
             found[name] = row(parts, forms, training, choose, report, axes)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_model
 
-from benchmarks.closed_form import AXES, WHITENING, Ridge, axes_of, design, in_segments, texts_read, together
+from benchmarks.closed_form import Ridge, design, in_segments, texts_read, together
 from benchmarks.frozen_features import Features, text_features
 from modeling_mpclip.prompt_attention import tree_tensors
 
@@ -62,16 +62,6 @@ def test_segments_without_loss_of_rank_add_up_to_the_prediction(made, monkeypatc
     changed[:, 1] += 1.0  # vector 1 takes part in segment 1 alone
     moved = (in_segments(changed, matrices, y, x)[0] - texts).abs().amax(dim=0)  # (6,)
     assert (moved[2:4] > 1e-3).all() and moved[[0, 1, 4, 5]].max() < 1e-6
-
-
-def test_axes_are_half_whitened():
-    torch.manual_seed(0)
-    images = torch.randn(2000, 6) * torch.tensor([5.0, 3.0, 2.0, 1.0, 1.0, 0.5])
-    mean, project = axes_of(images)
-    got = ((images - mean) @ project).square().mean(dim=0).flip(0)  # descending
-    variance = torch.linalg.eigvalsh((images - mean).T @ (images - mean) / 2000).flip(0)
-    assert project.shape == (6, min(AXES, 6))
-    assert torch.allclose(got, variance / (variance + WHITENING * variance.mean()), rtol=1e-3)
 
 
 @pytest.mark.parametrize("starts", [False, True])
