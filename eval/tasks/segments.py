@@ -1,5 +1,6 @@
 """Which differences between near-twin OpenMoji scenes each segment tells apart, alone and with more weight.
 
+    mpclip eval segments --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json segments.json
     mpclip eval segments --model runs/demo/multi_prompt --data runs/demo/scenes --split test --json segments.json \\
         --heat_map segments.png
     mpclip eval segments --model runs/demo/multi_prompt --data runs/demo/scenes --split 'test[50%:]' \\
