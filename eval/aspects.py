@@ -30,7 +30,9 @@ def weights_of(encoder, words: Sequence[str] | None) -> list[float] | None:
     if words is None:
         return None
     if encoder.segments == 1:
-        raise ValueError(f"--weights: {encoder.name} has no prompts whose segments could be weighted: leave it out")
+        raise ValueError(
+            f"--weights: {encoder.name} has no segments that stand for a prompt each, which could be weighted: leave it out"
+        )
     from mpclip.search.weights import read_weights
 
     return read_weights(words, names_of_aspects(encoder))

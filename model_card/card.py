@@ -162,6 +162,7 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
         "segment": config["projection_dim"] // config["num_prompts"],
         "weights": [1.5] + [1] * (config["num_prompts"] - 1),
         "image_pooling": image_pooling_in_words(config),
+        "per_prompt": config["num_prompts"] > 1 and not config.get("joint_projection"),  # whether a segment stands for a prompt
         "queries_per_prompt": config["image_pooling"] == "attention_per_prompt",
         "loss": loss_in_words(config),
         "parameters": large(parameters_in(folder)),
@@ -178,7 +179,7 @@ def card_facts(folder: Path, config: dict, training: dict) -> dict:
         facts |= {
             "data": _data_in_words(training),
             "checkpoint": Path(arguments["model"]["checkpoint"] or "").name,
-            "trained": trained_in_words(config, arguments["model"], training["MPCLIPTrainingArguments"]["num_train_epochs"]),
+            "trained": trained_in_words(config, arguments["model"], any_trained=training.get("trained_parameters") != 0),
             "option_table": markdown_table(
                 ["option", "value"], [[code(name), code(value, True)] for name, value in options_given(training)]
             ),
@@ -270,7 +271,8 @@ def _draw(picture: Path, folder: Path, config: dict, training: dict, model, proc
         chosen = np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int)
         found = [prompt_maps(model, processor, row["captions"][0], row["image"]) for row in (rows[int(i)] for i in chosen)]
         prompts = prompt_rows(config, training["ModelArguments"]["adaptive_init"])
-        if titles := [p["template"] + (f" ({p['init']})" if p["init"] else "") for p in prompts]:
+        titles = [p["template"] + (f" ({p['init']})" if p["init"] else "") for p in prompts]
+        if titles and not config.get("joint_projection"):
             found = [dataclasses.replace(one, prompts=titles) for one in found]
         draw_maps(found, picture)
     except Exception as error:  # such as a data set that is gone; the card is written all the same

@@ -104,16 +104,16 @@ def pooling_queries_in_words(config: dict) -> str:
     return f"{queries} pooling queries" + (" (one per prompt)" if queries == K else "")
 
 
-def trained_in_words(config: dict, arguments: dict, epochs: float = 1) -> list[str]:
+def trained_in_words(config: dict, arguments: dict, any_trained: bool = True) -> list[str]:
     """The parts of the model that a run trained, a sentence each for text tower, vision tower and the rest.
 
     Args:
         config: content of config.json.
         arguments: `ModelArguments` of training.json.
-        epochs: `num_train_epochs` of training.json.
+        any_trained: whether a step of training was made.
     """
     solved = arguments.get("projection_start") == "closed_form"
-    if solved and not epochs:
+    if solved and not any_trained:
         return ["Nothing was trained by gradients: the projections were solved in closed form, by ridge regression."]
     layers = config["text_config"]["num_hidden_layers"]
     last = arguments["trained_layers"]

@@ -138,6 +138,23 @@ def test_other_models_and_their_snippets(folder, tmp_path, monkeypatch, extra):
         assert torch.equal(names["probabilities"], names["output"].logits_per_image.sigmoid())
 
 
+@pytest.mark.parametrize(
+    "extra, told",
+    [
+        (("--joint_projection", "true", "--words", "true"), "All prompts together give the text embedding"),
+        (("--words", "true"), "Beside the prompts, the mean of the text's input embeddings is read."),
+        (("--text_pooling", "attention", "--num_prompts", "1", "--words", "true"), "hidden states, by learned pooling queries"),
+    ],
+    ids=["joint", "words", "learned queries"],
+)
+def test_what_a_text_embedding_is_made_of(folder, tmp_path, monkeypatch, extra, told):
+    train_hf.main(arguments(folder, tmp_path / "run", *extra, "--max_steps", "1"))
+    names, text = execute_snippets(tmp_path / "run", monkeypatch), text_of(tmp_path / "run")
+    per_prompt = extra == ("--words", "true")
+    assert told in text and ("weighted" in names) == ("Each prompt gives one segment" in text) == per_prompt
+    assert ("each segment's part of the score" in text) == ("--joint_projection" in extra)
+
+
 def test_snippets_run(finished, monkeypatch):
     names = execute_snippets(finished, monkeypatch)
     assert [answer["label"] for answer in names["answers"]] in (["cat", "dog"], ["dog", "cat"])

@@ -7,6 +7,8 @@ from conftest import make_model, make_processor, make_tokenizer
 
 from modeling_mpclip import MPCLIPModel
 from modeling_mpclip.sentence_mpclip import MPCLIPSentenceModule
+from mpclip.encoding import ModelEncoder
+from mpclip.maps.prompt_maps import prompt_names
 from mpclip.training.collator import MPCLIPCollator
 from mpclip.training.gradient_cache import without_padding
 from mpclip.training.state_cache import cache_text_states
@@ -109,6 +111,8 @@ def test_the_first_prompts_stay_usable_with_words_and_are_refused_by_a_joint_pro
     joint = make_model(tokenizer=tokenizer, joint_projection=True)
     sentence = MPCLIPSentenceModule(joint, make_processor(tokenizer))
     joint.get_text_features(**inputs, num_prompts=3)
+    assert ModelEncoder(joint, make_processor(tokenizer)).segments == 1 != ModelEncoder(model, None).segments
+    assert prompt_names(joint.config) == ["segment 1", "segment 2", "segment 3"]
     told = r"num_prompts=2: every segment of this model reads all 3 prompts \(joint_projection=True\)"
     with pytest.raises(ValueError, match=told):
         joint.get_text_features(**inputs, num_prompts=2)

@@ -263,7 +263,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"zero_shot: --weights color=2: no aspect 'color'"):
         eval.__main__.main(["zero_shot", *given, "--weights", "color=2"])
     monkeypatch.setattr(LetterEncoder, "segments", 1)
-    with pytest.raises(SystemExit, match=r"zero_shot: --weights: some/model has no prompts whose segments could be weighted"):
+    with pytest.raises(SystemExit, match=r"zero_shot: --weights: some/model has no segments that stand for a prompt each"):
         eval.__main__.main(["zero_shot", *given, "--weights", "2"])
 
 

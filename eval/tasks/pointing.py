@@ -85,7 +85,8 @@ class Pointing:
         questions = questions_of(rows.with_format(None)["scene"][:], self.template)
         distinct = list(dict.fromkeys(question.text for question in questions))
         embeds = encode_texts(encoder, distinct, batch_size, cache, **encoding)  # (T, D)
-        segments = embeds.unflatten(1, (encoder.segments, -1))[[distinct.index(q.text) for q in questions]]  # (N, K, d)
+        K = encoder.model.config.num_prompts
+        segments = embeds.unflatten(1, (K, -1))[[distinct.index(question.text) for question in questions]]  # (N, K, d)
         items: dict[str, list] = {name: [] for name in ("share", "largest", *(HITS + kind for kind in self.kinds))}
         starts = range(0, len(rows), batch_size)
         for start in track(starts, "Making maps", len(starts), "batch"):

@@ -36,7 +36,8 @@ class Encoder(ABC):
 
     Attributes:
         name: the folder or Hub id from which the model was loaded, or another name.
-        segments: K, the number of equal segments of an embedding; 1 for models without prompts.
+        segments: K, the number of equal segments of an embedding that stand for a prompt each; 1 for models without prompts,
+            and for those whose segments all read all prompts (joint_projection).
         embeds_images: whether the model embeds pictures too, and not only texts.
         device: torch device of the model.
         model, processor: what the encoder runs, if it has been loaded from a checkpoint.
@@ -119,7 +120,7 @@ class ModelEncoder(Encoder):
         context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self.model, self.processor, self.name, self.context = model, processor, name, context
-        self.segments = model.config.num_prompts
+        self.segments = 1 if model.config.joint_projection else model.config.num_prompts
         self.embeds_images = not model.config.text_only
         self.device = next(model.parameters()).device
         self._text_inputs = text_inputs or self._tokenized

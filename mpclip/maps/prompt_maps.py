@@ -86,9 +86,10 @@ def prompt_maps(
 
 
 def prompt_names(config) -> list[str]:
-    """A name for each of the K prompts: its template, or what the text is read by if there is none."""
-    templates = list(config.templates)
-    return templates if len(templates) == config.num_prompts else [f"segment {k + 1}" for k in range(config.num_prompts)]
+    """A name for each of the K segments: the template of its prompt, or its number where it has no prompt of its own."""
+    templates, K = list(config.templates), config.num_prompts
+    own = len(templates) == K and not config.joint_projection
+    return templates if own else [f"segment {k + 1}" for k in range(K)]
 
 
 def enlarged(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

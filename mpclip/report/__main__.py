@@ -141,7 +141,10 @@ def is_ours(encoder) -> bool:
 
 def without(encoder) -> str:
     """Why a model has no segments, as the beginning of a sentence."""
-    return "This model reads a text through a single prompt" if is_ours(encoder) else "This model has no prompts"
+    if not is_ours(encoder):
+        return "This model has no prompts"
+    joint = encoder.model.config.joint_projection
+    return "Every segment of this model reads all prompts" if joint else "This model reads a text through a single prompt"
 
 
 def names_of(encoder) -> list[str]:

@@ -50,10 +50,11 @@ def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from:
           config;
         * `base_models` and `data`, in the form of `describe_source`; `data` has in addition the numbers of images and captions
           in `train` and `eval`; of a stream the images of an epoch, and None for the captions, which nobody has counted;
-        * `trained_parameters`, `processes`, `machine`, `date`, `resumed_from`;
+        * `trained_parameters`, 0 if no step was made; `processes`, `machine`, `date`, `resumed_from`;
         * `gflops`: the machine's speed in each dtype, from which `precision` was chosen.
     """
     arguments, config, secret = trainer.args, trainer.model.config, trainer.args.hub_token
+    steps = not arguments.without_steps
     model_options = asdict(options.model) | {name: getattr(config, name) for name in OPTION_NAMES}
     # These as given: the config has replaced a default of None by a value.
     as_given = ("logit_scale_init_value", "boundary_layer", "frame_position")
@@ -74,7 +75,7 @@ def record_of(trainer, *, options: RunOptions, command: list[str], resumed_from:
         "MPCLIPTrainingArguments": arguments.to_dict() | {"push_to_hub": trainer.hub_pusher is not None},
         "base_models": base_models(options.model),
         "data": describe_source(options.data.dataset, "dataset") | counts,
-        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad and steps),
         "processes": arguments.world_size,
         "machine": describe_machine(str(arguments.device)),
         "gflops": speeds(arguments.device.type)["gflops"],
