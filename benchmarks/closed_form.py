@@ -70,28 +70,17 @@ def design(features, parts, like=None):
     return (x - mean) / length[:, None]
 
 
-class Ridge:
-    """Ridge regressions of all strengths, by one eigendecomposition.
+def regression(x, y, owner):
+    """The `mpclip.training.ridge.Ridge` from all vectors of a text to its picture.
 
     Args:
         x: (T, n, H), as from `design`.
         y: (I, r), of the pictures.
         owner: (T,), the picture of each text.
     """
+    from mpclip.training.ridge import Ridge, Sums
 
-    def __init__(self, x, y, owner):
-        import torch
-
-        self.shape = (*x.shape[1:], y.shape[1])  # n, H, r
-        flat = x.flatten(1)  # (T, n*H)
-        self.values, self.vectors = torch.linalg.eigh(flat.T @ flat)
-        of_picture = torch.zeros(len(y), flat.shape[1]).index_add_(0, owner, flat)  # the captions of a picture, summed
-        self.target = self.vectors.T @ (of_picture.T @ y)  # (n*H, r)
-        self.mean = self.values.mean()
-
-    def solve(self, strength: float):
-        """(n, H, r), the matrix of each vector."""
-        return (self.vectors @ (self.target / (self.values + strength * self.mean)[:, None])).view(self.shape)
+    return Ridge(Sums.of(x.flatten(1), y[owner]), [x.shape[2]] * x.shape[1])
 
 
 def together(x, matrices, y, training):
@@ -136,11 +125,11 @@ def row(parts, forms, training, choose, report, axes) -> dict[str, dict]:
 
     mean, project = axes
     x = design(training, parts)
-    solved = Ridge(x, (training.image.float() - mean) @ project, training.owner)
+    solved = regression(x, (training.image.float() - mean) @ project, training.owner)
     measured = [(of, design(of, parts, training), (of.image.float() - mean) @ project) for of in (choose, report)]
     found: dict[str, dict] = {}
     for strength in RIDGES:
-        matrices = solved.solve(strength)
+        matrices = solved.solve(strength).view(*x.shape[1:], -1)  # (n, H, r)
         for form in forms:
             items = [measure(form, texts, matrices, y, x[::4], of.owner) for of, texts, y in measured]
             metrics = [

@@ -9,8 +9,8 @@ and in measuring, so that lengths are compared with the same number of texts. Al
 Each length is written to the JSON file when it is solved. The same command with further lengths adds them.
 """
 
+import statistics
 import sys
-from pathlib import Path
 
 from benchmarks.closed_form import TOWERS, as_table, row, texts_read, with_intervals
 from benchmarks.record import command_parser, provenance
@@ -24,45 +24,17 @@ COMPARED = tuple(name + words for words in ("", "+words") for name in ("mean_30"
 BATCH = 8  # texts that run at a time
 
 
-def joined_features(data: str, split: str, joined: int, folder: Path, precision: str):
-    """The `benchmarks.frozen_features.Features` of a split with one text per picture, computed once for a folder.
+def mean_tokens(data: str, split: str, joined: int) -> float:
+    """Mean number of tokens of the texts of a split, prompts not counted."""
+    from transformers import AutoTokenizer
 
-    Args:
-        data, split: pictures with captions, as `load_image_text` takes them.
-        joined: captions of a text.
-        folder: where they are kept; it is for one data set.
-        precision: name of the dtype to compute in.
-    """
-    import torch
-    from safetensors.torch import load_file, save_file
-    from transformers import AutoImageProcessor, AutoTokenizer
-
-    from benchmarks.frozen_features import Features, image_features, text_features
-    from modeling_mpclip import MPCLIPModel
     from mpclip.data.backbones import prepare_backbone
     from mpclip.data.image_text import load_image_text
-    from mpclip.data.joined_captions import joined as text_of
+    from mpclip.data.joined_captions import with_joined_captions
 
-    name = "".join(c if c.isalnum() else "_" for c in split)
-    files = folder / f"{name}_image.safetensors", folder / f"{name}_{joined}.safetensors"
-    rows = load_image_text(data, split)
-    if not all(file.exists() for file in files):
-        folder.mkdir(parents=True, exist_ok=True)
-        model = MPCLIPModel.from_pretrained_towers(**TOWERS, text_kwargs={"dtype": getattr(torch, precision)})
-        model.eval().requires_grad_(False)
-        if not files[0].exists():
-            processor = AutoImageProcessor.from_pretrained(prepare_backbone(TOWERS["vision"]))
-            save_file({"image": image_features(model, processor, rows["image"], precision)}, files[0])
-        if not files[1].exists():
-            tokenizer = AutoTokenizer.from_pretrained(prepare_backbone(TOWERS["text"]))
-            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-            texts = [text_of(captions, joined) for captions in rows.with_format(None)["captions"][:]]
-            found = text_features(model, tokenizer, texts, [LAYER], [LAYER], batch_size=BATCH)
-            tokens = sum(map(len, tokenizer(texts)["input_ids"])) / len(texts)
-            save_file(found | {"tokens": torch.tensor(tokens)}, files[1])
-    text = load_file(files[1])
-    tokens = float(text.pop("tokens"))
-    return Features(text, load_file(files[0])["image"], torch.arange(len(rows))), tokens
+    rows = with_joined_captions(load_image_text(data, split), joined)
+    tokenizer = AutoTokenizer.from_pretrained(prepare_backbone(TOWERS["text"]))
+    return statistics.mean(map(len, tokenizer([text for (text,) in rows.with_format(None)["captions"][:]])["input_ids"]))
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -79,23 +51,24 @@ def main(argv: list[str] | None = None) -> dict:
     add_precision(parser)
     options = parser.parse_args(argv)
 
+    from benchmarks.frozen_features import features
     from mpclip.training.ridge import whitened_axes
 
     precision = choose_precision(options.precision, "cpu")
     result = read_json(options.json)
     solutions, lengths = result.get("solutions", {}), result.get("tokens", {})
     for joined in options.joined:
-        read = [
-            joined_features(options.data, split, joined, Path(options.features), precision)
+        read = {"prompt_layers": [LAYER], "mean_layers": [LAYER], "precision": precision, "joined": joined, "batch_size": BATCH}
+        training, choose, report = (
+            features(options.data, split, options.features, TOWERS, **read)
             for split in (options.train, options.choose, options.report)
-        ]
-        training, choose, report = (features for features, _ in read)
+        )
         axes, found = whitened_axes(training.image.float()), {}
         for name, parts in texts_read([LAYER], [LAYER]).items():
             forms = ("together", "segments") if name.startswith("prompts") else ("together",)
             found[name] = row(parts, forms, training, choose, report, axes)
         solutions[str(joined)] = with_intervals(found, len(report.image), COMPARED)
-        lengths[str(joined)] = round(read[2][1], 1)
+        lengths[str(joined)] = round(mean_tokens(options.data, options.report, joined), 1)
         print(f"\n{joined} captions, {lengths[str(joined)]} tokens\n\n{as_table(solutions[str(joined)])}", flush=True)
         told, before = provenance("benchmarks.closed_form_joined", argv), result.get("commands", [])
         result = {

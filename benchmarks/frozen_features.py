@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from modeling_mpclip import MPCLIPModel
 from modeling_mpclip.prompt_attention import tree_tensors
 from mpclip.data.image_text import load_image_text
+from mpclip.data.joined_captions import with_joined_captions
 from mpclip.progress import track
 from mpclip.training.state_cache import vision_runner
 
@@ -107,19 +108,24 @@ def features(
     mean_layers: list[int],
     start: str = "",
     precision: str = "float32",
+    joined: int | None = None,
+    batch_size: int = BATCH,
 ) -> Features:
     """The features of a split, computed once for a folder.
 
     Args:
         data, split: the pictures with captions, as `load_image_text` takes them.
-        folder: where they are kept. It is not keyed by anything but the split and `start`: use one folder per model.
+        folder: where they are kept. It is not keyed by anything but the split, `start` and `joined`: use one folder per model.
         towers: arguments of `MPCLIPModel.from_pretrained_towers`.
-        prompt_layers, mean_layers, start: of `text_features`.
+        prompt_layers, mean_layers, start, batch_size: of `text_features`.
         precision: name of the dtype to compute in.
+        joined: captions of a picture that make its one text (`joined_captions.py`). None: each caption is a text.
     """
     name = "".join(c if c.isalnum() else "_" for c in f"{Path(data).name} {split}")
-    kept = Path(folder) / name / f"text{'_after_start' if start else ''}.safetensors", Path(folder) / name / "image.safetensors"
+    texts_kept = f"text{'_after_start' if start else ''}{f'_joined_{joined}' if joined else ''}.safetensors"
+    kept = Path(folder) / name / texts_kept, Path(folder) / name / "image.safetensors"
     rows = load_image_text(data, split)
+    rows = with_joined_captions(rows, joined) if joined else rows
     captions = rows.with_format(None)["captions"][:]
     owner = torch.tensor([i for i, row in enumerate(captions) for _ in row])  # (T,)
     if not all(file.exists() for file in kept):
@@ -137,5 +143,6 @@ def features(
             tokenizer = AutoTokenizer.from_pretrained(prepare_backbone(towers["text"]))
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
             texts = [text for row in captions for text in row]
-            save_file(text_features(model, tokenizer, texts, prompt_layers, mean_layers, start), kept[0])
+            found = text_features(model, tokenizer, texts, prompt_layers, mean_layers, start, batch_size)
+            save_file(found, kept[0])
     return Features(load_file(kept[0]), load_file(kept[1])["image"], owner)

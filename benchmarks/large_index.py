@@ -1,4 +1,4 @@
-"""A million vectors in each kind of index: recall against exact search, query time, bytes, and the time of building.
+"""Many vectors in each kind of index: recall against exact search, query time, bytes, and the time of building.
 
     python -m benchmarks.large_index --model runs/demo/multi_prompt --data runs/demo/scenes --json docs/cost/large_index.json
     python -m benchmarks.cost_page

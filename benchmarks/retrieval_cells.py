@@ -43,8 +43,8 @@ def train_cell(argv: list[str], splits: list[str]) -> dict[str, dict]:
 
     Returns:
         Split -> metrics as from `measure`, those of `negation_metrics` and `exclusion_metrics` where the data are scenes, and
-        `train_seconds`. Of cells
-        that were trained on joined captions also `joined_mean_recall` and others, by one text of all captions of a picture.
+        `train_seconds`. Of cells that were trained on joined captions also `joined_mean_recall` and others, by one text of all
+        captions of a picture.
     """
     options = parse_options(argv)
     started = time.monotonic()

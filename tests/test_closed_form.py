@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_model
 
-from benchmarks.closed_form import Ridge, design, in_segments, texts_read, together
+from benchmarks.closed_form import design, in_segments, regression, texts_read, together
 from benchmarks.frozen_features import Features, text_features
 from modeling_mpclip.prompt_attention import tree_tensors
 
@@ -43,7 +43,7 @@ def test_the_ridge_is_that_of_the_normal_equations(made, strength):
     expected = torch.linalg.solve(
         gram + strength * gram.diagonal().mean() * torch.eye(len(gram)), flat.T @ y[made.owner]
     )  # (15, 8)
-    matrices = Ridge(x, y, made.owner).solve(strength)
+    matrices = regression(x, y, made.owner).solve(strength).view(K, 5, 8)
     assert torch.allclose(matrices, expected.view(K, 5, 8), atol=1e-5)
     predicted, pictures = together(x, matrices, y, x)
     assert torch.allclose(predicted, flat @ expected, atol=1e-4) and pictures is y
@@ -52,7 +52,7 @@ def test_the_ridge_is_that_of_the_normal_equations(made, strength):
 def test_segments_without_loss_of_rank_add_up_to_the_prediction(made, monkeypatch):
     monkeypatch.setattr("benchmarks.closed_form.DIMENSIONS", 8 * K)
     x, y = design(made, texts_read([2], [])["prompts_2"]), made.image.float()
-    matrices = Ridge(x, y, made.owner).solve(0.1)
+    matrices = regression(x, y, made.owner).solve(0.1).view(K, 5, 8)
     texts, pictures = in_segments(x, matrices, y, x)  # (30, 24), (12, 24)
     assert torch.allclose(texts @ pictures.T, torch.einsum("tnh,nhr->tr", x, matrices) @ y.T, atol=1e-4)
     monkeypatch.setattr("benchmarks.closed_form.DIMENSIONS", 2 * K)

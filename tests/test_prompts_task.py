@@ -136,7 +136,7 @@ def test_the_command(folder, tmp_path, capsys):
     assert PIL.Image.open(grid).size[0] > 500
     items = load_items(tmp_path / "out.json")
     assert Prompts.metrics_of(items, np.ones(Prompts.units(items), int)) == written["metrics"]
-    with pytest.raises(SystemExit, match="share 8 pictures, but weights must be fitted on other pictures"):
+    with pytest.raises(SystemExit, match="share 8 pictures, but weights must be chosen on other pictures"):
         command(model, folder, tmp_path / "again.json", "--split", "train", "--fit_split", "train")
 
 
@@ -144,7 +144,7 @@ def test_a_single_prompt_has_a_recall_and_a_message(folder, tmp_path):
     """Also after a model of three prompts, with which it is compared; each has its own grid."""
     several, one = save_checkpoint(tmp_path / "several"), save_checkpoint(tmp_path / "one", num_prompts=1)
     grid = tmp_path / "grid.png"
-    with pytest.warns(UserWarning, match="one has a single prompt. Its recall is measured"):
+    with pytest.warns(UserWarning, match="one has a single prompt, or segments that read all prompts"):
         command(
             several, folder, tmp_path / "out", str(one), "--split", "train", "--fit_split", "validation", "--grid", str(grid)
         )

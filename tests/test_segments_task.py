@@ -139,7 +139,7 @@ def test_the_command(scenes, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"), [({"num_prompts": 1}, "has one segment"), ({"joint_projection": True}, "joint_projection=True")]
+    ("options", "told"), [({"num_prompts": 1}, "it has one, or"), ({"joint_projection": True}, "joint_projection=True")]
 )
 def test_models_without_segments_of_their_own_are_refused(scenes, tmp_path, options, told):
     model = save_checkpoint(tmp_path / "model", **options)

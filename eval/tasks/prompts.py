@@ -28,24 +28,18 @@ caption, `image_rank_METRIC` of each picture; and `caption_image`, the picture o
 
 import argparse
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval.fit_split import BothSplits, both_splits
 from eval.result import Result
 
 if TYPE_CHECKING:
-    import datasets
+    pass
 
 SHOWN = 5  # captions and pictures that are listed for each prompt
 TEXT, IMAGE = "text_rank_", "image_rank_"  # before the name of a metric
-
-
-class Pictures(NamedTuple):
-    """The pictures to measure on, and those to fit weights on, if any; both with columns `image` and `captions`."""
-
-    rows: "datasets.Dataset"
-    fit: "datasets.Dataset | None"
 
 
 class Prompts:
@@ -65,25 +59,17 @@ class Prompts:
         parser.add_argument("--fit_split", metavar="SPLIT", help="also fit aspect weights on this other split")
         parser.add_argument("--grid", metavar="OUT.png", help=f"also draw the {SHOWN} pictures that lean most to each prompt")
 
-    def load(self, source: str, split: str, limit: int | None = None, **reading) -> Pictures:
+    def load(self, source: str, split: str, limit: int | None = None, **reading) -> BothSplits:
         """The pictures of both splits. Those that cannot be read are named and left out.
 
         Raises:
             ValueError: both splits have a picture in common.
         """
         from mpclip.data.image_text import load_image_text
-        from mpclip.data.same_pictures import shared_pictures
 
-        rows = load_image_text(source, split, limit=limit, **reading)
-        fit = load_image_text(source, self.fit_split, limit=limit, **reading) if self.fit_split else None
-        if fit is not None and (shared := shared_pictures(rows, fit)):
-            raise ValueError(
-                f"--fit_split {self.fit_split!r} and --split {split!r} share {shared} pictures, but weights must be fitted on "
-                "other pictures than they are reported on. Give splits without common pictures."
-            )
-        return Pictures(rows, fit)
+        return both_splits(lambda one: load_image_text(source, one, limit=limit, **reading), split, self.fit_split)
 
-    def run(self, encoder, data: Pictures, **encoding) -> Result:
+    def run(self, encoder, data: BothSplits, **encoding) -> Result:
         """Embed pictures and captions and measure; see `eval.task.Task.run`.
 
         Raises:
@@ -97,7 +83,8 @@ class Prompts:
             raise ValueError(f"{encoder.name} has no prompts, so there is nothing to compare. Give an MP-CLIP checkpoint.")
         if K == 1:
             warnings.warn(
-                f"{encoder.name} has a single prompt. Its recall is measured; there is nothing to leave out, compare or fit.",
+                f"{encoder.name} has a single prompt, or segments that read all prompts (joint_projection). Its recall is "
+                "measured; there is nothing to leave out, compare or fit.",
                 stacklevel=2,
             )
         embeds = encode_dataset(encoder, data.rows, **encoding)

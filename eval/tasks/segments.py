@@ -35,22 +35,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from eval.fit_split import BothSplits, both_splits
 from eval.result import Result
 from eval.tasks.differences import Differences
 
 if TYPE_CHECKING:
-    import datasets
     import torch
 
 KINDS = ("object", "relation", "position", "size", "background")
 RAISED = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # weights that are tried for one segment; the others have 1
-
-
-class Scenes(NamedTuple):
-    """The scenes to measure on, and those to choose weights on, if any; both as from `Differences.load`."""
-
-    rows: "datasets.Dataset"
-    fit: "datasets.Dataset | None"
 
 
 class Pairs(NamedTuple):
@@ -81,24 +74,15 @@ class Segments:
         )
         parser.add_argument("--heat_map", metavar="OUT.png", help="also draw what each segment tells apart")
 
-    def load(self, source: str, split: str, limit: int | None = None, **reading) -> Scenes:
+    def load(self, source: str, split: str, limit: int | None = None, **reading) -> BothSplits:
         """The scenes of both splits; see `Differences.load`.
 
         Raises:
             ValueError: the pictures are not OpenMoji scenes, or both splits have a picture in common.
         """
-        from mpclip.data.same_pictures import shared_pictures
+        return both_splits(lambda one: Differences().load(source, one, limit, **reading), split, self.fit_split)
 
-        rows = Differences().load(source, split, limit, **reading)
-        fit = Differences().load(source, self.fit_split, limit, **reading) if self.fit_split else None
-        if fit is not None and (shared := shared_pictures(rows, fit)):
-            raise ValueError(
-                f"--fit_split {self.fit_split!r} and --split {split!r} share {shared} pictures, but weights must be chosen on "
-                "other pictures than they are reported on. Give splits without common pictures."
-            )
-        return Scenes(rows, fit)
-
-    def run(self, encoder, data: Scenes, **encoding) -> Result:
+    def run(self, encoder, data: BothSplits, **encoding) -> Result:
         """Embed the scenes and measure; see `eval.task.Task.run`.
 
         Raises:
@@ -109,11 +93,9 @@ class Segments:
         from mpclip.encoding import encode_dataset
 
         if encoder.segments == 1:
-            raise ValueError(f"{encoder.name} has one segment, so there is nothing to tell apart. Give an MP-CLIP checkpoint.")
-        if getattr(encoder.model.config, "joint_projection", False):
             raise ValueError(
-                f"{encoder.name} has joint_projection=True: each of its segments reads all prompts, so none is a prompt's own. "
-                "Give a model without joint_projection."
+                f"{encoder.name} has no segments that stand for a prompt each: it has one, or each reads all prompts "
+                "(joint_projection=True). Give an MP-CLIP checkpoint with several."
             )
         splits = [(encode_dataset(encoder, rows, **encoding), rows) for rows in data if rows is not None]
         sides = [(segments_of(embeds, encoder.segments), pairs_of(rows, embeds["caption_image"])) for embeds, rows in splits]
