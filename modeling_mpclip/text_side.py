@@ -118,7 +118,7 @@ class TextSide:
         else:
             refuse_other_mask(attention_mask, (text_hidden_states.shape[0], text_hidden_states.shape[1] - len(tree)))
             if input_ids is not None:
-                refuse_no_texts(input_ids, attention_mask)
+                self._refuse_no_ids(input_ids, attention_mask)
             # The cache may have a smaller dtype than the model.
             text_hidden_states = text_hidden_states.to(self.text_model.dtype)  # (B, N + T, H)
         readouts = self._readouts(attention_mask, tree)
@@ -190,10 +190,7 @@ class TextSide:
 
     def _checked_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Refuse what is no batch of texts. Returns ids and mask, (B, N) each; without a mask every token counts."""
-        refuse_no_texts(input_ids, attention_mask)
-        # An embedding matrix may be wrapped by an adapter, but has a weight. Adaptive tokens have embeddings of their own.
-        rows = self.text_model.get_input_embeddings().weight.shape[0]
-        refuse_foreign_ids(input_ids, max(rows - 1, *self.text_model.adaptive_token_ids, 0))
+        self._refuse_no_ids(input_ids, attention_mask)
         if attention_mask is None:
             self._look_for_padding(input_ids)
             attention_mask = torch.ones_like(input_ids)
@@ -201,6 +198,13 @@ class TextSide:
             # Empty texts alone, and no prompt: a column of padding, as they have beside other texts.
             input_ids, attention_mask = (F.pad(x, (0, 1)) for x in (input_ids, attention_mask))  # (B, 1)
         return input_ids, attention_mask
+
+    def _refuse_no_ids(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        """Raise a ValueError for what is no batch of texts, and for ids that the model does not have."""
+        refuse_no_texts(input_ids, attention_mask)
+        # An embedding matrix may be wrapped by an adapter, but has a weight. Adaptive tokens have embeddings of their own.
+        rows = self.text_model.get_input_embeddings().weight.shape[0]
+        refuse_foreign_ids(input_ids, max(rows - 1, *self.text_model.adaptive_token_ids, 0))
 
     def _look_for_padding(self, input_ids: torch.Tensor) -> None:
         """Warn if texts without a mask seem to be padded. An accelerator would wait each time, so there only once."""

@@ -119,11 +119,11 @@ def test_cached_states_and_adapters_give_the_same_solution(tmp_path):
     captions = [text for row in rows["captions"] for text in row]
     solved = []
     for road in ("plain", "cached", "adapter"):
-        model = make_model(tokenizer=tokenizer, **FORMS["joint"], **BOUNDARY)
+        model = make_model(tokenizer=tokenizer, **FORMS["joint"], **BOUNDARY, negation_weight=0.5)
         model.requires_grad_(False)
         collator = MPCLIPCollator(processor, words=True)
         if road == "cached":
-            states = cache_text_states(model, tokenizer, captions, tmp_path, format="float32")
+            states = cache_text_states(model, tokenizer, captions, tmp_path, negated=True, format="float32")
             images = cache_image_states(model, processor.image_processor, rows, tmp_path, format="float32")
             collator = MPCLIPCollator(processor, states, images, words=True)
         wrapped = prepare_tuning(model, ModelArguments(text_tuning="lora", lora_layers=1)) if road == "adapter" else model
@@ -133,6 +133,27 @@ def test_cached_states_and_adapters_give_the_same_solution(tmp_path):
             solved.append(wrapped(**texts, **pictures).logits_per_text)
     for other in solved[1:]:
         torch.testing.assert_close(other, solved[0], atol=1e-2, rtol=1e-2)
+
+
+class Clips(ImageTextDataset):
+    """Pictures as clips of two equal frames."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return item | {"image": [item["image"]] * 2}
+
+
+def test_clips_are_read_as_the_tokens_of_their_frames():
+    """Where nothing tells frames apart, a clip of equal frames is its picture."""
+    rows, solved = rows_of(12), []
+    for dataset in (ImageTextDataset(rows), Clips(rows)):
+        model = make_model(**FORMS["words"], frame_position="none")
+        collator = MPCLIPCollator(make_processor(make_tokenizer()))
+        solve_projections(model, dataset, collator, batch_size=8, context=nullcontext)
+        texts, pictures, _ = inputs_of(rows)
+        with torch.no_grad():
+            solved.append(model(**texts, **pictures).logits_per_text)
+    torch.testing.assert_close(solved[1], solved[0], atol=1e-2, rtol=1e-2)
 
 
 def test_everything_learns_after_it():
@@ -190,9 +211,13 @@ def test_a_run_without_epochs_ends_with_the_solution(folder, tmp_path):
     assert "solved in closed form" in (tmp_path / "README.md").read_text()
     assert metrics["eval_mean_recall"] > 0
     record = json.loads((tmp_path / "training.json").read_text())
+    assert record["trained_parameters"] == 0
     assert record["closed_form"]["pictures"] == 8 and (tmp_path / "model.safetensors").exists()
     with pytest.raises(ValueError, match="num_train_epochs=0 trains nothing"):
         build_trainer(parse_options(given))
+    clips = ["--projection_start", "closed_form", "--video_column", "v", "--clip_pooling", "mean", "--frame_position", "none"]
+    with pytest.raises(ValueError, match="clip_pooling='mean' takes a mean"):
+        build_trainer(parse_options([*given, *clips]))
     with pytest.raises(ValueError, match="closed_form cannot be combined with --streaming"):
         build_trainer(parse_options([*given, "--projection_start", "closed_form", "--streaming", "true"]))
 

@@ -17,7 +17,7 @@ from mpclip.export.text import export_text
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    folder = save_checkpoint(tmp_path_factory.mktemp("whole") / "checkpoint", negation_weight=0.5)
+    folder = save_checkpoint(tmp_path_factory.mktemp("whole") / "checkpoint", negation_weight=0.5, words=True)
     load(folder, prompts={"query": "find: "}).save_pretrained(str(folder))
     return folder
 

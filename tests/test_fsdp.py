@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 def compare(rank, count):
     dist.init_process_group("gloo")
-    options = {"adaptive_tokens": "boundary", "loss": "sigmoid", "negation_weight": 0.5}
+    options = {"adaptive_tokens": "boundary", "loss": "sigmoid", "negation_weight": 0.5, "words": True}
     plain, model = (make_model("qwen3", "clip", **options) for _ in range(2))
     for module in [*model.modules()]:
         if isinstance(module, GradientCheckpointingLayer) or module is model.image_pooling.key:
@@ -47,6 +47,7 @@ TRAINED = """
 import json, logging
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from mpclip.training.closed_form import solve_start
 from mpclip.training.saving import save_final
 
 def shard_on_the_cpu():
@@ -64,6 +65,8 @@ def trained(rank, count, name, resume):
     options = parse_options([*argv, "--per_device_train_batch_size", str(4 // count), "--output_dir", out])
     trainer, warned = build_trainer(options), []
     logging.getLogger("modeling_mpclip.shipped_code").warning = lambda *given: warned.append(str(given))
+    if not resume:
+        solve_start(trainer, options.model)
     trainer.train(resume_from_checkpoint=resume)
     # Processes that share the weights must evaluate the same batches at the same time.
     recall = trainer.evaluate()["eval_mean_recall"] if name in ("one", "fsdp") else None
@@ -107,6 +110,10 @@ TRAINING += [
     "full",
     "--diversity_weight",
     "0.5",
+    "--words",
+    "true",
+    "--projection_start",
+    "closed_form",
 ]
 
 

@@ -79,7 +79,18 @@ def test_a_batch_norm_in_training_mode_is_refused():
 
 TUNINGS = {
     "last layer": ["--elastic_prompts", "true"],
-    "LoRA on cached states": ["--text_tuning", "lora", "--lora_layers", "1", "--cache_states", "true", "--loss", "sigmoid"],
+    "LoRA on cached states": [
+        "--text_tuning",
+        "lora",
+        "--lora_layers",
+        "1",
+        "--cache_states",
+        "true",
+        "--loss",
+        "sigmoid",
+        "--words",
+        "true",
+    ],
 }
 CHUNKS = {"last layer": ["--forward_chunk", "3"], "LoRA on cached states": ["--forward_chunk_tokens", "100"]}
 

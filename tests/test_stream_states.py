@@ -71,6 +71,7 @@ def computed(monkeypatch):
 def test_training_on_float32_states_equals_live_training(folder, shards, tmp_path, vision_tuning):
     """The same order and captions, so the same weights up to rounding; with frozen pictures no tar is read any more."""
     shared = ("--vision_tuning", vision_tuning, "--negation_weight", "0.5", "--adam_epsilon", "1e-4", "--num_train_epochs", "3")
+    shared += ("--words", "true")
     train_hf.main(streamed(folder, shards, tmp_path / "live", *shared))
     cache = ("--cache_states", "true", "--cache_format", "float32", "--cache_dir", str(tmp_path / "cache"))
     train_hf.main(streamed(folder, shards, tmp_path / "cached", *shared, *cache))

@@ -140,7 +140,7 @@ def solve_projections(
 def _all_captions(dataset):
     """A copy of an `ImageTextDataset` that gives all captions of a picture, and the whole picture."""
     dataset = copy.copy(dataset)
-    dataset.captions, dataset.smallest_crop = "all", 1.0
+    dataset.captions, dataset.smallest_crop, dataset.absences = "all", 1.0, None
     return dataset
 
 

@@ -61,8 +61,8 @@ class ModelArguments(ModelOptions):
     lora_alpha: Count = option(32, "LoRA alpha: adapters are scaled by alpha / rank.")
     projection_start: Literal["random", "closed_form"] = option(
         "random",
-        "What the projections start from. 'closed_form': ridge regression on the states of the towers (ours), which takes as "
-        "long as an epoch or two. With num_train_epochs 0 it is the whole training.",
+        "What the projections start from. 'closed_form': ridge regression on the states of the towers (ours), from 20,000 "
+        "pictures at most. With num_train_epochs 0 it is the whole training.",
     )
     vision_tuning: Literal["frozen", "full"] = option(
         "frozen", "Which weights of the vision encoder are trained: none ('frozen') or all ('full')."

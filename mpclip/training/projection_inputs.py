@@ -86,12 +86,13 @@ class ProjectionInputs:
         return batches[self.state.process_index :: self.state.num_processes]
 
     def _given(self, module: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple:
-        """The arguments that a module of the model is called with."""
+        """The arguments of the first call of a module of the model. Stored states hold negated prompts if the loss has them."""
         seen = []
         handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
         try:
             with self.context():
-                self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
+                on_device = {name: value.to(self.model.device) for name, value in inputs.items()}
+                self.model(**on_device, negated=bool(self.model.config.negation_weight))
         finally:
             handle.remove()
         return seen[0]

@@ -23,6 +23,11 @@ def refuse_illegal(options: RunOptions, cached_images: bool) -> None:
             "num_train_epochs=0 trains nothing. Give a number of epochs, or solve the projections alone with "
             "--projection_start closed_form."
         )
+    if options.data.video_column and options.model.projection_start == "closed_form" and options.model.clip_pooling == "mean":
+        raise ValueError(
+            "projection_start='closed_form' reads a clip as the tokens of all its frames, and clip_pooling='mean' takes a mean "
+            "of the frames' embeddings. Use clip_pooling='tokens', or leave projection_start out."
+        )
     options.model.refuse_missing_sources()
     if options.training.n_gpu > 1:
         raise ValueError(
