@@ -146,7 +146,7 @@ def plot(result: dict, split: str, path: Path) -> None:
             if (found := comparison(result, system, baseline, split, metric)) is not None:
                 panel.plot(found["mean_difference"], y, "o", color=BLUE, markersize=5)
                 panel.plot(found["interval"] or [], [y, y] if found["interval"] else [], color=BLUE, linewidth=2)
-        panel.set(title=f"against {words(baseline)}", xlabel="points, paired by seed" + ", with 95% interval" * several)
+        panel.set(title=f"against\n{words(baseline)}", xlabel="points, paired by seed" + ", with 95% interval" * several)
     for panel in panels[0]:
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right", "left"]].set_visible(False)
